@@ -1,0 +1,249 @@
+//! What the engine tells about itself: plain serialisable records, shared by the REST API and the command line.
+//!
+//! Sizes are bytes; ratios are dimensionless (2.0 = "2:1") and absent while nothing has been written.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::units::Uuid;
+
+/// How many drives may fail at once without loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Tolerance {
+    /// No redundancy.
+    None,
+    /// One drive (P).
+    Single,
+    /// Two drives (P and Q).
+    Double,
+}
+
+impl Tolerance {
+    /// Parity columns per redundancy extent, which is also the number of drives that may be lost.
+    pub fn drives(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Single => 1,
+            Self::Double => 2,
+        }
+    }
+}
+
+/// How frames are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Stored as it is.
+    Off,
+    /// LZ4: faster, larger.
+    Lz4,
+    /// Zstandard level 1.
+    #[default]
+    Zstd,
+}
+
+/// Health of a pool or drive, worst first when compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskState {
+    /// Serving.
+    Online,
+    /// Came back after an absence: it serves, but stripes written meanwhile lack its column.
+    Stale,
+    /// Declared failed: not used.
+    Failed,
+    /// Not found when the pool was opened.
+    Missing,
+}
+
+/// One drive.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DiskInfo {
+    /// Index in the pool.
+    pub id: u16,
+    /// Identity from the label.
+    #[schema(value_type = String)]
+    pub uuid: Uuid,
+    /// Where it is now: a path, or empty when missing.
+    pub path: String,
+    /// State.
+    pub state: DiskState,
+    /// Bytes of the device.
+    pub size: u64,
+    /// Bytes in chunks given to segments.
+    pub allocated: u64,
+    /// Requests that failed since the pool was opened.
+    pub read_errors: u64,
+    /// Write and flush failures since the pool was opened.
+    pub write_errors: u64,
+    /// Blocks whose checksum did not match, laid to this drive, since the pool was opened.
+    pub checksum_errors: u64,
+}
+
+/// Data reduction.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Reduction {
+    /// Bytes mapped by volumes: what hosts wrote and have not given back, zero blocks not included.
+    pub logical: u64,
+    /// Bytes of distinct blocks, before compression.
+    pub unique: u64,
+    /// Bytes of distinct blocks, after compression.
+    pub stored: u64,
+    /// Bytes hosts wrote as zero blocks since the pool was opened, which take no space.
+    pub zeroes_written: u64,
+    /// `logical / unique`.
+    pub dedupe_ratio: Option<f64>,
+    /// `unique / stored`.
+    pub compression_ratio: Option<f64>,
+    /// `logical / stored`.
+    pub total_ratio: Option<f64>,
+}
+
+/// Something a person should know of.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Alert {
+    /// `info`, `warning` or `critical`.
+    pub severity: String,
+    /// Stable short code, such as `pool.space.90`.
+    pub code: String,
+    /// What, of which object, and what to do.
+    pub message: String,
+}
+
+/// The pool at a glance.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PoolStatus {
+    /// Name given at creation.
+    pub name: String,
+    /// Identity.
+    #[schema(value_type = String)]
+    pub uuid: Uuid,
+    /// `healthy`, `degraded` (within tolerance) or `failed`.
+    pub health: String,
+    /// Drive failures tolerated.
+    pub tolerance: Tolerance,
+    /// Data and parity columns of new segments, such as `4+2`.
+    pub layout: String,
+    /// Writer epoch.
+    pub epoch: u64,
+    /// Bytes of all drives.
+    pub raw: u64,
+    /// Bytes that can hold data after parity, reserve and metadata regions.
+    pub usable: u64,
+    /// Bytes of `usable` taken by live data and metadata.
+    pub used: u64,
+    /// Bytes left for writes.
+    pub available: u64,
+    /// Sum of the sizes of all volumes.
+    pub provisioned: u64,
+    /// Data reduction.
+    pub reduction: Reduction,
+    /// Drives.
+    pub disks: Vec<DiskInfo>,
+    /// Number of volumes.
+    pub volumes: usize,
+    /// Alerts, most severe first.
+    pub alerts: Vec<Alert>,
+}
+
+/// Counters since the pool was opened, for `pool stats` and metrics.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct PoolStats {
+    /// Seconds since the pool was opened.
+    pub uptime_s: f64,
+    /// Bytes hosts read.
+    pub host_read: u64,
+    /// Bytes hosts wrote.
+    pub host_written: u64,
+    /// Host read requests.
+    pub host_reads: u64,
+    /// Host write requests.
+    pub host_writes: u64,
+    /// Host flushes.
+    pub host_flushes: u64,
+    /// Bytes written to drives, all kinds, parity and mirrors included.
+    pub disk_written: u64,
+    /// Bytes read from drives.
+    pub disk_read: u64,
+    /// `disk_written / host_written`.
+    pub write_amplification: Option<f64>,
+    /// Blocks found to be duplicates and shared.
+    pub dedupe_hits: u64,
+    /// Candidates from the index whose bytes turned out to differ.
+    pub dedupe_misses: u64,
+    /// Log records written.
+    pub log_records: u64,
+    /// Checkpoints completed.
+    pub checkpoints: u64,
+    /// Bytes the cleaner moved.
+    pub cleaner_moved: u64,
+    /// Segments the cleaner gave back.
+    pub cleaner_segments: u64,
+    /// Segments free / allocated in all.
+    pub segments_free: u64,
+    /// Segments in use.
+    pub segments_used: u64,
+    /// Bytes of segments in use that are dead and wait for the cleaner.
+    pub dead: u64,
+    /// Where memory goes, by owner, in bytes.
+    pub memory: std::collections::BTreeMap<String, u64>,
+    /// The configured budget in bytes.
+    pub memory_budget: u64,
+}
+
+/// One volume.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VolumeInfo {
+    /// Name.
+    pub name: String,
+    /// Identity in the pool.
+    pub id: u32,
+    /// Bytes hosts see.
+    pub size: u64,
+    /// Bytes mapped.
+    pub mapped: u64,
+    /// Bytes of mapped blocks that no other place shares, before compression: what deleting the volume would free.
+    pub unique: Option<u64>,
+    /// Bytes saved by sharing and compression, estimated.
+    pub savings: Option<u64>,
+    /// How it is presented, if it is: `nbd`, `fuse`, `ublk`.
+    pub attached: Option<String>,
+    /// `online` or `deleting`.
+    pub state: String,
+    /// Seconds since 1970.
+    pub created_s: u64,
+}
+
+/// One inconsistency found by `pool check`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Finding {
+    /// Stable short code, such as `refcount.low`.
+    pub code: String,
+    /// What, where.
+    pub message: String,
+}
+
+/// Result of `pool check`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct CheckReport {
+    /// Volumes walked.
+    pub volumes: u64,
+    /// Mapped blocks met in volume maps.
+    pub mapped_blocks: u64,
+    /// Entries of the block table in use.
+    pub stored_blocks: u64,
+    /// Bytes of frames read and verified against their checksums.
+    pub verified: u64,
+    /// Stripes whose parity was recomputed.
+    pub stripes: u64,
+    /// What is wrong; empty when the pool is sound.
+    pub findings: Vec<Finding>,
+}
+
+impl CheckReport {
+    /// Whether nothing was found.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+}

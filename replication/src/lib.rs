@@ -1,0 +1,1 @@
+//! Replication, migration and import between appliances. Not built yet: the crate holds the place.

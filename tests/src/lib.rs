@@ -1,0 +1,1 @@
+//! Integration tests of Ashlar; see the folders `sim`, `crash`, `format`, `e2e`, `platform`.
