@@ -1,1 +1,3 @@
-//! redundancy.
+//! The Dynamic Resiliency Engine: redundancy extents over distinct disks, parity, degraded reads.
+
+pub mod array;
