@@ -1,1 +1,7 @@
-//! redundancy.
+//! Surviving drive failures: parity arithmetic, widths and stripe geometry, and the choice of drives for new extents.
+//!
+//! Everything here is pure: it works on bytes and counts in memory and knows neither disks nor the catalogue.
+
+pub mod gf;
+pub mod parity;
+mod simd;
