@@ -3,5 +3,7 @@
 //! Everything here is pure: it works on bytes and counts in memory and knows neither disks nor the catalogue.
 
 pub mod gf;
+pub mod layout;
 pub mod parity;
+pub mod placement;
 mod simd;
