@@ -132,7 +132,7 @@ impl Media {
                 self.persist_sectors(page, write, data, tear.mask(index, rng));
             }
         }
-        self.visible.clear();
+        debug_assert!(self.visible.is_empty(), "what is visible and not persistent is in the cache");
     }
 
     /// The host goes away, power stays: the writes `in_flight` reach the cache in part, in whole or not at all.

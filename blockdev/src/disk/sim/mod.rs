@@ -89,6 +89,9 @@ enum Work {
     Discard { offset: u64, len: u64, reply: oneshot::Sender<DiskResult<()>> },
 }
 
+/// What becomes of the cache and of the writes in flight, each an offset and its data: [`Media::cut_link`], [`Media::cut_power`].
+type Cut = fn(&mut Media, Vec<(u64, Vec<Bytes>)>, &mut Rng);
+
 /// A finished request whose answer is still to be sent, without locks held.
 enum Answer {
     Data(oneshot::Sender<DiskResult<Bytes>>, DiskResult<Bytes>),
@@ -479,7 +482,7 @@ impl State {
     }
 
     /// Takes all requests out of flight. Their writes reach the media as `cut` does it.
-    fn forget_requests(&mut self, cut: fn(&mut Media, Vec<(u64, Vec<Bytes>)>, &mut Rng)) -> Vec<Work> {
+    fn forget_requests(&mut self, cut: Cut) -> Vec<Work> {
         self.held.clear();
         let requests = std::mem::take(&mut self.in_flight).into_values();
         let (mut writes, mut works) = (Vec::new(), Vec::new());
@@ -497,7 +500,7 @@ impl State {
         works
     }
 
-    fn fail(&mut self, message: String, cut: fn(&mut Media, Vec<(u64, Vec<Bytes>)>, &mut Rng)) -> Vec<Answer> {
+    fn fail(&mut self, message: String, cut: Cut) -> Vec<Answer> {
         if self.failed.is_some() {
             return Vec::new();
         }
