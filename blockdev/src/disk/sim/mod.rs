@@ -388,7 +388,7 @@ impl Shared {
         assert!(
             piece.is_empty()
                 || piece.len().is_multiple_of(IO_ALIGN) && (piece.as_ptr() as usize).is_multiple_of(IO_ALIGN),
-            "sim disk {}: write at {offset} has a piece of {} bytes in memory not aligned to {IO_ALIGN}; use AlignedBuf",
+            "sim disk {}: write at {offset} has a piece of {} bytes not aligned to {IO_ALIGN}; use AlignedBuf",
             self.name,
             piece.len()
         );
