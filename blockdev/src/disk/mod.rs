@@ -8,6 +8,10 @@ use crate::env::BoxFuture;
 
 mod buffer;
 pub use buffer::AlignedBuf;
+mod memory;
+pub use memory::MemoryDisk;
+mod sim;
+pub use sim::{CrashPlan, CrashTrigger, DiskCounters, FaultBudget, FaultCounts, FaultRate, SimDisk};
 
 /// Alignment, in bytes, of the offset, length and memory of every disk request.
 ///
