@@ -7,11 +7,16 @@ use bytes::Bytes;
 use crate::env::BoxFuture;
 
 mod buffer;
+pub mod fault;
+pub mod signature;
 #[cfg(test)]
 mod test_support;
+pub mod throttled;
 pub mod uring;
 
 pub use buffer::AlignedBuf;
+pub use fault::FaultDisk;
+pub use throttled::{Throttle, ThrottledDisk};
 pub use uring::{FileDisk, OpenOptions};
 
 /// Alignment, in bytes, of the offset, length and memory of every disk request.
