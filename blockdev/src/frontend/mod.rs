@@ -2,6 +2,9 @@
 
 use bytes::Bytes;
 
+pub mod memory;
+pub mod nbd;
+
 use crate::env::BoxFuture;
 use crate::error::Result;
 
