@@ -34,6 +34,7 @@ needs=(
     mkfs.xfs:xfsprogs
     mkfs.btrfs:btrfs-progs
     fusermount3:fuse3
+    /bin/kill:procps
     mount:mount
     losetup:mount
     blkdiscard:util-linux
