@@ -62,6 +62,7 @@ unit: ## All tests (T=NAME chooses)
 	else \
 		set -x; $(CARGO) test --locked --workspace --no-fail-fast $(T); \
 	fi
+	$(if $(T),,python3 -B -m unittest discover -s tools/bench)
 
 # The long version of `test`: more seeds, more rounds, advisories. Variables that are set already are kept.
 .PHONY: nightly
@@ -76,7 +77,7 @@ nightly: lint docs ## The long tests: 100,000 seeds, 500 kills, long fuzzing
 
 .PHONY: bench
 bench: build ## Short measured comparison with a file, a loop device and NBD servers
-	tools/bench/bench.py run $(BENCH_ARGS)
+	ASHLAR=$(or $(CARGO_TARGET_DIR),target)/release/ashlar tools/bench/bench.py run $(BENCH_ARGS)
 
 .PHONY: lab
 lab: ## A whole appliance from files, with a mounted volume of real data
