@@ -126,7 +126,9 @@ impl Lexer {
         self.next();
         while let Some(c) = self.next() {
             match c {
-                '\\' => drop(self.next()),
+                '\\' => {
+                    self.next();
+                }
                 '"' => break,
                 _ => {}
             }
@@ -144,7 +146,7 @@ impl Lexer {
         self.next();
         while let Some(c) = self.next() {
             if c == '"' && (0..hashes).all(|i| self.peek(i) == Some('#')) {
-                (0..hashes).for_each(|_| drop(self.next()));
+                self.at += hashes;
                 break;
             }
         }
