@@ -161,15 +161,17 @@ next_commands() {
 == It is mounted on $dir/mnt. What to try next:
 
     alias ashlar='$ASHLAR'
+    export ASHLAR_DIR=$app
     ls ${app%/*}/mnt/first
-    ashlar --dir $app pool status
-    ashlar --dir $app pool stats
-    ashlar --dir $app volume list -o json
-    ashlar --dir $app disk list
-    ashlar lab disk-fail --dir $app 2          # pull a disk: everything stays readable and writable
-    ashlar lab disk-restore --dir $app 2
-    ashlar --dir $app volume create other --size 5G
-    ashlar --dir $app volume attach other --via nbd
+    ashlar pool status
+    ashlar pool stats
+    ashlar volume list -o json
+    ashlar disk list
+    ashlar lab disk-fail 2          # pull a disk: everything stays readable and writable
+    ashlar lab disk-restore 2
+    ashlar pool check
+    ashlar volume create other --size 5G
+    ashlar volume attach other --via nbd
     make lab-down${make_lab}    # remove every trace
 MSG
 }
