@@ -1,8 +1,9 @@
 //! A laboratory appliance that goes away with the test, whatever happened to it.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::binary::ashlar;
@@ -15,6 +16,7 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 /// left below the directory: mounts, loop devices, daemons, files.
 pub struct Lab {
     dir: tempfile::TempDir,
+    guard: Guard,
 }
 
 impl Lab {
@@ -22,7 +24,8 @@ impl Lab {
     #[track_caller]
     pub fn up(arguments: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("ashlar-lab-").tempdir().expect("a directory for the laboratory");
-        let lab = Self { dir };
+        let guard = Guard::over(ashlar(), dir.path());
+        let lab = Self { dir, guard };
         lab.lab("up", arguments).expect_ok();
         lab
     }
@@ -66,6 +69,39 @@ impl Drop for Lab {
             eprintln!("{down}");
         }
         force_down(ashlar(), self.dir.path());
+        self.guard.dismiss();
+    }
+}
+
+/// A process that outlives a test ended by a signal (a time limit, an interrupt), when nothing is dropped, and clears away
+/// what is left below a directory. It notices the end by its standard input, which only the test holds open.
+struct Guard(Child);
+
+/// `$1` is the command, `$2` the directory. What lies on top goes first.
+const GUARD: &str = r#"
+cat >/dev/null
+below() { awk -v d="$1/" 'index($5 "/", d) == 1 { print $5 }' /proc/self/mountinfo | tac; }
+for i in 1 2 3; do
+    below "$2" | while IFS= read -r point; do umount -l "$point" || fusermount3 -u -z "$point"; done
+    losetup -n -O NAME,BACK-FILE | awk -v d="$2/" 'index($2, d) == 1 { print $1 }' | xargs -r -n 1 losetup -d
+    "$1" lab kill --dir "$2"
+    "$1" lab down --dir "$2"
+done
+rm -rf --one-file-system "$2"
+"#;
+
+impl Guard {
+    fn over(program: &Path, dir: &Path) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", GUARD, "ashlar-lab-guard"]).arg(program).arg(dir);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        Self(command.spawn().expect("starting sh"))
+    }
+
+    /// Everything is cleared away already.
+    fn dismiss(&mut self) {
+        signal(&format!("-{}", self.0.id()), "KILL");
+        let _ = self.0.wait();
     }
 }
 
@@ -164,28 +200,66 @@ mod tests {
         force_down(Path::new("/nonexistent/ashlar"), dir.path());
     }
 
-    #[test]
-    fn mounts_loops_and_processes_are_removed_by_force() {
-        if !met("lab::force_down", &[Need::Loop, Need::Tool("losetup"), Need::Tool("mkfs.ext4"), Need::Tool("mount")]) {
-            return;
+    /// An ext4 image below `dir`, on a loop device, mounted below `dir`.
+    struct Stack {
+        image: PathBuf,
+        device: PathBuf,
+        mount: PathBuf,
+    }
+
+    fn stack(test: &str, dir: &Path) -> Option<Stack> {
+        if !met(test, &[Need::Loop, Need::Tool("losetup"), Need::Tool("mkfs.ext4"), Need::Tool("mount")]) {
+            return None;
         }
-        let dir = tempfile::tempdir().unwrap();
-        let path = std::fs::canonicalize(dir.path()).unwrap();
-        let (image, mount) = (path.join("disk.img"), path.join("mnt"));
+        let (image, mount) = (dir.join("disk.img"), dir.join("mnt"));
         std::fs::create_dir(&mount).unwrap();
         std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
         run(Command::new("mkfs.ext4").arg("-q").arg(&image), LIMIT).expect_ok();
-        let device = run(Command::new("losetup").args(["-f", "--show"]).arg(&image), LIMIT).expect_ok();
-        let device = PathBuf::from(device.stdout.trim());
-        let tail = std::fs::canonicalize("/usr/bin/tail").unwrap();
-        let mut busy = Command::new("tail").arg("-f").arg(&image).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let shown = run(Command::new("losetup").args(["-f", "--show"]).arg(&image), LIMIT).expect_ok();
+        let device = PathBuf::from(shown.stdout.trim());
         let mounted = run(Command::new("mount").arg(&device).arg(&mount), LIMIT);
+        if !mounted.ok() {
+            force_down(Path::new("/nonexistent/ashlar"), dir);
+            panic!("{mounted}");
+        }
+        Some(Stack { image, device, mount })
+    }
+
+    #[test]
+    fn mounts_loops_and_processes_are_removed_by_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = std::fs::canonicalize(dir.path()).unwrap();
+        let Some(Stack { image, device, mount }) = stack("lab::force_down", &path) else { return };
         let seen = (loops_below(&path), mounts_below(&path, &[]));
+        let tail = std::fs::canonicalize("/usr/bin/tail").unwrap();
+        let mut busy = Command::new("tail").arg("-f").arg(&image).stdout(Stdio::null()).spawn().unwrap();
 
         force_down(&tail, &path);
         let _ = busy.wait();
-        mounted.expect_ok();
         assert_eq!(seen, (vec![device], vec![mount]));
         assert!(mounts_below(&path, &[]).is_empty() && loops_below(&path).is_empty());
+    }
+
+    #[test]
+    fn guard_clears_away_when_the_test_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = std::fs::canonicalize(dir.path()).unwrap();
+        let Some(Stack { device, .. }) = stack("lab::Guard", &path) else { return };
+        let mut guard = Guard::over(Path::new("/bin/true"), &path);
+        assert_eq!(loops_below(&path), [device]);
+        drop(guard.0.stdin.take());
+        let ended = crate::process::wait(&mut guard.0, LIMIT);
+        let left = (path.exists(), mounts_below(&path, &[]), loops_below(&path));
+        force_down(Path::new("/nonexistent/ashlar"), &path);
+        guard.dismiss();
+        assert!(ended.is_some(), "the guard did not end");
+        assert_eq!(left, (false, vec![], vec![]));
+    }
+
+    #[test]
+    fn dismissed_guard_does_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        Guard::over(Path::new("/bin/true"), dir.path()).dismiss();
+        assert!(dir.path().exists());
     }
 }
