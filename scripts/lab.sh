@@ -30,13 +30,14 @@ show() { printf '$'; printf ' %q' "$@"; printf '\n'; "$@"; }
 
 preflight() {
     local lacks=()
+    [ "$(id -u)" != 0 ] || modprobe -q -a fuse loop ext4 2>/dev/null || true
     [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
         lacks+=("root: you are $(id -un) and there is no sudo. Run it as root.")
     [ -e /dev/fuse ] ||
         lacks+=("/dev/fuse: the kernel module fuse is not loaded (modprobe fuse), or the container was not given the device (--device /dev/fuse --cap-add SYS_ADMIN).")
     [ -e /dev/loop-control ] ||
         lacks+=("/dev/loop-control: the kernel module loop is not loaded (modprobe loop), or the container was not given loop devices (--privileged).")
-    grep -qw ext4 /proc/filesystems || modprobe -q ext4 2>/dev/null ||
+    grep -qw ext4 /proc/filesystems || [ "$(id -u)" != 0 ] ||
         lacks+=("ext4: the kernel cannot mount it.")
     local free
     mkdir -p "$dir"
