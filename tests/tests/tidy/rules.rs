@@ -1,18 +1,19 @@
 //! Rules for one file at a time.
 
-use crate::lexer::Token;
+use crate::lexer::{Kind, Token, matching};
 use crate::source::{Source, Violation};
 
 /// Longest source file, in lines.
 const LINES_MAX: usize = 800;
 
-/// Where `unsafe` may stand: system calls of disks and devices, and SIMD.
+/// Where `unsafe` may stand: system calls of disks and devices, and SIMD. `diskbench` measures bare system calls beside ours.
 const UNSAFE_PLACES: &[&str] = &[
     "blockdev/src/disk/",
     "blockdev/src/codec/",
     "blockdev/src/redundancy/",
     "blockdev/src/frontend/ublk",
     "blockdev/src/frontend/loopdev.rs",
+    "blockdev/examples/diskbench.rs",
 ];
 
 /// Where the operating system may be asked for time, chance and threads: everything else goes through `Env`.
@@ -35,9 +36,18 @@ const AMBIENT: &[(&[&str], &str)] = &[
     (&["getrandom"], "Env::random_u64"),
     (&["thread_rng"], "Env::random_u64"),
     (&["RandomState"], "rustc_hash"),
-    (&["HashMap"], "rustc_hash::FxHashMap or BTreeMap: its order differs from run to run"),
-    (&["HashSet"], "rustc_hash::FxHashSet or BTreeSet: its order differs from run to run"),
+    (&["HashMap", "new"], FX),
+    (&["HashMap", "with_capacity"], FX),
+    (&["HashMap", "from"], FX),
+    (&["HashSet", "new"], FX),
+    (&["HashSet", "with_capacity"], FX),
+    (&["HashSet", "from"], FX),
 ];
+
+const FX: &str = "the kinds of rustc_hash or a BTree: the order of this one differs from run to run";
+
+/// Types whose last parameter, the hasher, must be named, and how many parameters they have with it.
+const HASHED: &[(&str, usize)] = &[("HashMap", 3), ("HashSet", 2)];
 
 pub fn file_length(source: &Source) -> Vec<Violation> {
     let lines = source.lines.len();
@@ -123,6 +133,11 @@ pub fn ambient(source: &Source) -> Vec<Violation> {
         for (path, instead) in AMBIENT.iter().filter(|(path, _)| starts_with(&source.tokens[i..], path)) {
             found.push(source.violation("ambient", token.line, format!("{}: use {instead}", path.join("::"))));
         }
+        for (name, parameters) in HASHED.iter().filter(|(name, _)| token.is(name)) {
+            if generic_parameters(&source.tokens[i + 1..]).is_some_and(|given| given < *parameters) {
+                found.push(source.violation("ambient", token.line, format!("{name} without a hasher: use {FX}")));
+            }
+        }
     }
     found
 }
@@ -133,6 +148,31 @@ fn starts_with(tokens: &[Token], path: &[&str]) -> bool {
         let at = i * 3;
         tokens.get(at).is_some_and(|t| t.is(word)) && (i == 0 || tokens[at - 1].is(":") && tokens[at - 2].is(":"))
     })
+}
+
+/// How many parameters stand between the angle brackets that the tokens begin with (`::` may come before); none without them.
+fn generic_parameters(tokens: &[Token]) -> Option<usize> {
+    let mut at = if tokens.first().is_some_and(|t| t.is(":")) { 2 } else { 0 };
+    if !tokens.get(at).is_some_and(|t| t.is("<")) {
+        return None;
+    }
+    let (mut angles, mut commas, mut trailing) = (0, 0, false);
+    while let Some(token) = tokens.get(at) {
+        let arrow = token.is(">") && at > 0 && tokens[at - 1].is("-");
+        match token.kind {
+            Kind::Mark('<') => angles += 1,
+            Kind::Mark('>') if !arrow => angles -= 1,
+            Kind::Mark('(' | '[' | '{') => at = matching(tokens, at),
+            _ => {}
+        }
+        if angles == 0 {
+            return Some(commas + usize::from(!trailing));
+        }
+        trailing = angles == 1 && token.is(",");
+        commas += usize::from(trailing);
+        at += 1;
+    }
+    None
 }
 
 #[cfg(test)]
@@ -194,5 +234,19 @@ mod tests {
                     #[cfg(test)] mod tests { fn g() { Instant::now(); } }";
         assert_eq!(check("blockdev/src/log/append.rs", text), [2], "a variable called rand is taken for the crate");
         assert_eq!(check("blockdev/src/log/append.rs", &text.replace("let rand = 1;", "")), [0; 0]);
+    }
+
+    #[test]
+    fn maps_and_sets_without_a_hasher_of_their_own_are_caught() {
+        let check = |text: &str| lines(&ambient(&Source::new("blockdev/src/log/append.rs", text)));
+        assert_eq!(check("struct A { a: HashMap<u8, Vec<(u8, u8)>>,\nb: HashSet<[u8; 4]> }"), [1, 2]);
+        assert_eq!(
+            check("let a = HashMap::new();\nlet b = HashSet::from([1]);\nlet c = HashSet::<u8>::default();"),
+            [1, 2, 3]
+        );
+        assert_eq!(check("let a: HashMap<fn(u8, u8) -> u8, u8,> = b;"), [1]);
+        let good = "use std::collections::{HashMap, HashSet};\ntype A = HashMap<u8, (Bytes, Arc<u8>), FxBuildHasher>;\n\
+                    let b: HashSet<Vec<u8>, rustc_hash::FxBuildHasher> = HashSet::default();";
+        assert_eq!(check(good), [0; 0]);
     }
 }
