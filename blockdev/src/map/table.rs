@@ -36,6 +36,8 @@ pub struct BlockTable {
     cursor: (u64, usize),
     /// Where the search for reusable pages goes on.
     search: u64,
+    /// Pages that gave blocks which nobody has written to yet: they look free and must not be searched again.
+    handed_out: Vec<u64>,
 }
 
 /// Index of the table page of a block.
@@ -61,6 +63,7 @@ impl BlockTable {
             released: interval,
             cursor: (u64::MAX, TABLE_FANOUT),
             search: 0,
+            handed_out: Vec::new(),
         }
     }
 
@@ -154,6 +157,7 @@ impl BlockTable {
             let (page, from) = self.cursor;
             if from >= TABLE_FANOUT {
                 let next = self.next_page()?;
+                self.handed_out.push(next);
                 self.cursor = (next, 0);
                 continue;
             }
@@ -175,13 +179,19 @@ impl BlockTable {
         Ok(())
     }
 
+    /// What was allocated has been written to, or never will be.
+    pub fn settle_allocations(&mut self) {
+        self.handed_out.clear();
+        self.handed_out.push(self.cursor.0);
+    }
+
     /// A page with enough free entries when a good part of the table is free, else a new page at its end.
     fn next_page(&mut self) -> Need<u64> {
         let pages = self.len / FANOUT;
         if pages > 0 && self.used() * 4 < self.len * 3 {
             for step in 0..REUSE_STEPS.min(pages) {
                 let page = (self.search + step) % pages;
-                if page != self.cursor.0 && self.pointer(page)?.used + REUSE_MIN <= TABLE_FANOUT as u32 {
+                if !self.handed_out.contains(&page) && self.pointer(page)?.used + REUSE_MIN <= TABLE_FANOUT as u32 {
                     self.search = (page + 1) % pages;
                     return Ok(page);
                 }

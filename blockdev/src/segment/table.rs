@@ -164,10 +164,12 @@ impl SegmentTable {
         spaces.collect()
     }
 
-    /// Layout of segments opened now.
+    /// Layout of segments opened now. With too few disks left for the tolerance, as much redundancy as they allow.
     pub fn width(&self, array: &DiskArray) -> Option<Width> {
         let sets = resiliency_sets(self.chunks.len(), array.tolerance).max(1);
-        width(array.online().len() / sets, array.tolerance)
+        let disks = array.online().len() / sets;
+        let lesser = [array.tolerance, Tolerance::Single, Tolerance::None];
+        lesser.into_iter().filter(|t| t.drives() <= array.tolerance.drives()).find_map(|t| width(disks, t))
     }
 
     /// Segments that could still be opened with the disks that are online, of the present width.

@@ -67,7 +67,7 @@ impl Engine {
                 return Ok(());
             }
             let mut cleaned = 0;
-            while cleaned < ROUND && self.space().free_segments >= 2 {
+            while cleaned < ROUND && self.has_room_to_clean() {
                 let Some(victim) = self.choose_victim(aside) else { break };
                 if self.clean_segment(&victim).await? {
                     self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);
@@ -83,6 +83,11 @@ impl Engine {
                 return Ok(());
             }
         }
+    }
+
+    fn has_room_to_clean(&self) -> bool {
+        let space = self.space();
+        space.free_segments >= space.cleaner_min()
     }
 
     /// The sealed segment whose cleaning pays most.
@@ -210,7 +215,7 @@ impl Engine {
         let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
 
         let mut committer = self.committer.lock().await;
-        if self.space().free_segments < 2 {
+        if !self.has_room_to_clean() {
             return Err(Error::new(ErrorKind::NoSpace, "no free segment is left for the cleaner"));
         }
         let mut moves = Vec::with_capacity(good.len());

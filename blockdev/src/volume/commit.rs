@@ -299,7 +299,9 @@ impl Engine {
         let number = self
             .with_state_mut(|s| {
                 record.number = s.record + 1;
-                s.apply(&record).map(|()| record.number)
+                s.apply(&record)?;
+                s.table.settle_allocations();
+                Ok(record.number)
             })
             .await?;
         self.queue_for_log(committer, &record);

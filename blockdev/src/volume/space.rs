@@ -9,10 +9,12 @@ use crate::units::BLOCK_SIZE;
 
 /// Share of segments kept for the cleaner and for metadata.
 const RESERVE: f64 = 0.08;
-/// The reserve has at least this many segments.
-const RESERVE_MIN: u64 = 6;
-/// Host data is not committed with fewer free segments than this: checkpoints and the cleaner need them to make more.
+/// Free segments that the cleaner leaves to checkpoints, besides room for all dirty pages.
+const CLEANER_MIN: u64 = 3;
+/// Free segments that host data leaves to the cleaner on top of that.
 const HOST_MIN: u64 = 4;
+/// Bytes a dirty metadata page takes in a checkpoint, about.
+const PAGE_BYTES: u64 = 3 << 10;
 /// Share of a segment that summaries and padding take.
 const OVERHEAD: f64 = 0.03;
 /// Commits wait for a checkpoint when the log is this full.
@@ -33,6 +35,8 @@ pub struct Space {
     pub usable: u64,
     /// What they take.
     pub used: u64,
+    /// Segments that a checkpoint of all dirty pages would take.
+    pub checkpoint: u64,
 }
 
 impl Space {
@@ -43,7 +47,17 @@ impl Space {
 
     /// Segments kept back from host data.
     pub fn reserve(&self) -> u64 {
-        ((self.total_segments as f64 * RESERVE) as u64).max(RESERVE_MIN)
+        ((self.total_segments as f64 * RESERVE) as u64).max(self.host_min() + CLEANER_MIN)
+    }
+
+    /// The cleaner opens no segment when fewer are free.
+    pub fn cleaner_min(&self) -> u64 {
+        CLEANER_MIN + self.checkpoint
+    }
+
+    /// Host data opens no segment when fewer are free.
+    pub fn host_min(&self) -> u64 {
+        self.cleaner_min() + HOST_MIN
     }
 }
 
@@ -60,7 +74,8 @@ impl Engine {
             free_segments: state.segments.free(&self.array),
             segment,
             usable: 0,
-            used: state.segments.live() + (dirty * BLOCK_SIZE) as u64,
+            used: state.segments.live() + dirty as u64 * PAGE_BYTES,
+            checkpoint: (dirty as u64 * PAGE_BYTES).div_ceil(segment.max(1)),
         };
         let data_segments = total_segments.saturating_sub(out.reserve());
         out.usable = ((data_segments * segment) as f64 * (1.0 - OVERHEAD)) as u64;
@@ -98,7 +113,7 @@ impl Engine {
                 self.cleaner_wanted.notify_one();
             }
             let log_full = self.log.fullness() > LOG_FULL;
-            if space.free_segments >= HOST_MIN + needed && !log_full {
+            if space.free_segments >= space.host_min() + needed && !log_full {
                 return Ok(());
             }
             self.array.check_quorum()?;
@@ -116,7 +131,7 @@ impl Engine {
 
     /// Below this many free segments the cleaner works.
     pub(super) fn low_water(&self, space: &Space) -> u64 {
-        (space.total_segments / 10).max(HOST_MIN + 4)
+        (space.total_segments / 10).max(space.host_min() + 4)
     }
 
     /// What a person should know about space.

@@ -31,6 +31,9 @@ fn random_seeds() {
     };
     let mut failures = Vec::new();
     for seed in first..first + count {
+        if std::env::var_os("ASHLAR_SIM_VERBOSE").is_some() {
+            eprintln!("seed {seed}");
+        }
         let result = std::panic::catch_unwind(|| run(Scenario::random(seed)));
         let why = match result {
             Ok(Ok(())) => continue,
