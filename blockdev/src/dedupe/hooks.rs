@@ -115,13 +115,20 @@ impl Hooks {
         let newest = self.newest;
         let place = key.place(self.tags.len());
         let (tags, numbers) = (&mut self.tags[place], &mut self.numbers[place]);
-        // The hook itself if it is there, else an empty place, else the oldest.
-        let rank = |i: usize| match numbers[i] {
-            0 => 1 << 32,
-            _ if tags[i] == key.0 as u32 => 1 << 33,
-            number => u64::from(newest.wrapping_sub(number)),
+        // The hook itself if it is there, else an empty place, else the oldest. Without branches, as there is no guessing
+        // where it will be.
+        let (mut same, mut empty, mut oldest) = (0u32, 0u32, 0u64);
+        for (i, (&tag, &number)) in tags.iter().zip(numbers.iter()).enumerate() {
+            same |= u32::from(tag == key.0 as u32) << i;
+            empty |= u32::from(number == 0) << i;
+            oldest = oldest.max(u64::from(newest.wrapping_sub(number)) << 8 | i as u64);
+        }
+        same &= !empty;
+        let at = match (same, empty) {
+            (0, 0) => (oldest & 0xFF) as usize,
+            (0, _) => empty.trailing_zeros() as usize,
+            _ => same.trailing_zeros() as usize,
         };
-        let at = (0..WAYS).max_by_key(|&i| rank(i)).unwrap_or(0);
         tags[at] = key.0 as u32;
         numbers[at] = newest;
     }
