@@ -1,7 +1,8 @@
 //! The recent window: a table of fixed size in which new entries take the place of the oldest.
 //!
 //! Buckets of 16 entries of 16 bytes. An entry goes to one bucket, in place of the oldest there if it is full, so what
-//! leaves is nearly the oldest of all: of entries that are half as old as the table is large, 99 in 100 are still there.
+//! leaves is nearly the oldest of all: of entries that are half as old as the table is large, 99 in 100 are still
+//! there.
 
 use super::Key;
 use crate::units::VirtualBlock;
@@ -12,8 +13,8 @@ const WAYS: usize = 16;
 const TICKS_PER_TURN: usize = 256;
 const BLOCK_BITS: u32 = 48;
 
-/// Keys, then values: the block in the lower 48 bits, 0 for an empty place; above, the tick it came in. Zeroed memory, so
-/// that what was never used is never touched.
+/// Keys, then values: the block in the lower 48 bits, 0 for an empty place; above, the tick it came in. Zeroed memory,
+/// so that what was never used is never touched.
 type Bucket = [[u64; WAYS]; 2];
 
 pub struct Window {
