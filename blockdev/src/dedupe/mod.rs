@@ -4,12 +4,12 @@
 //! forgotten; all of it may be lost and nothing but space savings is. In return its memory is fixed when it is made.
 //!
 //! # How it finds blocks
-//! * The **recent window** knows every block of the last while, exactly ([`window`]).
+//! * The **recent window** knows nearly every block of the last while, each by itself (`window`).
 //! * For everything older, fingerprints lie on disk in *lists*: one per sealed part of a segment, in the order the
-//!   blocks were written. The **hooks** ([`hooks`]) name the list of one fingerprint in [`HOOK_SAMPLING`]. Data that
+//!   blocks were written. The **hooks** (`hooks`) name the list of one fingerprint in [`HOOK_SAMPLING`]. Data that
 //!   comes again mostly comes in the order it came first; so when a hook is hit the caller loads its list, and with it
 //!   the neighbours of that block.
-//! * **Loaded lists** are kept while they are used ([`lists`]).
+//! * **Loaded lists** are kept while they are used (`lists`).
 //!
 //! A caller that looks up some hundred blocks before it decides on the first of them, and after every answer but a miss
 //! asks [`DedupeIndex::list_after`] which list to read ahead, finds nearly all of a stream that comes again.
