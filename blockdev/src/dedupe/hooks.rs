@@ -1,8 +1,8 @@
 //! The hook table: from a sampled fingerprint to the list that has it.
 //!
-//! Lists get consecutive numbers as they come, and their identities lie in a ring by number. A hook is 8 bytes, 32 bits of
-//! the fingerprint and the number, in buckets of 32, so a wrong hit has a chance of about 2^-27. The number
-//! is also the age by which a full bucket lets go of its oldest hook, and tells when the ring has moved on past its list.
+//! Lists get consecutive numbers as they come, and their identities lie in a ring by number. A hook is 8 bytes, 32 bits
+//! of the fingerprint and the number, in buckets of 32, so a wrong hit has a chance of about 2^-27. The number is also
+//! the age by which a full bucket lets go of its oldest hook, and tells when the ring has moved on past its list.
 
 use rustc_hash::FxHashMap;
 
@@ -10,8 +10,8 @@ use super::{Key, ListId};
 use crate::units::SegmentId;
 
 const WAYS: usize = 32;
-/// Hooks there must be at least for each place of the ring of lists. With lists of fewer on average (of fewer than 256 to
-/// 512 blocks), the ring forgets lists before the table forgets their hooks.
+/// Hooks there must be at least for each place of the ring of lists. With lists of fewer on average (of fewer than 256
+/// to 512 blocks), the ring forgets lists before the table forgets their hooks.
 const HOOKS_PER_LIST: usize = 4;
 /// Segments given back that are remembered before the ring is searched for their lists, in one go for all.
 const DROPPED_MAX: usize = 1024;
@@ -27,8 +27,8 @@ pub struct Hooks {
     tags: Vec<[u32; WAYS]>,
     /// Numbers of lists by bucket, 0 for an empty place.
     numbers: Vec<[u32; WAYS]>,
-    /// Identity of list `n` at `n` modulo the length, which is a power of two so that this survives the numbers wrapping.
-    /// Places not yet used are never looked at.
+    /// Identity of list `n` at `n` modulo the length, which is a power of two so that this survives the numbers
+    /// wrapping. Places not yet used are never looked at.
     ring: Vec<u64>,
     /// Number of the newest list. Numbers wrap after 2^32 lists and leave out 0.
     newest: u32,
@@ -115,13 +115,20 @@ impl Hooks {
         let newest = self.newest;
         let place = key.place(self.tags.len());
         let (tags, numbers) = (&mut self.tags[place], &mut self.numbers[place]);
-        // The hook itself if it is there, else an empty place, else the oldest.
-        let rank = |i: usize| match numbers[i] {
-            0 => 1 << 32,
-            _ if tags[i] == key.0 as u32 => 1 << 33,
-            number => u64::from(newest.wrapping_sub(number)),
+        // The hook itself if it is there, else an empty place, else the oldest. Without branches, as there is no
+        // guessing where it will be.
+        let (mut same, mut empty, mut oldest) = (0u32, 0u32, 0u64);
+        for (i, (&tag, &number)) in tags.iter().zip(numbers.iter()).enumerate() {
+            same |= u32::from(tag == key.0 as u32) << i;
+            empty |= u32::from(number == 0) << i;
+            oldest = oldest.max(u64::from(newest.wrapping_sub(number)) << 8 | i as u64);
+        }
+        same &= !empty;
+        let at = match (same, empty) {
+            (0, 0) => (oldest & 0xFF) as usize,
+            (0, _) => empty.trailing_zeros() as usize,
+            _ => same.trailing_zeros() as usize,
         };
-        let at = (0..WAYS).max_by_key(|&i| rank(i)).unwrap_or(0);
         tags[at] = key.0 as u32;
         numbers[at] = newest;
     }

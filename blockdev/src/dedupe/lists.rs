@@ -225,7 +225,7 @@ impl LoadedLists {
             }
             let home = Key(entry.key).place(len);
             // Distances along the table, from the entry's home to the hole and to where it is.
-            let distance = |to: usize| (to + len - home) % len;
+            let distance = |to: usize| if to >= home { to - home } else { to + len - home };
             if distance(hole) < distance(at) {
                 self.table[hole] = entry;
                 hole = at;

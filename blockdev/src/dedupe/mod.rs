@@ -4,19 +4,19 @@
 //! forgotten; all of it may be lost and nothing but space savings is. In return its memory is fixed when it is made.
 //!
 //! # How it finds blocks
-//! * The **recent window** knows every block of the last while, exactly ([`window`]).
-//! * For everything older, fingerprints lie on disk in *lists*: one per sealed part of a segment, in the order the blocks
-//!   were written. The **hooks** ([`hooks`]) name the list of one fingerprint in [`HOOK_SAMPLING`]. Data that comes
-//!   again mostly comes in the order it came first; so when a hook is hit the caller loads its list, and with it
+//! * The **recent window** knows nearly every block of the last while, each by itself (`window`).
+//! * For everything older, fingerprints lie on disk in *lists*: one per sealed part of a segment, in the order the
+//!   blocks were written. The **hooks** (`hooks`) name the list of one fingerprint in [`HOOK_SAMPLING`]. Data that
+//!   comes again mostly comes in the order it came first; so when a hook is hit the caller loads its list, and with it
 //!   the neighbours of that block.
-//! * **Loaded lists** are kept while they are used ([`lists`]).
+//! * **Loaded lists** are kept while they are used (`lists`).
 //!
-//! A caller that looks up some hundred blocks before it decides on the first of them, and after every answer but a miss asks
-//! [`DedupeIndex::list_after`] which list to read ahead, finds nearly all of a stream that comes again.
+//! A caller that looks up some hundred blocks before it decides on the first of them, and after every answer but a miss
+//! asks [`DedupeIndex::list_after`] which list to read ahead, finds nearly all of a stream that comes again.
 //!
 //! # Memory
-//! Of the budget, an eighth goes to the recent window, a sixteenth to loaded lists, the rest to hooks. For 1 TiB of physical
-//! space whose data compresses 2:1:
+//! Of the budget, an eighth goes to the recent window, a sixteenth to loaded lists, the rest to hooks. For 1 TiB of
+//! physical space whose data compresses 2:1:
 //!
 //! ```text
 //! distinct blocks     2 TiB / 4 KiB          = 512 Mi
@@ -27,8 +27,8 @@
 //!                     lists 6.25 MiB         = 0.2 Mi blocks, 0.75 GiB of distinct data
 //! ```
 //!
-//! A place is one of 32 in a bucket, and where a bucket overflows the oldest hook goes; with as many hooks as places that
-//! costs 7 % of the hooks. A list of 512 blocks has 8 of them. With a smaller budget the oldest hooks go first.
+//! A place is one of 32 in a bucket, and where a bucket overflows the oldest hook goes; with as many hooks as places
+//! that costs 7 % of the hooks. A list of 512 blocks has 8 of them. With a smaller budget the oldest hooks go first.
 
 mod hooks;
 mod lists;
@@ -43,8 +43,8 @@ use window::Window;
 
 /// One fingerprint in so many is a hook.
 ///
-/// Sparser hooks would need less memory but leave more blocks in front of the first hook of a list undiscovered, and lists
-/// would have to be longer to have hooks at all; denser ones would not fit the target for memory.
+/// Sparser hooks would need less memory but leave more blocks in front of the first hook of a list undiscovered, and
+/// lists would have to be longer to have hooks at all; denser ones would not fit the target for memory.
 pub const HOOK_SAMPLING: u64 = 64;
 
 /// Smallest budget in bytes; a smaller one is raised to this.
@@ -88,8 +88,8 @@ pub enum Lookup {
 struct Key(u64);
 
 impl Key {
-    /// Whether it is one of those that become hooks. Uses bits in the middle: tables take their places from the upper bits
-    /// and hooks their tags from the lower.
+    /// Whether it is one of those that become hooks. Uses bits in the middle: tables take their places from the upper
+    /// bits and hooks their tags from the lower.
     fn is_hook(self) -> bool {
         (self.0 >> 32).is_multiple_of(HOOK_SAMPLING)
     }
@@ -121,8 +121,8 @@ impl DedupeIndex {
         }
     }
 
-    /// For tests of what relies on the index: fingerprints are cut to so many bits from now on, so that different blocks
-    /// often share one. `None` for whole fingerprints.
+    /// For tests of what relies on the index: fingerprints are cut to so many bits from now on, so that different
+    /// blocks often share one. `None` for whole fingerprints.
     pub fn set_truncation(&mut self, bits: Option<u32>) {
         self.fingerprint_mask = match bits {
             Some(bits) if bits < u128::BITS => (1 << bits) - 1,

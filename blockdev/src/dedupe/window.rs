@@ -1,7 +1,8 @@
 //! The recent window: a table of fixed size in which new entries take the place of the oldest.
 //!
 //! Buckets of 16 entries of 16 bytes. An entry goes to one bucket, in place of the oldest there if it is full, so what
-//! leaves is nearly the oldest of all: of entries that are half as old as the table is large, 99 in 100 are still there.
+//! leaves is nearly the oldest of all: of entries that are half as old as the table is large, 99 in 100 are still
+//! there.
 
 use super::Key;
 use crate::units::VirtualBlock;
@@ -12,15 +13,12 @@ const WAYS: usize = 16;
 const TICKS_PER_TURN: usize = 256;
 const BLOCK_BITS: u32 = 48;
 
-/// Bytes of an entry.
-const ENTRY: usize = 16;
+/// Keys, then values: the block in the lower 48 bits, 0 for an empty place; above, the tick it came in. Zeroed memory,
+/// so that what was never used is never touched.
+type Bucket = [[u64; WAYS]; 2];
 
 pub struct Window {
-    /// Keys by bucket, apart from the values because most searches find none. Zeroed memory, so that what was never
-    /// used is never touched.
-    keys: Vec<[u64; WAYS]>,
-    /// The block in the lower 48 bits, 0 for an empty place; above, the tick it came in.
-    values: Vec<[u64; WAYS]>,
+    buckets: Vec<Bucket>,
     tick: u16,
     until_tick: usize,
 }
@@ -29,18 +27,32 @@ fn block_of(value: u64) -> VirtualBlock {
     VirtualBlock(value & ((1 << BLOCK_BITS) - 1))
 }
 
+/// Where the key may be, one bit a place: empty places are not told apart. Without branches, for nearly all answers are
+/// different and the processor should be at the next bucket already.
+fn matches(keys: &[u64; WAYS], key: Key) -> u32 {
+    keys.iter().enumerate().fold(0, |mask, (i, &k)| mask | u32::from(k == key.0) << i)
+}
+
+/// The set bits, ascending.
+fn places(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let at = (mask != 0).then(|| mask.trailing_zeros() as usize)?;
+        mask &= mask - 1;
+        Some(at)
+    })
+}
+
 impl Window {
     pub fn new(budget: usize) -> Self {
-        let buckets = (budget / (ENTRY * WAYS)).max(1);
-        let (keys, values) = (vec![[0; WAYS]; buckets], vec![[0; WAYS]; buckets]);
-        let mut window = Self { keys, values, tick: 0, until_tick: 0 };
+        let buckets = vec![[[0; WAYS]; 2]; (budget / size_of::<Bucket>()).max(1)];
+        let mut window = Self { buckets, tick: 0, until_tick: 0 };
         window.until_tick = window.tick_len();
         window
     }
 
     /// Entries it has room for.
     pub fn capacity(&self) -> usize {
-        self.keys.len() * WAYS
+        self.buckets.len() * WAYS
     }
 
     fn tick_len(&self) -> usize {
@@ -48,10 +60,8 @@ impl Window {
     }
 
     pub fn get(&self, key: Key) -> Option<VirtualBlock> {
-        let place = key.place(self.keys.len());
-        let (keys, values) = (&self.keys[place], &self.values[place]);
-        let at = (0..WAYS).find(|&i| keys[i] == key.0 && values[i] != 0)?;
-        Some(block_of(values[at]))
+        let [keys, values] = &self.buckets[key.place(self.buckets.len())];
+        places(matches(keys, key)).map(|i| values[i]).find(|&value| value != 0).map(block_of)
     }
 
     /// Blocks beyond 48 bits, which no format has, are not remembered.
@@ -64,30 +74,37 @@ impl Window {
             self.tick = self.tick.wrapping_add(1);
             self.until_tick = self.tick_len();
         }
-        let tick = self.tick;
-        let place = key.place(self.keys.len());
-        let (keys, values) = (&mut self.keys[place], &mut self.values[place]);
+        let place = key.place(self.buckets.len());
+        let [keys, values] = &mut self.buckets[place];
         // The entry itself if it is there, else an empty place, else the oldest.
-        let rank = |i: usize| match values[i] {
-            0 => 1 << 16,
-            _ if keys[i] == key.0 => 1 << 17,
-            value => u32::from(tick.wrapping_sub((value >> BLOCK_BITS) as u16)),
+        let mut same = matches(keys, key);
+        let (mut empty, mut oldest) = (0, 0);
+        for (i, &value) in values.iter().enumerate() {
+            empty |= u32::from(value == 0) << i;
+            let age = self.tick.wrapping_sub((value >> BLOCK_BITS) as u16);
+            oldest = oldest.max(u32::from(age) << 8 | i as u32);
+        }
+        same &= !empty;
+        let at = match (same, empty) {
+            (0, 0) => (oldest & 0xFF) as usize,
+            (0, _) => empty.trailing_zeros() as usize,
+            _ => same.trailing_zeros() as usize,
         };
-        let at = (0..WAYS).max_by_key(|&i| rank(i)).unwrap_or(0);
         keys[at] = key.0;
-        values[at] = block.0 | u64::from(tick) << BLOCK_BITS;
+        values[at] = block.0 | u64::from(self.tick) << BLOCK_BITS;
     }
 
     pub fn remove(&mut self, key: Key, block: VirtualBlock) {
-        let place = key.place(self.keys.len());
-        for (entry_key, value) in self.keys[place].iter().zip(&mut self.values[place]) {
-            if *entry_key == key.0 && block_of(*value) == block {
-                *value = 0;
+        let place = key.place(self.buckets.len());
+        let [keys, values] = &mut self.buckets[place];
+        for at in places(matches(keys, key)) {
+            if block_of(values[at]) == block {
+                values[at] = 0;
             }
         }
     }
 
     pub fn memory_used(&self) -> usize {
-        self.capacity() * ENTRY
+        self.buckets.capacity() * size_of::<Bucket>()
     }
 }
