@@ -23,6 +23,8 @@ mod ring;
 mod threads;
 
 #[cfg(test)]
+mod platform_tests;
+#[cfg(test)]
 mod tests;
 
 use gate::{Gate, Pass};

@@ -13,6 +13,8 @@ use crate::error::{Context, Error, ErrorKind, Result};
 
 /// `BLKSSZGET`, `_IO(0x12, 104)` of linux/fs.h: logical sector size as an int.
 const BLKSSZGET: libc::c_ulong = 0x1268;
+/// `BLKROGET`, `_IO(0x12, 94)` of linux/fs.h: whether the device is set read-only, as an int.
+const BLKROGET: libc::c_ulong = 0x125e;
 /// `BLKGETSIZE64`, `_IOR(0x12, 114, size_t)` of linux/fs.h (generic encoding): size in bytes as a u64.
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 
@@ -226,6 +228,11 @@ fn lock(file: &File) -> Result<()> {
 }
 
 fn device_geometry(file: &File) -> Result<DiskGeometry> {
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: BLKROGET writes an int.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET as _, &raw mut read_only) } == 0 && read_only != 0 {
+        return Err(Error::new(ErrorKind::ReadOnly, "is a read-only device"));
+    }
     let mut sector: libc::c_int = 0;
     let mut size: u64 = 0;
     // SAFETY: BLKSSZGET writes an int.
