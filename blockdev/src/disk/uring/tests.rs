@@ -366,3 +366,18 @@ fn a_disk_can_be_dropped_on_the_thread_that_harvests() {
         });
     }
 }
+
+#[test]
+fn a_thread_that_prefers_latency_keeps_its_niceness() {
+    // SAFETY: no memory is involved; 0 is the calling thread.
+    let niceness = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    std::thread::spawn(move || {
+        // SAFETY: as above. Raising is allowed to everyone.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness() + 1) };
+        let before = niceness();
+        prefer_latency();
+        assert_eq!(niceness(), before);
+    })
+    .join()
+    .unwrap();
+}
