@@ -381,3 +381,16 @@ fn a_thread_that_prefers_latency_keeps_its_niceness() {
     .join()
     .unwrap();
 }
+
+#[test]
+fn a_closed_disk_is_free_although_a_process_inherited_it() {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    let (_dir, path) = temp();
+    let disk = FileDisk::open(&path, new_file(1 << 20)).unwrap();
+    // What fork does: one more descriptor of the same open description.
+    // SAFETY: the disk keeps the descriptor open.
+    let inherited = unsafe { BorrowedFd::borrow_raw(disk.file().as_raw_fd()) }.try_clone_to_owned().unwrap();
+    drop(disk);
+    drop(FileDisk::open(&path, OpenOptions::default()).unwrap());
+    drop(inherited);
+}
