@@ -87,7 +87,8 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        run("umount", &[self.0.path().to_str().unwrap()]);
+        // Lazily, since a process that is just being started may have a file of it open for a moment.
+        run("umount", &["--lazy", self.0.path().to_str().unwrap()]);
     }
 }
 
