@@ -2,7 +2,7 @@
 //!
 //! `diskbench <file or device> [size MiB] [seconds per run]`. Overwrites a file it makes; a device must be given with care:
 //! its content is overwritten. The two sides alternate, so that both meet the same conditions; ratios of medians are printed.
-//! With ATTACH in the environment the runtime harvests completions itself, else the completion thread does.
+//! With PLAIN in the environment the runtime is not attached to the ring and its workers keep their usual time slice.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use blockdev::disk::{AlignedBuf, Disk, FileDisk, IO_ALIGN, OpenOptions};
+use blockdev::disk::{AlignedBuf, Disk, FileDisk, IO_ALIGN, OpenOptions, uring};
 
 const ROUNDS: usize = 5;
 const DEPTH: usize = 32;
@@ -31,9 +31,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let disk = FileDisk::open(path, options)?;
     let blocks = disk.geometry().size.min(size) / IO_ALIGN as u64;
     println!("{}: engine {}, direct {}, {:?}", disk.name(), disk.engine(), disk.is_direct(), disk.geometry());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    if std::env::var_os("ATTACH").is_some() {
-        runtime.block_on(async { blockdev::disk::uring::attach_runtime() })?;
+    let tuned = std::env::var_os("PLAIN").is_none();
+    let started = move || {
+        if tuned {
+            uring::prefer_latency();
+        }
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().on_thread_start(started).build()?;
+    if tuned {
+        runtime.block_on(async { uring::attach_runtime() })?;
     }
     // No holes: every later write is an overwrite.
     for at in (0..blocks * IO_ALIGN as u64).step_by(1 << 20) {
@@ -100,7 +107,18 @@ async fn durable_writes(disk: &FileDisk, raw: &File, blocks: u64, slice: Duratio
         disk.write(scatter(&mut state, blocks), vec![data.clone()], true).await.map_err(io::Error::other)?;
         ours.push(before.elapsed().as_secs_f64() * 1e6);
     }
+    println!("raw:  {}", spread(&theirs));
+    println!("disk: {}", spread(&ours));
     Ok((median(theirs), median(ours)))
+}
+
+/// Percentiles of microseconds.
+fn spread(values: &[f64]) -> String {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let at = |percent: usize| values.get(values.len() * percent / 100).copied().unwrap_or(f64::NAN);
+    let [p5, p25, p50, p75, p95] = [5, 25, 50, 75, 95].map(at);
+    format!("{} writes, us at 5/25/50/75/95 %: {p5:.0} {p25:.0} {p50:.0} {p75:.0} {p95:.0}", values.len())
 }
 
 fn raw_durable_write(file: &File, data: &[u8], at: u64) -> io::Result<()> {

@@ -7,14 +7,22 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::disk::{DiskError, DiskGeometry, DiskResult, IO_ALIGN};
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// `BLKSSZGET`, `_IO(0x12, 104)` of linux/fs.h: logical sector size as an int.
 const BLKSSZGET: libc::c_ulong = 0x1268;
+/// `BLKROGET`, `_IO(0x12, 94)` of linux/fs.h: whether the device is set read-only, as an int.
+const BLKROGET: libc::c_ulong = 0x125e;
 /// `BLKGETSIZE64`, `_IOR(0x12, 114, size_t)` of linux/fs.h (generic encoding): size in bytes as a u64.
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+
+/// How often claiming a busy block device is repeated. Device managers probe with a claim of their own, and the claim of a disk
+/// just closed lives on in a process that is just being started; both last for milliseconds.
+const CLAIM_TRIES: u32 = 20;
+const CLAIM_PAUSE: Duration = Duration::from_millis(5);
 
 /// How to open a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +49,14 @@ pub(super) struct OpenFile {
     geometry: DiskGeometry,
     /// Why the disk must not be used any more.
     failed: OnceLock<String>,
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        // Closing is not enough: a process this one is just starting has the same open description until it executes.
+        // Failure means that no lock was held, or that the file is gone with it.
+        let _ = set_lock(&self.file, libc::F_UNLCK);
+    }
 }
 
 impl AsRawFd for OpenFile {
@@ -186,7 +202,17 @@ fn create(path: &Path) -> Result<(File, bool)> {
 
 fn open_existing(path: &Path, claim: bool) -> Result<(File, bool)> {
     let extra = if claim { libc::O_EXCL } else { 0 };
-    open_direct(path, |direct| flags(direct | extra)).map_err(|e| match e.raw_os_error() {
+    let mut tries = 0;
+    let opened = loop {
+        match open_direct(path, |direct| flags(direct | extra)) {
+            Err(e) if claim && e.raw_os_error() == Some(libc::EBUSY) && tries < CLAIM_TRIES => {
+                tries += 1;
+                std::thread::sleep(CLAIM_PAUSE);
+            }
+            opened => break opened,
+        }
+    };
+    opened.map_err(|e| match e.raw_os_error() {
         Some(libc::EBUSY) => Error::new(
             ErrorKind::Busy,
             "is already in use (mounted, or claimed by RAID, LVM, a loop device or another process)",
@@ -205,27 +231,36 @@ fn sync_parent(path: &Path) -> Result<()> {
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| os_error("its directory cannot be synchronised", &e))
 }
 
-/// Takes the write lock on the whole file, which belongs to this opening of it and ends with it.
-fn lock(file: &File) -> Result<()> {
+/// Sets the lock on the whole file, which belongs to this opening of it.
+fn set_lock(file: &File, kind: libc::c_int) -> io::Result<()> {
     let range = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
+        l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
     };
     // SAFETY: F_OFD_SETLK reads a `flock` from its argument.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } == 0 {
-        return Ok(());
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    let e = io::Error::last_os_error();
-    Err(match e.raw_os_error() {
+}
+
+/// Takes the write lock.
+fn lock(file: &File) -> Result<()> {
+    set_lock(file, libc::F_WRLCK).map_err(|e| match e.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Error::new(ErrorKind::Busy, "is already in use by another process"),
         _ => os_error("cannot be locked", &e),
     })
 }
 
 fn device_geometry(file: &File) -> Result<DiskGeometry> {
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: BLKROGET writes an int.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET as _, &raw mut read_only) } == 0 && read_only != 0 {
+        return Err(Error::new(ErrorKind::ReadOnly, "is a read-only device"));
+    }
     let mut sector: libc::c_int = 0;
     let mut size: u64 = 0;
     // SAFETY: BLKSSZGET writes an int.

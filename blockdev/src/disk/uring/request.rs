@@ -252,20 +252,21 @@ impl Request {
         }
     }
 
-    /// Answers whoever waits, and lets go of the disk first so that the answer implies that the disk may be closed.
+    /// Answers whoever waits. Lets go of the file before, and of the place in the queue after it: closing the disk waits for
+    /// the places, and so for the answers and for the file to be closed.
     pub(super) fn finish(self, result: DiskResult<()>) {
         let Self { operation, file, pass, reply, .. } = self;
         if let Err(DiskError::Failed(message)) = &result {
             file.mark_failed(message);
         }
         drop(file);
-        drop(pass);
         let answer = result.map(|()| match operation {
             Operation::Read(buf) => buf.filled(),
             _ => Bytes::new(),
         });
         // The waiting future may be gone, which is allowed.
         let _ = reply.send(answer);
+        drop(pass);
     }
 }
 

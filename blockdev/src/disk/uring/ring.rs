@@ -120,6 +120,7 @@ impl Ring {
 
     /// The completion thread.
     fn reap(&self) -> ! {
+        super::prefer_latency();
         loop {
             if self.harvesters.load(Ordering::Relaxed) > 0 {
                 std::thread::sleep(BACKSTOP);

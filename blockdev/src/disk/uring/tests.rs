@@ -12,7 +12,7 @@ use crate::error::ErrorKind;
 
 const GRAIN: u64 = IO_ALIGN as u64;
 
-fn engines() -> Vec<Engine> {
+pub(super) fn engines() -> Vec<Engine> {
     let mut engines = vec![Engine::Threads(Threads::shared())];
     match Ring::shared() {
         Ok(ring) => engines.push(Engine::Ring(ring)),
@@ -21,7 +21,7 @@ fn engines() -> Vec<Engine> {
     engines
 }
 
-fn new_file(size: u64) -> OpenOptions {
+pub(super) fn new_file(size: u64) -> OpenOptions {
     OpenOptions { create_size: Some(size), exclusive: true }
 }
 
@@ -32,7 +32,7 @@ fn temp() -> (TempDir, PathBuf) {
 }
 
 /// Rounds of concurrent, disjoint, scattered writes, discards and reads, compared with a model in memory.
-pub(super) fn against_model(disk: &Arc<FileDisk>, seed: u64, rounds: usize) {
+pub(super) async fn against_model(disk: &Arc<FileDisk>, seed: u64, rounds: usize) {
     let blocks = disk.geometry().size / GRAIN;
     let mut model = vec![None; blocks as usize];
     let mut random = Random(seed);
@@ -65,10 +65,10 @@ pub(super) fn against_model(disk: &Arc<FileDisk>, seed: u64, rounds: usize) {
             }
             next += count + random.below(64);
         }
-        for result in block_on(join_all(writes)) {
+        for result in join_all(writes).await {
             result.unwrap();
         }
-        block_on(disk.flush()).unwrap();
+        disk.flush().await.unwrap();
         let ranges: Vec<_> = (0..300)
             .map(|_| {
                 let start = random.below(blocks);
@@ -76,7 +76,7 @@ pub(super) fn against_model(disk: &Arc<FileDisk>, seed: u64, rounds: usize) {
             })
             .collect();
         let reads = ranges.iter().map(|(start, count)| disk.read(start * GRAIN, (count * GRAIN) as usize));
-        for ((start, count), result) in ranges.iter().zip(block_on(join_all(reads))) {
+        for ((start, count), result) in ranges.iter().zip(join_all(reads).await) {
             let bytes = result.unwrap();
             assert_eq!(bytes.len() as u64, count * GRAIN);
             assert_eq!(bytes.as_ptr().addr() % IO_ALIGN, 0);
@@ -95,7 +95,7 @@ fn scattered_requests_agree_with_a_model() {
     for engine in engines() {
         let (_dir, path) = temp();
         let disk = FileDisk::open_with(&path, new_file(16 << 20), engine).unwrap();
-        against_model(&disk, 7, 6);
+        block_on(against_model(&disk, 7, 6));
     }
 }
 
@@ -327,4 +327,70 @@ fn a_failed_disk_stays_failed_until_it_is_opened_again() {
     let disk = FileDisk::open(&path, OpenOptions::default()).unwrap();
     block_on(disk.flush()).unwrap();
     block_on(disk.read(0, IO_ALIGN)).unwrap();
+}
+
+fn attached_runtime(builder: &mut tokio::runtime::Builder) -> tokio::runtime::Runtime {
+    let runtime = builder.enable_io().build().unwrap();
+    runtime.block_on(async { attach_runtime() }).unwrap();
+    runtime
+}
+
+#[test]
+fn an_attached_runtime_harvests_and_may_go_away() {
+    let (_dir, path) = temp();
+    let disk = FileDisk::open(&path, new_file(8 << 20)).unwrap();
+    for seed in 1..4 {
+        let runtime = attached_runtime(tokio::runtime::Builder::new_multi_thread().worker_threads(2));
+        let d = disk.clone();
+        runtime.block_on(async { tokio::spawn(async move { against_model(&d, seed, 1).await }).await.unwrap() });
+        let left = disk.write(0, vec![filled(1 << 20, 7)], true);
+        drop(runtime);
+        block_on(left).unwrap();
+        block_on(against_model(&disk, seed, 1));
+    }
+}
+
+#[test]
+fn a_disk_can_be_dropped_on_the_thread_that_harvests() {
+    let (_dir, path) = temp();
+    let runtime = attached_runtime(&mut tokio::runtime::Builder::new_current_thread());
+    for round in 0..10u8 {
+        runtime.block_on(async {
+            let disk = FileDisk::open(&path, new_file(8 << 20)).unwrap();
+            let writes: Vec<_> = (0..8).map(|i| disk.write(i << 20, vec![filled(1 << 20, round)], true)).collect();
+            drop(disk);
+            // Dropping waited, so nothing can be pending any more.
+            for write in writes {
+                assert_eq!(futures::poll!(write), Poll::Ready(Ok(())));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_thread_that_prefers_latency_keeps_its_niceness() {
+    // SAFETY: no memory is involved; 0 is the calling thread.
+    let niceness = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    std::thread::spawn(move || {
+        // SAFETY: as above. Raising is allowed to everyone.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness() + 1) };
+        let before = niceness();
+        prefer_latency();
+        assert_eq!(niceness(), before);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_closed_disk_is_free_although_a_process_inherited_it() {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    let (_dir, path) = temp();
+    let disk = FileDisk::open(&path, new_file(1 << 20)).unwrap();
+    // What fork does: one more descriptor of the same open description.
+    // SAFETY: the disk keeps the descriptor open.
+    let inherited = unsafe { BorrowedFd::borrow_raw(disk.file().as_raw_fd()) }.try_clone_to_owned().unwrap();
+    drop(disk);
+    drop(FileDisk::open(&path, OpenOptions::default()).unwrap());
+    drop(inherited);
 }

@@ -58,6 +58,7 @@ impl Threads {
 }
 
 fn run(requests: &Receiver<Box<Request>>) {
+    super::prefer_latency();
     while let Ok(request) = requests.recv() {
         process(request);
     }
