@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 
 use blockdev::env::BoxFuture;
 use blockdev::error::{Error, ErrorKind, Result};
@@ -36,6 +36,25 @@ impl Exports for Devices {
     }
 }
 
+/// Name of the servers' threads.
+const SERVER_THREAD: &str = "nbd-server";
+
+/// Panics in servers, which tokio would swallow.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if std::thread::current().name() == Some(SERVER_THREAD) {
+                PANICS.fetch_add(1, Ordering::SeqCst);
+            }
+            print(panic);
+        }));
+    });
+}
+
 /// A running server; ended in order on drop.
 pub struct Lab {
     pub dir: tempfile::TempDir,
@@ -60,7 +79,9 @@ impl Lab {
 
     pub fn with(devices: &[(&str, Arc<dyn BlockDevice>)], setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        count_panics();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).thread_name(SERVER_THREAD).enable_all().build().unwrap();
         let map = devices.iter().map(|(name, device)| ((*name).to_owned(), Arc::clone(device))).collect();
         let devices = Arc::new(Devices(Mutex::new(map)));
         let listen = if setup.tcp {
@@ -92,7 +113,10 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.runtime.block_on(self.server.shutdown());
-        assert_eq!(self.server.connections(), 0);
+        if !std::thread::panicking() {
+            assert_eq!(self.server.connections(), 0);
+            assert_eq!(PANICS.load(Ordering::SeqCst), 0, "a server panicked");
+        }
     }
 }
 

@@ -38,6 +38,9 @@ use super::{Limits, REQUEST_BYTES_MAX};
 use crate::env::BoxFuture;
 use crate::error::Result;
 
+#[cfg(test)]
+mod tests;
+
 /// Input buffer in bytes: holds 32 writes of 4 KiB with their headers.
 const INPUT_BYTES: usize = 132 << 10;
 
