@@ -110,15 +110,20 @@ fn peers_that_stall_amid_a_message_are_dropped_and_idle_ones_are_not() {
 
 #[test]
 fn a_slow_device_is_not_a_stalled_peer() {
-    let limits = Limits { stall: Duration::from_millis(100), ..Limits::default() };
+    let limits = Limits { stall: Duration::from_millis(100), requests: 2, ..Limits::default() };
     let (probe, lab) = hasty(limits);
     let mut client = Client::open(&lab.socket(), "a", true);
     probe.close_gate();
-    client.send(command::WRITE, 0, 0, 4, b"slow");
-    Lab::until("it has started", || probe.writes_started.load(Ordering::SeqCst) == 1);
+    // Two at work, and more behind them that are not even begun.
+    for offset in 0..6 {
+        client.send(command::WRITE, 0, offset, 4, b"slow");
+    }
+    Lab::until("two have started", || probe.writes_started.load(Ordering::SeqCst) == 2);
     std::thread::sleep(Duration::from_millis(400));
     probe.open_gate();
-    assert_eq!(client.receive(|_| None).errno, 0);
+    for _ in 0..6 {
+        assert_eq!(client.receive(|_| None).errno, 0);
+    }
 }
 
 #[test]
