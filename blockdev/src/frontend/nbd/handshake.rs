@@ -16,6 +16,9 @@ use super::{Exports, MetaContext, REQUEST_BYTES_MAX, context};
 use crate::error::{Error, ErrorKind};
 use crate::frontend::{BlockDevice, Geometry};
 
+#[cfg(test)]
+mod tests;
+
 /// Most bytes of one option's data; longer ones end the connection. A thousand context queries fit.
 const OPTION_BYTES_MAX: usize = 64 << 10;
 

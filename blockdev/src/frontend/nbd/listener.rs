@@ -42,13 +42,14 @@ impl Listener {
     }
 }
 
-/// Where clients find the server. Dropping it removes a unix socket's file.
+/// Where clients find the server.
+#[derive(Clone)]
 pub(super) enum Address {
-    Unix(SocketFile),
+    Unix(PathBuf),
     Tcp(SocketAddr),
 }
 
-/// A unix socket's file that we made.
+/// A unix socket's file that we made; removed on drop.
 pub(super) struct SocketFile {
     path: PathBuf,
     /// Device and inode: another server may have taken the path over.
@@ -65,8 +66,11 @@ impl Drop for SocketFile {
     }
 }
 
+/// A listening socket, where it is, and its file if it has one.
+pub(super) type Bound = (Listener, Address, Option<SocketFile>);
+
 /// Binds and listens. Must run within a tokio runtime.
-pub(super) fn bind(listen: &Listen) -> Result<(Listener, Address)> {
+pub(super) fn bind(listen: &Listen) -> Result<Bound> {
     match listen {
         Listen::Unix(path, mode) => {
             clear_stale(path)?;
@@ -102,17 +106,18 @@ fn clear_stale(path: &Path) -> Result<()> {
     }
 }
 
-fn bind_unix(path: &Path, mode: u32) -> io::Result<(Listener, Address)> {
+fn bind_unix(path: &Path, mode: u32) -> io::Result<Bound> {
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
     let metadata = std::fs::symlink_metadata(path)?;
     let file = SocketFile { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
     // Nobody can connect before listen, so the permissions are in force for the first client.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    Ok((Listener::Unix(socket.listen(BACKLOG)?), Address::Unix(file)))
+    let address = Address::Unix(std::path::absolute(path)?);
+    Ok((Listener::Unix(socket.listen(BACKLOG)?), address, Some(file)))
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<(Listener, Address)> {
+fn bind_tcp(address: SocketAddr) -> io::Result<Bound> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     // Inherited by accepted connections: a client that lost power does not hold its place for ever.
@@ -120,7 +125,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<(Listener, Address)> {
     socket.bind(address)?;
     let listener = socket.listen(BACKLOG)?;
     let address = listener.local_addr()?;
-    Ok((Listener::Tcp(listener), Address::Tcp(address)))
+    Ok((Listener::Tcp(listener), Address::Tcp(address), None))
 }
 
 impl Address {
@@ -129,8 +134,7 @@ impl Address {
         let scheme = if tls_required { "nbds" } else { "nbd" };
         let name = escape(export.as_bytes());
         match self {
-            Self::Unix(file) => {
-                let path = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
+            Self::Unix(path) => {
                 format!("{scheme}+unix:///{name}?socket={}", escape(path.as_os_str().as_encoded_bytes()))
             }
             Self::Tcp(address) => {
@@ -170,7 +174,7 @@ mod tests {
         assert_eq!(v4.uri("vol 1?#%", false), "nbd://127.0.0.1:10809/vol%201%3F%23%25");
         let v6 = Address::Tcp("[::1]:5".parse().unwrap());
         assert_eq!(v6.uri("ä", true), "nbds://[::1]:5/%C3%A4");
-        let unix = Address::Unix(SocketFile { path: "/run/a b&c.sock".into(), identity: (0, 0) });
+        let unix = Address::Unix("/run/a b&c.sock".into());
         assert_eq!(unix.uri("x", false), "nbd+unix:///x?socket=/run/a%20b%26c.sock");
     }
 
@@ -181,11 +185,11 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "a closed listener leaves its file");
         let listen = Listen::Unix(path.clone(), 0o620);
-        let (_listener, address) = bind(&listen).unwrap();
+        let (_listener, _, file) = bind(&listen).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o620);
         assert_eq!(bind(&listen).err().unwrap().kind(), ErrorKind::Busy);
         assert!(path.exists());
-        drop(address);
+        drop(file);
         assert!(!path.exists());
         std::fs::write(&path, "precious").unwrap();
         assert_eq!(bind(&listen).err().unwrap().kind(), ErrorKind::AlreadyExists);

@@ -1,8 +1,8 @@
 //! NBD server: fixed newstyle, structured replies, block status, TLS, over unix sockets and TCP.
 //!
-//! A connection goes through two phases. In the *handshake* ([`handshake`]) the client lists exports, switches to TLS,
+//! A connection goes through two phases. In the *handshake* (`handshake`) the client lists exports, switches to TLS,
 //! selects metadata contexts and chooses an export; the whole of it must end within [`Limits::handshake`]. In the
-//! *transmission* phase ([`transmission`]) one task per connection reads requests, starts them on the device, and sends
+//! *transmission* phase (`transmission`) one task per connection reads requests, starts them on the device, and sends
 //! replies in the order in which the device completes them. Requests the device answers at once never leave that task.
 //!
 //! Memory is bounded: a connection that has too many requests or bytes in flight is not read from until some are done.

@@ -14,6 +14,9 @@ use crate::env::BoxFuture;
 use crate::error::{ErrorKind, Result};
 use crate::frontend::{BlockDevice, Geometry};
 
+#[cfg(test)]
+mod tests;
+
 /// Most extents in one chunk of a reply: 32 KiB.
 const EXTENTS_MAX: usize = 4096;
 

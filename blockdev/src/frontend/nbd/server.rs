@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::handshake::{self, Failure, Negotiation, Step, Tls};
-use super::listener::{self, Address, Listener, Socket};
+use super::listener::{self, Address, Listener, Socket, SocketFile};
 use super::transmission::{self, End};
 use super::{Exports, Limits, Listen, REQUEST_BYTES_MAX, TlsConfig};
 use crate::error::Result;
@@ -168,6 +168,7 @@ impl Drop for Place {
 pub struct NbdServer {
     shared: Arc<Shared>,
     address: Address,
+    file: Mutex<Option<SocketFile>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -187,7 +188,7 @@ impl NbdServer {
     ) -> Result<Self> {
         let _runtime = handle.enter();
         let acceptor = tls.as_ref().map(TlsConfig::acceptor).transpose()?;
-        let (listener, address) = listener::bind(&listen)?;
+        let (listener, address, file) = listener::bind(&listen)?;
         let shared = Arc::new(Shared {
             exports,
             tls: acceptor,
@@ -199,7 +200,7 @@ impl NbdServer {
         });
         let tasks =
             vec![handle.spawn(accept(Arc::clone(&shared), listener)), handle.spawn(watch_stalls(Arc::clone(&shared)))];
-        Ok(Self { shared, address, tasks: Mutex::new(tasks) })
+        Ok(Self { shared, address, file: Mutex::new(file), tasks: Mutex::new(tasks) })
     }
 
     /// The NBD URI of an export, whether or not there is one of that name.
@@ -224,6 +225,7 @@ impl NbdServer {
     /// Stops accepting, answers the requests in flight, within the grace period, and closes all connections.
     pub async fn shutdown(&self) {
         self.shared.register.lock().stopping = true;
+        drop(self.file.lock().take());
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         // The first is the one that accepts; the other watches for stalls and is needed until the end.
         if let Some(accept) = tasks.first_mut() {

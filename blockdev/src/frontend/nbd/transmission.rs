@@ -38,6 +38,9 @@ use super::{Limits, REQUEST_BYTES_MAX};
 use crate::env::BoxFuture;
 use crate::error::Result;
 
+#[cfg(test)]
+mod tests;
+
 /// Input buffer in bytes: holds 32 writes of 4 KiB with their headers.
 const INPUT_BYTES: usize = 132 << 10;
 
@@ -52,8 +55,10 @@ const SMALL_READ: usize = 4 << 10;
 const OUTPUT_BYTES_HIGH: usize = 1 << 20;
 const OUTPUT_CHUNKS_HIGH: usize = 1024;
 
-/// Pieces of replies after which they are sent, though more requests are at hand: so that the peer works at the same time.
+/// Replies, in pieces and bytes, after which they are sent though more requests are at hand: so that the peer works at the
+/// same time, and data is copied to the socket while it is in the processor's cache.
 const SEND_CHUNKS: usize = 8;
+const SEND_BYTES: usize = 64 << 10;
 
 /// A refused write's payload up to this size is read and thrown away; a longer one ends the connection.
 const SKIP_BYTES_MAX: u32 = 2 * REQUEST_BYTES_MAX;
@@ -240,11 +245,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             self.control.moved.fetch_add(1, Ordering::Relaxed);
         }
         let amid_request = match self.receive {
-            Receive::Header => !self.input.is_empty() && !self.output_full(),
+            Receive::Header => !self.input.is_empty(),
             Receive::Payload { .. } | Receive::Skipping { .. } => true,
             Receive::Waiting { .. } | Receive::Closed(_) => false,
         };
-        let waiting = !self.output.is_empty() || self.unflushed || amid_request;
+        // Where requests in flight are what holds it up, the device is slow, not the peer.
+        let waiting = !self.output.is_empty() || self.unflushed || (self.starved && amid_request);
         self.control.waiting.store(waiting, Ordering::Relaxed);
         Poll::Pending
     }
@@ -284,12 +290,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Starts what the input buffer holds, as far as the limits allow and until there is something worth sending.
     fn take_requests(&mut self, cx: &mut Context<'_>) -> bool {
-        let send_at = self.output.chunks() + SEND_CHUNKS;
+        let (send_chunks, send_bytes) = (self.output.chunks() + SEND_CHUNKS, self.output.bytes() + SEND_BYTES);
         let mut moved = false;
         self.starved = false;
         while self.in_flight.len() < self.budget.limits.requests
             && !self.output_full()
-            && self.output.chunks() < send_at
+            && self.output.chunks() < send_chunks
+            && self.output.bytes() < send_bytes
         {
             if !self.take_request(cx) {
                 self.starved = true;

@@ -1,0 +1,116 @@
+//! Thousands of damaged conversations: the server must outlive them, give everything back, and go on serving.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockdev::frontend::BlockDevice as _;
+use blockdev::frontend::memory::MemoryDevice;
+use blockdev::frontend::nbd::Limits;
+use blockdev::frontend::nbd::wire::{Request, command, command_flag, info, option};
+
+use crate::client::{Client, FLAGS, encode_option, info_data, meta_data};
+use crate::lab::{Lab, Random, Setup, now};
+
+const MIB: u64 = 1 << 20;
+const CONVERSATIONS: usize = 4000;
+
+fn request(out: &mut Vec<u8>, command: u16, flags: u16, offset: u64, len: u32) {
+    out.extend(Request { flags, command, cookie: out.len() as u64, offset, len }.encode());
+    if command == command::WRITE {
+        out.resize(out.len() + len as usize, 0x5A);
+    }
+}
+
+/// A valid conversation from the client's flags on.
+fn conversation(random: &mut Random) -> Vec<u8> {
+    let mut out = FLAGS.to_be_bytes().to_vec();
+    if random.below(2) == 0 {
+        out.extend(encode_option(option::LIST, &[]));
+        out.extend(encode_option(option::INFO, &info_data("a", &[info::NAME, info::BLOCK_SIZE])));
+    }
+    if random.below(4) != 0 {
+        out.extend(encode_option(option::STRUCTURED_REPLY, &[]));
+        out.extend(encode_option(option::LIST_META_CONTEXT, &meta_data("a", &["base:"])));
+        out.extend(encode_option(option::SET_META_CONTEXT, &meta_data("a", &["base:allocation"])));
+    }
+    if random.below(4) == 0 {
+        out.extend(encode_option(option::EXPORT_NAME, b"a"));
+    } else {
+        out.extend(encode_option(option::GO, &info_data("a", &[info::BLOCK_SIZE])));
+    }
+    for _ in 0..random.below(12) {
+        let offset = random.below(MIB);
+        let len = random.below(20_000) as u32;
+        match random.below(8) {
+            0 | 1 => request(&mut out, command::WRITE, 0, offset, len),
+            2 => request(&mut out, command::READ, command_flag::DF, offset, len),
+            3 => request(&mut out, command::TRIM, command_flag::FUA, offset, len),
+            4 => request(&mut out, command::WRITE_ZEROES, command_flag::FAST_ZERO, offset, len),
+            5 => request(&mut out, command::BLOCK_STATUS, 0, offset, len),
+            6 => request(&mut out, command::FLUSH, 0, 0, 0),
+            _ => request(&mut out, command::READ, 0, offset, len),
+        }
+    }
+    if random.below(2) == 0 {
+        request(&mut out, command::DISC, 0, 0, 0);
+    }
+    out
+}
+
+fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..1 + random.below(6) {
+        // Most of the damage near the start, where the structure is.
+        let span = if random.below(3) == 0 { bytes.len() } else { bytes.len().min(300) };
+        let at = random.below(span as u64) as usize;
+        match random.below(6) {
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = random.below(256) as u8,
+            2 => bytes[at..].iter_mut().take(4).for_each(|b| *b = 0xFF),
+            3 => bytes.truncate(at + 1),
+            4 => drop(bytes.remove(at)),
+            _ => {
+                let extra = random.below(40) as usize;
+                let extra = random.bytes(extra);
+                bytes.splice(at..at, extra);
+            }
+        }
+        if bytes.is_empty() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn the_server_outlives_damaged_conversations() {
+    // Half-closed handshakes end at once, stalls soon.
+    let limits = Limits { stall: Duration::from_millis(500), ..Limits::default() };
+    let device = Arc::new(MemoryDevice::new(MIB));
+    let lab = Lab::with(&[("a", device.clone())], Setup { limits, ..Setup::default() });
+    let mut random = Random(0x00C0_FFEE_0BAD_5EED);
+    let mut answered = 0;
+    for round in 0..CONVERSATIONS {
+        let mut bytes = conversation(&mut random);
+        damage(&mut bytes, &mut random);
+        let mut stream = UnixStream::connect(lab.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        // The server may hang up while we talk.
+        let _ = stream.write_all(&bytes);
+        if round % 8 == 0 {
+            continue;
+        }
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut replies = Vec::new();
+        match stream.read_to_end(&mut replies) {
+            Ok(_) => answered += 1,
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "conversation {round}"),
+        }
+    }
+    assert!(answered > CONVERSATIONS / 2, "only {answered} conversations came to an end");
+    Lab::until("all of them are gone", || lab.server.connections() == 0);
+    assert_eq!(Arc::strong_count(&device), 2, "the server lets go of the device");
+    let mut client = Client::open(&lab.socket(), "a", true);
+    assert_eq!(client.write(77, b"alive").errno, 0);
+    assert_eq!(now(device.read(77, 5)).unwrap(), &b"alive"[..]);
+}

@@ -1,0 +1,11 @@
+//! The NBD server against real clients (libnbd's tools, QEMU's, fio), against a raw client that says what no tool says,
+//! and against garbage.
+
+mod client;
+mod fuzz;
+mod lab;
+mod misuse;
+mod protocol;
+mod requests;
+mod tls;
+mod tools;
