@@ -270,7 +270,8 @@ fn open_device(path: &Path, flags: i32) -> Result<File> {
 
 /// Runs `work` on a thread of its own with no files open but the standard streams, and gives its result.
 ///
-/// See the top of this module for why. `work` must open what it needs itself.
+/// See the top of this module for why. Numbers of open files mean nothing across this border: `work` must open what it needs
+/// itself, and neither bring an open file in nor give one back.
 pub fn with_private_files<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let thread = std::thread::Builder::new().name("private-files".into()).spawn(move || {
         leave_shared_files();
@@ -280,7 +281,7 @@ pub fn with_private_files<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
     thread.join().map_err(|_| Error::io("a thread for a loop device or a mount panicked"))
 }
 
-/// Gives the calling thread its own, empty table of open files. Linux before 5.9 lacks the call: the thread then keeps
+/// Gives the calling thread its own, empty table of open files; for the very start of a thread, before it holds any. Linux before 5.9 lacks the call: the thread then keeps
 /// sharing, which only matters if the process is killed meanwhile.
 pub(super) fn leave_shared_files() {
     // SAFETY: CLOSE_RANGE_UNSHARE gives this thread a table of its own without the descriptors from 3 upwards. No file

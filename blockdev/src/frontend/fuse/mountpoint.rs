@@ -17,7 +17,7 @@ const FSTYPE: &str = "fuse.ashlar";
 /// Longest request, in bytes, of either direction.
 pub(super) const REQUEST_MAX: u32 = 1 << 20;
 
-/// How long whoever serves a mount we find may take to answer a stat.
+/// How long whoever serves a mount we find may take to open its directory.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Dead mounts stacked on one directory that are cleared before we give up.
@@ -235,7 +235,8 @@ fn is_dead(path: &Path) -> Result<bool> {
     let probed = path.to_owned();
     let probe = move || {
         loopdev::leave_shared_files();
-        let _ = send.send(std::fs::metadata(probed));
+        // Attributes may come from the kernel's cache; opening the directory always asks the server.
+        let _ = send.send(std::fs::read_dir(probed).map(drop));
     };
     let thread = std::thread::Builder::new().name("fuse-probe".into()).spawn(probe);
     thread.map_err(|e| from_io(&e, "start a thread")).context("look at the mount")?;
