@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use blockdev::error::ErrorKind;
 use blockdev::frontend::fuse::{FuseOptions, FuseServer, Unmounted};
-use blockdev::frontend::loopdev;
+use blockdev::frontend::loopdev::{self, LoopOptions};
 use blockdev::frontend::memory::MemoryDevice;
 
 use crate::need;
@@ -167,8 +167,8 @@ fn child_that_serves() {
     probe.set_mood(Mood::Hanging);
     let hanging = server.add("hanging", Arc::new(probe.clone())).unwrap();
     // Waits for this very process, for ever.
-    let waiter =
-        std::thread::spawn(move || user(move || open(&hanging, 0).unwrap().read_at(&mut [0; 512], 0).is_err()));
+    let waits = move || open(&hanging, 0).unwrap().read_at(&mut [0; 512], 0).is_err();
+    let waiter = std::thread::spawn(move || user(waits));
     eventually("the request is on its way", || probe.was_used());
     println!("ready");
     let _ = waiter.join();
@@ -211,7 +211,7 @@ fn a_killed_server_dies_and_the_next_one_clears_what_it_left() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().canonicalize().unwrap().join("volumes");
     let mut serving = Serving::start(path.clone());
-    let device = loopdev::attach(&path.join("prompt"), loopdev::LoopOptions::default()).unwrap().device;
+    let device = loopdev::attach(&path.join("prompt"), LoopOptions::default()).unwrap().device;
     let open_file = open(&path.join("prompt"), 0).unwrap();
     open_file.write_all_at(b"before", 0).unwrap();
 

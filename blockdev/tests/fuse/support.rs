@@ -119,7 +119,8 @@ impl Fixture {
     }
 
     pub fn unmount(&mut self, target: &Path) {
-        run(Command::new("umount").arg(target));
+        // Programs that other tests start hold our open files until they execute.
+        eventually("unmounted", || try_run(Command::new("umount").arg(target)).0);
         self.file_systems.retain(|path| path != target);
     }
 }
