@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+pub mod memory;
+
 use crate::env::BoxFuture;
 use crate::error::Result;
 
