@@ -70,6 +70,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
+/// Runs a change to its end even when the client hangs up, which drops the handler's future half way.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(change).await.unwrap_or_else(|e| Err(Error::io(format!("the request ended unexpectedly: {e}"))))
+}
+
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Ashlar",
@@ -176,7 +183,7 @@ async fn volumes(State(app): Shared) -> Json<Vec<Volume>> {
 async fn volume_create(State(app): Shared, Body(request): Body<VolumeCreate>) -> Result<impl IntoResponse, ApiError> {
     check_name("volume", &request.name)?;
     check_volume_size(request.size)?;
-    let info = app.engine.create_volume(&request.name, request.size).await?;
+    let info = to_the_end(async move { app.engine.create_volume(&request.name, request.size).await }).await?;
     Ok((StatusCode::CREATED, Json(Volume { info, attachment: None })))
 }
 
@@ -205,15 +212,18 @@ async fn volume_resize(
             request.size
         ))));
     }
-    app.engine.resize_volume(&name, request.size).await?;
-    Ok(Json(app.volume(&name).await?))
+    let volume = to_the_end(async move {
+        app.engine.resize_volume(&name, request.size).await?;
+        app.volume(&name).await
+    });
+    Ok(Json(volume.await?))
 }
 
 /// Deletes a volume that is not attached.
 #[utoipa::path(delete, path = "/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 async fn volume_delete(State(app): Shared, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
-    app.attachments.delete(&name).await?;
+    to_the_end(async move { app.attachments.delete(&name).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -227,14 +237,14 @@ async fn volume_attach(
     Path(name): Path<String>,
     Body(request): Body<AttachRequest>,
 ) -> Answer<Attachment> {
-    Ok(Json(app.attachments.attach(&name, &request).await?))
+    Ok(Json(to_the_end(async move { app.attachments.attach(&name, &request).await }).await?))
 }
 
 /// Ends the presentation of a volume.
 #[utoipa::path(delete, path = "/v1/volumes/{name}/attachment", tag = "volumes", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 async fn volume_detach(State(app): Shared, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
-    app.attachments.detach(&name).await?;
+    to_the_end(async move { app.attachments.detach(&name).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -216,6 +216,8 @@ pub struct Config {
     pub name: Setting<Option<String>>,
     /// Where the daemon keeps its lock file and the laboratory its faults.
     pub state_dir: Setting<PathBuf>,
+    /// The file that is locked while a daemon serves, and holds its process id. Follows from the directories.
+    pub pid_file: PathBuf,
     /// The disks: block devices or files, in any order; they are known by their labels.
     pub disks: Setting<Vec<PathBuf>>,
     /// Unix socket of the REST API.
@@ -350,9 +352,12 @@ impl Config {
         let mount = dir.as_ref().map_or_else(|| run.join("volumes"), |d| d.join("mnt"));
         let disks = file.disks.map(|all| all.into_iter().map(|p| pick.base.join(p)).collect());
         let memory = file.memory.as_deref().map(parse_size).transpose().map_err(|e| e.context("memory"))?;
+        let state_dir = pick.path(file.state_dir, state_default);
+        let pid_file = if dir.is_some() { run.join(PID_FILE) } else { state_dir.value.join(PID_FILE) };
         Ok(Self {
             name: pick.optional(file.name),
-            state_dir: pick.path(file.state_dir, state_default),
+            state_dir,
+            pid_file,
             disks: pick.value(disks, Vec::new()),
             socket: pick.path(file.socket, run.join("api.sock")),
             memory: pick.text(
@@ -424,11 +429,6 @@ impl Config {
             .map_err(|e| Error::invalid(format!("the log filter ({}): {e}", self.log_filter.origin)))
     }
 
-    /// The file that is locked while a daemon serves, and holds its process id.
-    pub fn pid_file(&self) -> PathBuf {
-        self.state_dir.value.join(PID_FILE)
-    }
-
     /// Every value and its origin.
     pub fn rows(&self) -> Vec<ConfigRow> {
         fn row<T>(key: &str, setting: &Setting<T>, show: impl Fn(&T) -> String) -> ConfigRow {
@@ -458,8 +458,8 @@ impl Config {
     }
 }
 
-/// Name of the lock and pid file in the state directory.
-pub const PID_FILE: &str = "ashlar.pid";
+/// Name of the lock and pid file.
+pub const PID_FILE: &str = "pid";
 
 /// A unix socket's path has a hard limit in the kernel; says so before `bind` does in fewer words.
 pub fn check_socket_path(path: &Path) -> Result<()> {
