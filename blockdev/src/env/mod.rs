@@ -7,6 +7,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod rng;
+pub mod sim;
+
+pub use rng::Rng;
+pub use sim::{SimEnv, SimScope, SimStall};
+
 /// A boxed future that can move between threads.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 

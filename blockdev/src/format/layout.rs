@@ -1,0 +1,106 @@
+//! Where the regions of a disk lie. See `docs/format.md`.
+
+use crate::error::{Error, Result};
+
+/// Bytes of a label, and of a superblock slot.
+pub const LABEL_SIZE: usize = 4096;
+/// Superblock slots; checkpoint n is written to slot n mod 4, so that a torn write spoils none of the last three.
+pub const SUPERBLOCK_SLOTS: u64 = 4;
+/// Bytes kept at each end of the disk for label and superblocks.
+pub const EDGE: u64 = 64 * 1024;
+/// Alternating places of the catalogue.
+pub const CATALOGUE_SLOTS: u64 = 2;
+
+/// Sizes chosen when a pool is created; equal on all its disks and stored in every label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolGeometry {
+    /// Bytes of a chunk: one disk's share of a segment.
+    pub chunk_size: u32,
+    /// Bytes of a strip: one disk's share of a stripe. Divides `chunk_size`.
+    pub strip_size: u32,
+    /// Bytes of one place of the catalogue.
+    pub catalogue_size: u32,
+    /// Bytes of a log extent.
+    pub log_extent_size: u32,
+    /// Log extents on each disk.
+    pub log_extents: u32,
+}
+
+impl PoolGeometry {
+    /// Sizes that suit a pool whose smallest disk has `smallest` bytes and which has `total` bytes in all.
+    ///
+    /// A chunk is between 1/2048 and 1/512 of the smallest disk, so that segments are fine enough for the cleaner and few enough
+    /// for the catalogue, and at least 256 KiB, so that a strip of 64 KiB leaves several stripes to a segment.
+    pub fn choose(smallest: u64, total: u64, chunk: Option<u64>, strip: Option<u32>) -> Result<Self> {
+        let chunk_size = match chunk {
+            Some(c) => c,
+            None => (smallest / 1024).next_power_of_two().clamp(256 << 10, 256 << 20),
+        };
+        let strip_size = strip.unwrap_or(64 << 10).min(chunk_size.try_into().unwrap_or(u32::MAX));
+        let segments = total / chunk_size.max(1);
+        // About 100 bytes of catalogue a segment before compression, and room for volumes.
+        let catalogue_size = (segments * 100 + (48 << 10)).next_multiple_of(64 << 10).clamp(64 << 10, 64 << 20);
+        // An extent holds at least one entry with the unfinished stripes of two streams inline.
+        let strips = if strip_size < 32 << 10 { 32 } else { 64 };
+        let log_extent_size = (strips * u64::from(strip_size)).max((smallest / 512).next_power_of_two()).min(4 << 20) as u32;
+        let log_extents = (smallest / 32 / u64::from(log_extent_size)).clamp(4, 64) as u32;
+        let out = Self {
+            chunk_size: u32::try_from(chunk_size).map_err(|_| Error::invalid("chunk size must be below 4 GiB"))?,
+            strip_size,
+            catalogue_size: catalogue_size as u32,
+            log_extent_size,
+            log_extents,
+        };
+        out.validate()?;
+        Ok(out)
+    }
+
+    /// Checks the relations the engine relies on.
+    pub fn validate(&self) -> Result<()> {
+        let aligned = |v: u32| v != 0 && v % 4096 == 0;
+        if !aligned(self.strip_size) || !aligned(self.chunk_size) || self.chunk_size % self.strip_size != 0 {
+            return Err(Error::invalid(format!(
+                "chunk size {} and strip size {} must be multiples of 4096, the chunk a multiple of the strip",
+                self.chunk_size, self.strip_size
+            )));
+        }
+        if self.chunk_size > 256 << 20 {
+            return Err(Error::invalid("chunk size must be at most 256 MiB"));
+        }
+        if !aligned(self.catalogue_size) || !aligned(self.log_extent_size) || self.log_extents < 2 {
+            return Err(Error::invalid("catalogue and log regions are not aligned or too small"));
+        }
+        Ok(())
+    }
+
+    /// Byte offset of superblock slot `slot` at the start of the disk.
+    pub fn superblock(&self, slot: u64) -> u64 {
+        LABEL_SIZE as u64 * (1 + slot % SUPERBLOCK_SLOTS)
+    }
+
+    /// Byte offset of catalogue slot `slot`.
+    pub fn catalogue(&self, slot: u64) -> u64 {
+        EDGE + (slot % CATALOGUE_SLOTS) * u64::from(self.catalogue_size)
+    }
+
+    /// Byte offset of log extent `slot`.
+    pub fn log_extent(&self, slot: u32) -> u64 {
+        EDGE + CATALOGUE_SLOTS * u64::from(self.catalogue_size) + u64::from(slot) * u64::from(self.log_extent_size)
+    }
+
+    /// Byte offset of chunk `index`.
+    pub fn chunk(&self, index: u32) -> u64 {
+        self.log_extent(self.log_extents) + u64::from(index) * u64::from(self.chunk_size)
+    }
+
+    /// Chunks on a disk of `size` bytes; 0 when it is too small to be used.
+    pub fn chunks(&self, size: u64) -> u32 {
+        let room = size.saturating_sub(EDGE).saturating_sub(self.chunk(0));
+        u32::try_from(room / u64::from(self.chunk_size)).unwrap_or(u32::MAX)
+    }
+
+    /// Byte offset of the block of labels and superblocks at the end of a disk of `size` bytes.
+    pub fn tail(&self, size: u64) -> u64 {
+        size / 4096 * 4096 - EDGE
+    }
+}

@@ -1,0 +1,550 @@
+//! Log entries and the records in them.
+//!
+//! A *record* is one committed state transition: a batch of host operations, a move by the cleaner, a change of the catalogue.
+//! A log *entry* is one write to the log: consecutive records, how far each open segment is durable, and the bytes of
+//! open segments beyond that which the records need.
+
+use super::cursor::{Get, Put};
+use super::page::Location;
+use crate::codec::Codec;
+use crate::error::{Error, Result};
+use crate::units::{ChunkIndex, DiskId, Epoch, Lba, SegmentId, Seqno, VirtualBlock, VolumeId};
+
+const ENTRY_MAGIC: u32 = 0x4C48_5341; // "ASHL"
+/// Bytes of an entry's header.
+pub const ENTRY_HEADER: usize = 48;
+/// Entries are padded to this.
+pub const ENTRY_ALIGN: usize = 4096;
+/// Most operations in one record; bounds what a decoder allocates.
+const COUNT_MAX: usize = 1 << 22;
+
+/// Which kind of data a segment takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stream {
+    /// New host data.
+    Data,
+    /// What the cleaner moves.
+    Cold,
+    /// Map, table and directory pages, written by checkpoints.
+    Meta,
+}
+
+impl Stream {
+    fn from_u8(v: u8) -> Result<Self> {
+        match v {
+            0 => Ok(Self::Data),
+            1 => Ok(Self::Cold),
+            2 => Ok(Self::Meta),
+            _ => Err(Error::corrupt(format!("stream {v} is unknown"))),
+        }
+    }
+}
+
+/// A segment's place and state, in the catalogue and in [`Op::OpenSegment`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentRecord {
+    /// Identity; reused after the segment was freed.
+    pub id: SegmentId,
+    /// Number of this use of the identity; never repeats.
+    pub incarnation: u64,
+    /// What it holds.
+    pub stream: Stream,
+    /// Data columns.
+    pub data: u8,
+    /// Parity columns.
+    pub parity: u8,
+    /// One chunk for each column, data first; distinct disks.
+    pub columns: Vec<(DiskId, ChunkIndex)>,
+    /// Whether nothing more will be appended.
+    pub sealed: bool,
+    /// Bytes of data space that are in complete stripes on disk.
+    pub written: u32,
+    /// Bytes of frames that are referenced.
+    pub live: u64,
+    /// The newest part summary; `len` 0 when there is none.
+    pub last_part: Location,
+    /// Bit per column: stripes may lack this column's strip (its disk failed while the segment was written).
+    pub stale_columns: u32,
+}
+
+impl SegmentRecord {
+    /// Appends the record.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_varint(self.id.0.into());
+        out.put_varint(self.incarnation);
+        out.put_u8(self.stream as u8 | if self.sealed { 0x80 } else { 0 });
+        out.put_u8(self.data);
+        out.put_u8(self.parity);
+        for (disk, chunk) in &self.columns {
+            out.put_varint(disk.0.into());
+            out.put_varint(chunk.0.into());
+        }
+        out.put_varint(self.written.into());
+        out.put_varint(self.live);
+        put_location(out, &self.last_part);
+        out.put_varint(self.stale_columns.into());
+    }
+
+    /// Decodes.
+    pub fn decode(get: &mut Get<'_>) -> Result<Self> {
+        let id = SegmentId(get.varint32()?);
+        let incarnation = get.varint()?;
+        let flags = get.u8()?;
+        let (data, parity) = (get.u8()?, get.u8()?);
+        if data == 0 || data > 32 || parity > 2 {
+            return Err(Error::corrupt(format!("segment {id}: layout {data}+{parity} is impossible")));
+        }
+        let mut columns = Vec::with_capacity(usize::from(data + parity));
+        for _ in 0..data + parity {
+            let disk = DiskId(u16::try_from(get.varint()?).map_err(|_| Error::corrupt("disk index exceeds 16 bits"))?);
+            columns.push((disk, ChunkIndex(get.varint32()?)));
+        }
+        Ok(Self {
+            id,
+            incarnation,
+            stream: Stream::from_u8(flags & 0x7f)?,
+            data,
+            parity,
+            columns,
+            sealed: flags & 0x80 != 0,
+            written: get.varint32()?,
+            live: get.varint()?,
+            last_part: get_location(get)?,
+            stale_columns: get.varint32()?,
+        })
+    }
+}
+
+/// A volume in the catalogue and in [`Op::PutVolume`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeRecord {
+    /// Identity.
+    pub id: VolumeId,
+    /// Name.
+    pub name: String,
+    /// Blocks hosts see.
+    pub blocks: u64,
+    /// Root page of the map; none while nothing is mapped.
+    pub root: VirtualBlock,
+    /// Levels of the map below and including the root.
+    pub levels: u8,
+    /// Mapped blocks.
+    pub mapped: u64,
+    /// Generation given to entries written now; raised by snapshots.
+    pub generation: u32,
+    /// Whether it is being deleted in the background.
+    pub deleting: bool,
+    /// Seconds since 1970.
+    pub created_s: u64,
+    /// How it is presented; empty when it is not.
+    pub attachment: String,
+}
+
+impl VolumeRecord {
+    /// Appends the record.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_varint(self.id.0.into());
+        out.put_bytes(self.name.as_bytes());
+        out.put_varint(self.blocks);
+        out.put_varint(self.root.0);
+        out.put_u8(self.levels);
+        out.put_varint(self.mapped);
+        out.put_varint(self.generation.into());
+        out.put_u8(self.deleting.into());
+        out.put_varint(self.created_s);
+        out.put_bytes(self.attachment.as_bytes());
+    }
+
+    /// Decodes.
+    pub fn decode(get: &mut Get<'_>) -> Result<Self> {
+        Ok(Self {
+            id: VolumeId(get.varint32()?),
+            name: get.string(255)?,
+            blocks: get.varint()?,
+            root: VirtualBlock(get.varint()?),
+            levels: get.u8()?,
+            mapped: get.varint()?,
+            generation: get.varint32()?,
+            deleting: get.u8()? != 0,
+            created_s: get.varint()?,
+            attachment: get.string(255)?,
+        })
+    }
+}
+
+/// A frame that a record puts into a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Where.
+    pub at: Location,
+    /// How it is compressed.
+    pub codec: Codec,
+    /// Blocks in it.
+    pub blocks: u8,
+    /// Uncompressed bytes.
+    pub raw_len: u16,
+}
+
+/// What a host write puts at one LBA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockRef {
+    /// Nothing: a zero block.
+    Zero,
+    /// One more reference to a block that exists.
+    Shared(VirtualBlock),
+    /// A new block.
+    New {
+        /// Its identity.
+        block: VirtualBlock,
+        /// Index into the record's frames.
+        frame: u32,
+        /// Position in the frame.
+        index: u8,
+        /// XXH3-128 of the block; its low half is the checksum.
+        fingerprint: u128,
+    },
+}
+
+/// One block that the cleaner has copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Which.
+    pub block: VirtualBlock,
+    /// Where it was; if it is no longer there the move has no effect.
+    pub from: (SegmentId, u32),
+    /// Index into the record's frames.
+    pub frame: u32,
+    /// Position in the frame.
+    pub index: u8,
+    /// As in [`BlockRef::New`]; 0 for map pages.
+    pub fingerprint: u128,
+}
+
+/// One state transition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Host data at consecutive LBAs.
+    Write {
+        /// Volume.
+        volume: VolumeId,
+        /// First block.
+        lba: Lba,
+        /// One for each block.
+        blocks: Vec<BlockRef>,
+    },
+    /// A range given back.
+    Unmap {
+        /// Volume.
+        volume: VolumeId,
+        /// First block.
+        lba: Lba,
+        /// Blocks.
+        count: u64,
+    },
+    /// Copies made by the cleaner.
+    Relocate(Vec<Move>),
+    /// A segment was taken into use.
+    OpenSegment(SegmentRecord),
+    /// A part summary was appended.
+    ClosePart {
+        /// Where.
+        at: Location,
+    },
+    /// Nothing more will be appended.
+    SealSegment(SegmentId),
+    /// A volume was created, or its description changed. `root`, `levels` and `mapped` count only at creation.
+    PutVolume(VolumeRecord),
+    /// A volume whose map is empty was removed.
+    DropVolume(VolumeId),
+}
+
+/// A committed batch.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Record {
+    /// Number of the record; consecutive.
+    pub number: u64,
+    /// Newest host operation in it.
+    pub seqno: Seqno,
+    /// Frames it appends.
+    pub frames: Vec<Frame>,
+    /// Identities for map pages that come into being, in the order in which applying the record needs them.
+    pub pages: Vec<VirtualBlock>,
+    /// Transitions, in order.
+    pub ops: Vec<Op>,
+}
+
+fn put_location(out: &mut Vec<u8>, at: &Location) {
+    out.put_varint(at.segment.0.into());
+    out.put_varint(at.offset.into());
+    out.put_varint(at.len.into());
+}
+
+fn get_location(get: &mut Get<'_>) -> Result<Location> {
+    Ok(Location {
+        segment: SegmentId(get.varint32()?),
+        offset: get.varint32()?,
+        len: u16::try_from(get.varint()?).map_err(|_| Error::corrupt("a frame length exceeds 16 bits"))?,
+    })
+}
+
+impl Record {
+    /// Appends the record.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_varint(self.number);
+        out.put_varint(self.seqno.0);
+        out.put_varint(self.frames.len() as u64);
+        for f in &self.frames {
+            put_location(out, &f.at);
+            out.put_u8(f.codec as u8);
+            out.put_u8(f.blocks);
+            out.put_u16(f.raw_len);
+        }
+        out.put_varint(self.pages.len() as u64);
+        self.pages.iter().for_each(|p| out.put_varint(p.0));
+        out.put_varint(self.ops.len() as u64);
+        self.ops.iter().for_each(|op| op.encode(out));
+    }
+
+    /// Decodes and checks that frame indices are within the record.
+    pub fn decode(get: &mut Get<'_>) -> Result<Self> {
+        let mut out = Self { number: get.varint()?, seqno: Seqno(get.varint()?), ..Self::default() };
+        for _ in 0..get.count(COUNT_MAX)? {
+            let at = get_location(get)?;
+            let codec = Codec::from_u8(get.u8()?)?;
+            out.frames.push(Frame { at, codec, blocks: get.u8()?, raw_len: get.u16()? });
+        }
+        for _ in 0..get.count(COUNT_MAX)? {
+            out.pages.push(VirtualBlock(get.varint()?));
+        }
+        for _ in 0..get.count(COUNT_MAX)? {
+            out.ops.push(Op::decode(get, &out.frames)?);
+        }
+        Ok(out)
+    }
+}
+
+fn check_frame(frames: &[Frame], frame: u32, index: u8) -> Result<()> {
+    match frames.get(frame as usize) {
+        Some(f) if index < f.blocks => Ok(()),
+        _ => Err(Error::corrupt("log record: a block lies outside its frame")),
+    }
+}
+
+impl Op {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Write { volume, lba, blocks } => {
+                out.put_u8(1);
+                out.put_varint(volume.0.into());
+                out.put_varint(lba.0);
+                out.put_varint(blocks.len() as u64);
+                for b in blocks {
+                    match b {
+                        BlockRef::Zero => out.put_u8(0),
+                        BlockRef::Shared(v) => {
+                            out.put_u8(1);
+                            out.put_varint(v.0);
+                        }
+                        BlockRef::New { block, frame, index, fingerprint } => {
+                            out.put_u8(2);
+                            out.put_varint(block.0);
+                            out.put_varint((*frame).into());
+                            out.put_u8(*index);
+                            out.put_u128(*fingerprint);
+                        }
+                    }
+                }
+            }
+            Self::Unmap { volume, lba, count } => {
+                out.put_u8(2);
+                out.put_varint(volume.0.into());
+                out.put_varint(lba.0);
+                out.put_varint(*count);
+            }
+            Self::Relocate(moves) => {
+                out.put_u8(3);
+                out.put_varint(moves.len() as u64);
+                for m in moves {
+                    out.put_varint(m.block.0);
+                    out.put_varint(m.from.0.0.into());
+                    out.put_varint(m.from.1.into());
+                    out.put_varint(m.frame.into());
+                    out.put_u8(m.index);
+                    out.put_u128(m.fingerprint);
+                }
+            }
+            Self::OpenSegment(s) => {
+                out.put_u8(4);
+                s.encode(out);
+            }
+            Self::ClosePart { at } => {
+                out.put_u8(5);
+                put_location(out, at);
+            }
+            Self::SealSegment(id) => {
+                out.put_u8(6);
+                out.put_varint(id.0.into());
+            }
+            Self::PutVolume(v) => {
+                out.put_u8(7);
+                v.encode(out);
+            }
+            Self::DropVolume(id) => {
+                out.put_u8(8);
+                out.put_varint(id.0.into());
+            }
+        }
+    }
+
+    fn decode(get: &mut Get<'_>, frames: &[Frame]) -> Result<Self> {
+        Ok(match get.u8()? {
+            1 => {
+                let (volume, lba) = (VolumeId(get.varint32()?), Lba(get.varint()?));
+                let mut blocks = Vec::new();
+                for _ in 0..get.count(COUNT_MAX)? {
+                    blocks.push(match get.u8()? {
+                        0 => BlockRef::Zero,
+                        1 => BlockRef::Shared(VirtualBlock(get.varint()?)),
+                        2 => {
+                            let block = VirtualBlock(get.varint()?);
+                            let (frame, index) = (get.varint32()?, get.u8()?);
+                            check_frame(frames, frame, index)?;
+                            BlockRef::New { block, frame, index, fingerprint: get.u128()? }
+                        }
+                        k => return Err(Error::corrupt(format!("log record: block of kind {k} is unknown"))),
+                    });
+                }
+                Self::Write { volume, lba, blocks }
+            }
+            2 => Self::Unmap { volume: VolumeId(get.varint32()?), lba: Lba(get.varint()?), count: get.varint()? },
+            3 => {
+                let mut moves = Vec::new();
+                for _ in 0..get.count(COUNT_MAX)? {
+                    let block = VirtualBlock(get.varint()?);
+                    let from = (SegmentId(get.varint32()?), get.varint32()?);
+                    let (frame, index) = (get.varint32()?, get.u8()?);
+                    check_frame(frames, frame, index)?;
+                    moves.push(Move { block, from, frame, index, fingerprint: get.u128()? });
+                }
+                Self::Relocate(moves)
+            }
+            4 => Self::OpenSegment(SegmentRecord::decode(get)?),
+            5 => Self::ClosePart { at: get_location(get)? },
+            6 => Self::SealSegment(SegmentId(get.varint32()?)),
+            7 => Self::PutVolume(VolumeRecord::decode(get)?),
+            8 => Self::DropVolume(VolumeId(get.varint32()?)),
+            k => return Err(Error::corrupt(format!("log record: operation {k} is unknown"))),
+        })
+    }
+}
+
+/// Bytes of an open segment that are not yet in a complete stripe on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inline {
+    /// Segment.
+    pub segment: SegmentId,
+    /// Where the bytes belong in its data space.
+    pub offset: u32,
+    /// The bytes.
+    pub data: Vec<u8>,
+}
+
+/// One write to the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Writer epoch.
+    pub epoch: Epoch,
+    /// Log extent it was written to.
+    pub extent: u64,
+    /// Number of the entry; consecutive over extents within an epoch.
+    pub number: u64,
+    /// Open segments and how many bytes of their data space are durable.
+    pub durable: Vec<(SegmentId, u32)>,
+    /// Bytes beyond that, needed by this or an earlier entry.
+    pub inline: Vec<Inline>,
+    /// Records.
+    pub records: Vec<Record>,
+}
+
+/// Encodes an entry whose `records` are already encoded; padded to [`ENTRY_ALIGN`].
+pub fn encode_entry(
+    (epoch, extent, number): (Epoch, u64, u64),
+    durable: &[(SegmentId, u32)],
+    inline: &[(SegmentId, u32, &[u8])],
+    records: &[&[u8]],
+) -> Vec<u8> {
+    let mut out = vec![0; ENTRY_HEADER];
+    out.put_varint(durable.len() as u64);
+    for (segment, offset) in durable {
+        out.put_varint(segment.0.into());
+        out.put_varint((*offset).into());
+    }
+    out.put_varint(inline.len() as u64);
+    for (segment, offset, data) in inline {
+        out.put_varint(segment.0.into());
+        out.put_varint((*offset).into());
+        out.put_bytes(data);
+    }
+    out.put_varint(records.len() as u64);
+    records.iter().for_each(|r| out.extend_from_slice(r));
+    let len = out.len();
+    let mut header = Vec::with_capacity(ENTRY_HEADER);
+    header.put_u32(ENTRY_MAGIC);
+    header.put_u32(super::FORMAT_VERSION);
+    header.put_u64(epoch.0);
+    header.put_u64(extent);
+    header.put_u64(number);
+    header.put_u64(len as u64);
+    out[..40].copy_from_slice(&header);
+    let sum = entry_checksum(&out[..40], &out[ENTRY_HEADER..]);
+    out[40..ENTRY_HEADER].copy_from_slice(&sum.to_le_bytes());
+    out.resize(len.next_multiple_of(ENTRY_ALIGN), 0);
+    out
+}
+
+fn entry_checksum(header: &[u8], body: &[u8]) -> u64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(header);
+    hash.update(body);
+    hash.digest()
+}
+
+impl Entry {
+    /// Decodes the entry at the start of `data`; returns it and the bytes it takes, padding included.
+    ///
+    /// Fails when there is no intact entry here: the end of the log, or damage.
+    pub fn decode(data: &[u8]) -> Result<(Self, usize)> {
+        let mut head = Get(data);
+        if head.u32()? != ENTRY_MAGIC {
+            return Err(Error::corrupt("log: no entry here"));
+        }
+        let version = head.u32()?;
+        let (epoch, extent, number) = (Epoch(head.u64()?), head.u64()?, head.u64()?);
+        let len = usize::try_from(head.u64()?).unwrap_or(usize::MAX);
+        let sum = head.u64()?;
+        let body = data.get(ENTRY_HEADER..len).ok_or_else(|| Error::corrupt("log: an entry is longer than its extent"))?;
+        if entry_checksum(&data[..40], body) != sum {
+            return Err(Error::corrupt("log: an entry's checksum does not match"));
+        }
+        if version != super::FORMAT_VERSION {
+            return Err(Error::new(
+                crate::error::ErrorKind::Unsupported,
+                format!("log: format version {version} is unknown to this release"),
+            ));
+        }
+        let mut get = Get(body);
+        let mut out = Self { epoch, extent, number, durable: vec![], inline: vec![], records: vec![] };
+        for _ in 0..get.count(COUNT_MAX)? {
+            out.durable.push((SegmentId(get.varint32()?), get.varint32()?));
+        }
+        for _ in 0..get.count(COUNT_MAX)? {
+            let (segment, offset) = (SegmentId(get.varint32()?), get.varint32()?);
+            out.inline.push(Inline { segment, offset, data: get.bytes(body.len())?.to_vec() });
+        }
+        for _ in 0..get.count(COUNT_MAX)? {
+            out.records.push(Record::decode(&mut get)?);
+        }
+        get.finish()?;
+        Ok((out, len.next_multiple_of(ENTRY_ALIGN)))
+    }
+}

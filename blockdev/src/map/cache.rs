@@ -1,0 +1,140 @@
+//! A cache of metadata pages with dirty tracking, freezing for checkpoints, and clock eviction of clean pages.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustc_hash::FxHashMap;
+
+struct Slot<P> {
+    page: Arc<P>,
+    dirty: bool,
+    /// Being written by a checkpoint: its new place is not yet known, so it must not be evicted.
+    frozen: bool,
+    used: AtomicBool,
+}
+
+/// Pages by key.
+pub struct PageCache<P> {
+    slots: FxHashMap<u64, Slot<P>>,
+    dirty: Vec<u64>,
+    clock: VecDeque<u64>,
+}
+
+impl<P> Default for PageCache<P> {
+    fn default() -> Self {
+        Self { slots: FxHashMap::default(), dirty: Vec::new(), clock: VecDeque::new() }
+    }
+}
+
+impl<P: Clone> PageCache<P> {
+    /// The page, if resident.
+    pub fn get(&self, key: u64) -> Option<&P> {
+        let slot = self.slots.get(&key)?;
+        if !slot.used.load(Ordering::Relaxed) {
+            slot.used.store(true, Ordering::Relaxed);
+        }
+        Some(&slot.page)
+    }
+
+    /// Whether the page is resident.
+    pub fn contains(&self, key: u64) -> bool {
+        self.slots.contains_key(&key)
+    }
+
+    /// The page for changing, if resident; it becomes dirty. A copy that a checkpoint holds stays as it was.
+    pub fn get_mut(&mut self, key: u64) -> Option<&mut P> {
+        let slot = self.slots.get_mut(&key)?;
+        if !slot.dirty {
+            slot.dirty = true;
+            self.dirty.push(key);
+        }
+        slot.used.store(true, Ordering::Relaxed);
+        Some(Arc::make_mut(&mut slot.page))
+    }
+
+    /// Puts a page in, unless it is there already.
+    pub fn insert_clean(&mut self, key: u64, page: P) {
+        if !self.contains(key) {
+            self.insert(key, page, false);
+        }
+    }
+
+    /// Puts a new, dirty page in.
+    pub fn insert_dirty(&mut self, key: u64, page: P) {
+        self.insert(key, page, true);
+        self.dirty.push(key);
+    }
+
+    fn insert(&mut self, key: u64, page: P, dirty: bool) {
+        let slot = Slot { page: Arc::new(page), dirty, frozen: false, used: AtomicBool::new(true) };
+        if self.slots.insert(key, slot).is_none() {
+            self.clock.push_back(key);
+        }
+    }
+
+    /// Forgets a page, dirty or not.
+    pub fn remove(&mut self, key: u64) {
+        self.slots.remove(&key);
+    }
+
+    /// Pages resident.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether nothing is resident.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Pages dirty, about.
+    pub fn dirty_len(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Takes all dirty pages for a checkpoint. They count as clean from now on but stay resident until [`Self::thaw`].
+    pub fn freeze(&mut self) -> Vec<(u64, Arc<P>)> {
+        let mut keys = std::mem::take(&mut self.dirty);
+        keys.sort_unstable();
+        keys.dedup();
+        keys.into_iter()
+            .filter_map(|key| {
+                let slot = self.slots.get_mut(&key)?;
+                if !slot.dirty {
+                    return None;
+                }
+                slot.dirty = false;
+                slot.frozen = true;
+                Some((key, slot.page.clone()))
+            })
+            .collect()
+    }
+
+    /// Ends what [`Self::freeze`] began: the pages have their new places.
+    pub fn thaw(&mut self, keys: impl Iterator<Item = u64>) {
+        for key in keys {
+            if let Some(slot) = self.slots.get_mut(&key) {
+                slot.frozen = false;
+            }
+        }
+    }
+
+    /// Evicts clean pages that were not used lately until at most `target` are left, as far as that goes in one round.
+    pub fn evict(&mut self, target: usize) {
+        let mut steps = 2 * self.clock.len();
+        while self.slots.len() > target && steps > 0 {
+            steps -= 1;
+            let Some(key) = self.clock.pop_front() else { break };
+            match self.slots.get(&key) {
+                None => {}
+                Some(slot) if slot.dirty || slot.frozen || slot.used.swap(false, Ordering::Relaxed) => {
+                    self.clock.push_back(key);
+                }
+                Some(_) => {
+                    self.slots.remove(&key);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Volume maps: a radix tree of pages from LBA to virtual block, 9 bits a level.
+//!
+//! Pages are virtual blocks themselves. A page keeps its virtual block while it changes within one generation: only its place in the
+//! block table moves when a checkpoint writes it, so its parent stays as it is.
+
+use super::cache::PageCache;
+use super::{Miss, Need};
+use crate::format::page::{MAP_FANOUT, MapPage};
+use crate::format::record::VolumeRecord;
+use crate::units::{Lba, VirtualBlock, VolumeId};
+
+const BITS: u32 = MAP_FANOUT.trailing_zeros();
+/// Levels of the largest map: 2^36 blocks, 256 TiB.
+pub const LEVELS_MAX: u8 = 4;
+/// Blocks of the largest volume.
+pub const VOLUME_BLOCKS_MAX: u64 = 1 << (BITS * LEVELS_MAX as u32);
+
+/// Levels that a map of `blocks` needs.
+pub fn levels_for(blocks: u64) -> u8 {
+    (1..LEVELS_MAX).find(|&l| blocks <= 1 << (BITS * u32::from(l))).unwrap_or(LEVELS_MAX)
+}
+
+fn slot(lba: u64, level: u8) -> usize {
+    (lba >> (BITS * u32::from(level))) as usize % MAP_FANOUT
+}
+
+/// Index of the page of `level` that covers an LBA.
+pub fn page_index(lba: u64, level: u8) -> u64 {
+    lba >> (BITS * (u32::from(level) + 1))
+}
+
+/// A stretch of consecutive LBAs with equal treatment: mapped blocks, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First block.
+    pub lba: u64,
+    /// Blocks.
+    pub len: u64,
+    /// Whether they are mapped.
+    pub mapped: bool,
+}
+
+/// The resident pages of all maps.
+#[derive(Default)]
+pub struct VolumeMaps {
+    /// Pages by virtual block.
+    pub pages: PageCache<MapPage>,
+}
+
+impl VolumeMaps {
+    fn page(&self, block: VirtualBlock) -> Need<&MapPage> {
+        self.pages.get(block.0).ok_or(Miss::Map(block))
+    }
+
+    /// The virtual block at an LBA.
+    pub fn lookup(&self, volume: &VolumeRecord, lba: Lba) -> Need<VirtualBlock> {
+        let mut at = volume.root;
+        for level in (0..volume.levels).rev() {
+            if at.is_none() {
+                return Ok(at);
+            }
+            at = self.page(at)?.entries[slot(lba.0, level)];
+        }
+        Ok(at)
+    }
+
+    /// The virtual blocks of `count` LBAs.
+    pub fn lookup_range(&self, volume: &VolumeRecord, lba: Lba, count: usize, out: &mut Vec<VirtualBlock>) -> Need<()> {
+        let (mut at, end) = (lba.0, lba.0 + count as u64);
+        while at < end {
+            let n = (end - at).min(MAP_FANOUT as u64 - at % MAP_FANOUT as u64) as usize;
+            match self.leaf(volume, at)? {
+                Some(leaf) => {
+                    let first = slot(at, 0);
+                    out.extend_from_slice(&self.page(leaf)?.entries[first..first + n]);
+                }
+                None => out.resize(out.len() + n, VirtualBlock::NONE),
+            }
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// The leaf page that covers an LBA.
+    fn leaf(&self, volume: &VolumeRecord, lba: u64) -> Need<Option<VirtualBlock>> {
+        let mut at = volume.root;
+        for level in (1..volume.levels).rev() {
+            if at.is_none() {
+                return Ok(None);
+            }
+            at = self.page(at)?.entries[slot(lba, level)];
+        }
+        Ok((!at.is_none()).then_some(at))
+    }
+
+    /// Calls `missing` for each page that does not exist on the way to an LBA; fails when one that exists is not resident.
+    pub fn walk(&self, volume: &VolumeRecord, lba: Lba, mut missing: impl FnMut(u8, u64)) -> Need<()> {
+        let mut at = volume.root;
+        for level in (0..volume.levels).rev() {
+            if at.is_none() {
+                missing(level, page_index(lba.0, level));
+            } else {
+                at = self.page(at)?.entries[slot(lba.0, level)];
+            }
+        }
+        Ok(())
+    }
+
+    /// The pages on the way to an LBA, root first, as far as they exist.
+    pub fn path(&self, volume: &VolumeRecord, lba: Lba, out: &mut Vec<VirtualBlock>) -> Need<()> {
+        let mut at = volume.root;
+        for level in (0..volume.levels).rev() {
+            if at.is_none() {
+                break;
+            }
+            out.push(at);
+            at = self.page(at)?.entries[slot(lba.0, level)];
+        }
+        Ok(())
+    }
+
+    /// Maps an LBA; `new_page` gives identities for pages that must come into being. Returns what was mapped before.
+    ///
+    /// All pages on the way must be resident ([`Self::walk`]).
+    pub fn set(
+        &mut self,
+        volume: &mut VolumeRecord,
+        lba: Lba,
+        to: VirtualBlock,
+        mut new_page: impl FnMut() -> VirtualBlock,
+    ) -> Need<VirtualBlock> {
+        let (id, generation, levels) = (volume.id, volume.generation, volume.levels);
+        let mut create = |pages: &mut PageCache<MapPage>, level: u8| {
+            let block = new_page();
+            pages.insert_dirty(block.0, MapPage::new(id, level, page_index(lba.0, level)));
+            block
+        };
+        if volume.root.is_none() {
+            volume.root = create(&mut self.pages, levels - 1);
+        }
+        let mut at = volume.root;
+        for level in (1..levels).rev() {
+            let index = slot(lba.0, level);
+            let mut next = self.page(at)?.entries[index];
+            if next.is_none() {
+                next = create(&mut self.pages, level - 1);
+                self.pages.get_mut(at.0).ok_or(Miss::Map(at))?.set(index, next, generation);
+            }
+            at = next;
+        }
+        let old = self.pages.get_mut(at.0).ok_or(Miss::Map(at))?.set(slot(lba.0, 0), to, generation);
+        match (old.is_none(), to.is_none()) {
+            (true, false) => volume.mapped += 1,
+            (false, true) => volume.mapped = volume.mapped.saturating_sub(1),
+            _ => {}
+        }
+        Ok(old)
+    }
+
+    /// The first mapped LBA in `from..end`, skipping absent subtrees without visiting them.
+    pub fn next_mapped(&self, volume: &VolumeRecord, from: u64, end: u64) -> Need<Option<u64>> {
+        let mut at = from;
+        'search: while at < end {
+            let mut page = volume.root;
+            for level in (0..volume.levels).rev() {
+                let span = 1u64 << (BITS * u32::from(level));
+                if page.is_none() {
+                    return Ok(None);
+                }
+                let entries = &self.page(page)?.entries;
+                let first = slot(at, level);
+                match (first..MAP_FANOUT).find(|&s| !entries[s].is_none()) {
+                    Some(s) if s == first => page = entries[s],
+                    Some(s) => {
+                        at = (at / span + (s - first) as u64) * span;
+                        page = entries[s];
+                    }
+                    None => {
+                        at = (at / span + (MAP_FANOUT - first) as u64) * span;
+                        continue 'search;
+                    }
+                }
+            }
+            return Ok((at < end).then_some(at));
+        }
+        Ok(None)
+    }
+
+    /// The first LBA in `from..end` that is not mapped; `end` when all are.
+    pub fn next_hole(&self, volume: &VolumeRecord, from: u64, end: u64) -> Need<u64> {
+        let mut at = from;
+        while at < end {
+            let Some(leaf) = self.leaf(volume, at)? else { return Ok(at) };
+            let first = slot(at, 0);
+            let entries = &self.page(leaf)?.entries;
+            if let Some(s) = (first..MAP_FANOUT).find(|&s| entries[s].is_none()) {
+                return Ok(end.min(at + (s - first) as u64));
+            }
+            at += (MAP_FANOUT - first) as u64;
+        }
+        Ok(end)
+    }
+
+    /// Removes pages on the way to an LBA that have become empty, leaf first; calls `freed` for each.
+    pub fn prune(&mut self, volume: &mut VolumeRecord, lba: Lba, mut freed: impl FnMut(VirtualBlock)) -> Need<()> {
+        let mut path = Vec::new();
+        self.path(volume, lba, &mut path)?;
+        while let Some(block) = path.pop() {
+            if self.page(block)?.used > 0 {
+                break;
+            }
+            let level = volume.levels - 1 - path.len() as u8;
+            match path.last() {
+                Some(parent) => {
+                    let index = slot(lba.0, level + 1);
+                    self.pages.get_mut(parent.0).ok_or(Miss::Map(*parent))?.set(index, VirtualBlock::NONE, 0);
+                }
+                None => volume.root = VirtualBlock::NONE,
+            }
+            self.pages.remove(block.0);
+            freed(block);
+        }
+        Ok(())
+    }
+
+    /// Puts roots on top until the map covers `blocks`.
+    pub fn grow(&mut self, volume: &mut VolumeRecord, blocks: u64, mut new_page: impl FnMut() -> VirtualBlock) {
+        while volume.levels < levels_for(blocks) {
+            if !volume.root.is_none() {
+                let block = new_page();
+                let mut page = MapPage::new(volume.id, volume.levels, 0);
+                page.set(0, volume.root, volume.generation);
+                self.pages.insert_dirty(block.0, page);
+                volume.root = block;
+            }
+            volume.levels += 1;
+        }
+    }
+}
+
+/// Identity of a page by what it covers, to count pages that several operations would create.
+pub type PageKey = (VolumeId, u8, u64);

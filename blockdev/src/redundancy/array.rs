@@ -1,0 +1,450 @@
+//! The set of disks under a pool: who is in, who failed, and I/O that survives the loss of some of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use parking_lot::RwLock;
+
+use super::parity::{self, Recovery};
+use crate::disk::{AlignedBuf, Disk, DiskError, IO_ALIGN};
+use crate::env::Env;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::layout::PoolGeometry;
+use crate::format::record::SegmentRecord;
+use crate::report::{DiskInfo, DiskState, Tolerance};
+use crate::units::{ChunkIndex, DiskId, SegmentId, Uuid};
+
+/// A disk that answers this many reads with an error since it was opened is declared failed.
+const READ_ERRORS_MAX: u64 = 64;
+/// Pause before a write is tried again that failed for want of space under a file-backed disk.
+const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
+
+/// Where a segment's columns lie; shared by everybody who reads or writes it.
+#[derive(Debug)]
+pub struct Extent {
+    /// Segment.
+    pub segment: SegmentId,
+    /// Which use of the segment's identity.
+    pub incarnation: u64,
+    /// Data columns.
+    pub data: usize,
+    /// Parity columns.
+    pub parity: usize,
+    /// Chunk of each column, data first.
+    pub columns: Vec<(DiskId, ChunkIndex)>,
+    /// Bit per column whose strips may be missing on its disk.
+    pub stale: AtomicU32,
+}
+
+impl Extent {
+    /// The extent of a segment record.
+    pub fn of(record: &SegmentRecord) -> Self {
+        Self {
+            segment: record.id,
+            incarnation: record.incarnation,
+            data: record.data.into(),
+            parity: record.parity.into(),
+            columns: record.columns.clone(),
+            stale: AtomicU32::new(record.stale_columns),
+        }
+    }
+
+    /// Bytes of data space.
+    pub fn capacity(&self, geometry: &PoolGeometry) -> u32 {
+        geometry.chunk_size * self.data as u32
+    }
+
+    /// Bytes of data in a stripe.
+    pub fn stripe_size(&self, geometry: &PoolGeometry) -> u32 {
+        geometry.strip_size * self.data as u32
+    }
+}
+
+/// One disk of the pool.
+pub struct Member {
+    /// Index.
+    pub id: DiskId,
+    /// Identity.
+    pub uuid: Uuid,
+    /// Bytes recorded for it.
+    pub size: u64,
+    /// Set when it was opened from a catalogue that is newer than what it shows.
+    pub stale: AtomicBool,
+    disk: RwLock<Option<Arc<dyn Disk>>>,
+    failed: AtomicBool,
+    /// Writes completed; compared with `flushed` to know whether a flush is needed.
+    writes: AtomicU64,
+    flushed: AtomicU64,
+    read_errors: AtomicU64,
+    write_errors: AtomicU64,
+    checksum_errors: AtomicU64,
+}
+
+/// The disks.
+pub struct DiskArray {
+    env: Arc<dyn Env>,
+    /// Sizes of regions.
+    pub geometry: PoolGeometry,
+    /// Drive failures tolerated.
+    pub tolerance: Tolerance,
+    members: RwLock<Vec<Arc<Member>>>,
+    /// Raised whenever a disk is declared failed; readers compare it to notice.
+    failures: AtomicU64,
+    /// Bytes written and read, all kinds.
+    pub written: AtomicU64,
+    /// See `written`.
+    pub read: AtomicU64,
+}
+
+impl Member {
+    /// A member; `disk` is None when it was not found.
+    pub fn new(id: DiskId, uuid: Uuid, size: u64, disk: Option<Arc<dyn Disk>>, failed: bool) -> Self {
+        Self {
+            id,
+            uuid,
+            size,
+            stale: AtomicBool::new(false),
+            disk: RwLock::new(disk),
+            failed: AtomicBool::new(failed),
+            writes: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+            read_errors: AtomicU64::new(0),
+            write_errors: AtomicU64::new(0),
+            checksum_errors: AtomicU64::new(0),
+        }
+    }
+
+    /// The disk, when it is there and not failed.
+    pub fn online(&self) -> Option<Arc<dyn Disk>> {
+        if self.failed.load(Ordering::Acquire) { None } else { self.disk.read().clone() }
+    }
+
+    /// Whether it was declared failed.
+    pub fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// State for people.
+    pub fn state(&self) -> DiskState {
+        match (self.is_failed(), self.disk.read().is_some()) {
+            (true, _) => DiskState::Failed,
+            (false, false) => DiskState::Missing,
+            (false, true) if self.stale.load(Ordering::Relaxed) => DiskState::Stale,
+            (false, true) => DiskState::Online,
+        }
+    }
+
+    /// Record for people; `allocated` is filled in by the owner of the segments.
+    pub fn info(&self) -> DiskInfo {
+        DiskInfo {
+            id: self.id.0,
+            uuid: self.uuid,
+            path: self.disk.read().as_ref().map(|d| d.name()).unwrap_or_default(),
+            state: self.state(),
+            size: self.size,
+            allocated: 0,
+            read_errors: self.read_errors.load(Ordering::Relaxed),
+            write_errors: self.write_errors.load(Ordering::Relaxed),
+            checksum_errors: self.checksum_errors.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl DiskArray {
+    /// An array of `members`, ordered by index.
+    pub fn new(env: Arc<dyn Env>, geometry: PoolGeometry, tolerance: Tolerance, members: Vec<Member>) -> Self {
+        Self {
+            env,
+            geometry,
+            tolerance,
+            members: RwLock::new(members.into_iter().map(Arc::new).collect()),
+            failures: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+        }
+    }
+
+    /// All members.
+    pub fn members(&self) -> Vec<Arc<Member>> {
+        self.members.read().clone()
+    }
+
+    /// The member of an index.
+    pub fn member(&self, id: DiskId) -> Option<Arc<Member>> {
+        self.members.read().iter().find(|m| m.id == id).cloned()
+    }
+
+    /// Members that serve.
+    pub fn online(&self) -> Vec<Arc<Member>> {
+        self.members.read().iter().filter(|m| m.online().is_some()).cloned().collect()
+    }
+
+    /// How often a disk was declared failed so far.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Acquire)
+    }
+
+    /// Fails when more disks are gone than the tolerance allows.
+    pub fn check_quorum(&self) -> Result<()> {
+        let (all, online) = (self.members.read().len(), self.online().len());
+        if all - online > self.tolerance.drives() {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("{} of {all} disks are gone, more than the tolerance of {}", all - online, self.tolerance.drives()),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Declares a disk failed: it is not used again until it is reinstated.
+    pub fn fail(&self, id: DiskId, why: &str) {
+        if let Some(member) = self.member(id)
+            && !member.failed.swap(true, Ordering::AcqRel)
+        {
+            self.failures.fetch_add(1, Ordering::AcqRel);
+            let name = member.disk.read().as_ref().map(|d| d.name()).unwrap_or_default();
+            tracing::error!(disk = id.0, name, why, "disk declared failed");
+        }
+    }
+
+    /// Takes a failed or missing disk back, after the caller has verified its label.
+    pub fn reinstate(&self, id: DiskId, disk: Arc<dyn Disk>) {
+        if let Some(member) = self.member(id) {
+            *member.disk.write() = Some(disk);
+            member.stale.store(true, Ordering::Relaxed);
+            member.read_errors.store(0, Ordering::Relaxed);
+            member.failed.store(false, Ordering::Release);
+            tracing::warn!(disk = id.0, "disk reinstated");
+        }
+    }
+
+    /// Lays a checksum mismatch to a disk.
+    pub fn blame(&self, id: DiskId) {
+        if let Some(member) = self.member(id) {
+            member.checksum_errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(disk = id.0, "a checksum did not match; the data was reconstructed from redundancy");
+        }
+    }
+
+    /// Writes to one disk. A disk that cannot write is declared failed.
+    pub async fn write(&self, id: DiskId, offset: u64, data: Vec<Bytes>, durable: bool) -> Result<()> {
+        let gone = || Error::io(format!("disk {id} is not available"));
+        let member = self.member(id).ok_or_else(gone)?;
+        let bytes: usize = data.iter().map(Bytes::len).sum();
+        loop {
+            let disk = member.online().ok_or_else(gone)?;
+            match disk.write(offset, data.clone(), durable).await {
+                Ok(()) => {
+                    member.writes.fetch_add(1, Ordering::AcqRel);
+                    self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(DiskError::NoSpace(why)) => {
+                    member.write_errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(disk = id.0, why, "no space under a file-backed disk; waiting");
+                    self.env.sleep(NO_SPACE_RETRY).await;
+                }
+                Err(e) => {
+                    member.write_errors.fetch_add(1, Ordering::Relaxed);
+                    self.fail(id, &e.to_string());
+                    return Err(Error::io(format!("disk {id}: {e}")));
+                }
+            }
+        }
+    }
+
+    /// Reads from one disk.
+    pub async fn read_disk(&self, id: DiskId, offset: u64, len: usize) -> Result<Bytes> {
+        let gone = || Error::io(format!("disk {id} is not available"));
+        let member = self.member(id).ok_or_else(gone)?;
+        let disk = member.online().ok_or_else(gone)?;
+        match disk.read(offset, len).await {
+            Ok(data) => {
+                self.read.fetch_add(len as u64, Ordering::Relaxed);
+                Ok(data)
+            }
+            Err(e) => {
+                let errors = member.read_errors.fetch_add(1, Ordering::Relaxed) + 1;
+                if matches!(e, DiskError::Failed(_)) || errors >= READ_ERRORS_MAX {
+                    self.fail(id, &e.to_string());
+                }
+                Err(Error::io(format!("disk {id}: {e}")))
+            }
+        }
+    }
+
+    /// Makes all completed writes durable on every disk that serves. A disk that cannot is declared failed; the others count.
+    pub async fn flush(&self) -> Result<()> {
+        let flushes = self.online().into_iter().map(|member| async move {
+            let upto = member.writes.load(Ordering::Acquire);
+            if upto == member.flushed.load(Ordering::Acquire) {
+                return;
+            }
+            let Some(disk) = member.online() else { return };
+            match disk.flush().await {
+                Ok(()) => {
+                    member.flushed.fetch_max(upto, Ordering::AcqRel);
+                }
+                Err(e) => {
+                    member.write_errors.fetch_add(1, Ordering::Relaxed);
+                    self.fail(member.id, &format!("flush: {e}"));
+                }
+            }
+        });
+        join_all(flushes).await;
+        self.check_quorum()
+    }
+
+    /// Writes one whole stripe: `data` is its data strips in column order. Columns whose disk is gone are marked stale.
+    ///
+    /// Fails when more columns are missing than there is parity.
+    pub async fn write_stripe(&self, extent: &Extent, stripe: u32, data: Bytes, parity: Vec<Bytes>) -> Result<()> {
+        let strip = self.geometry.strip_size as usize;
+        let writes = extent.columns.iter().enumerate().map(|(column, &(disk, chunk))| {
+            let content = match column.checked_sub(extent.data) {
+                None => data.slice(column * strip..(column + 1) * strip),
+                Some(p) => parity[p].clone(),
+            };
+            let offset = self.geometry.chunk(chunk.0) + u64::from(stripe) * strip as u64;
+            async move {
+                if self.write(disk, offset, vec![content], false).await.is_err() {
+                    extent.stale.fetch_or(1 << column, Ordering::AcqRel);
+                }
+            }
+        });
+        join_all(writes).await;
+        let missing = extent.stale.load(Ordering::Acquire).count_ones() as usize;
+        if missing > extent.parity {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("segment {}: {missing} of {} columns cannot be written", extent.segment, extent.columns.len()),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Parity strips of a stripe whose data strips are concatenated in `data`.
+    pub fn parity_of(&self, data: &[u8], columns: usize, parity: usize) -> Vec<Bytes> {
+        let strip = data.len() / columns;
+        let strips: Vec<&[u8]> = data.chunks_exact(strip).collect();
+        let mut p = (parity >= 1).then(|| AlignedBuf::zeroed(strip));
+        let mut q = (parity >= 2).then(|| AlignedBuf::zeroed(strip));
+        parity::encode(&strips, p.as_deref_mut(), q.as_deref_mut());
+        p.into_iter().chain(q).map(AlignedBuf::freeze).collect()
+    }
+
+    /// Reads `len` bytes of a segment's data space; what disks cannot deliver is reconstructed.
+    pub async fn read_segment(&self, extent: &Extent, offset: u32, len: usize) -> Result<Bytes> {
+        self.read_avoiding(extent, offset, len, 0).await
+    }
+
+    /// Columns that hold a range of a segment's data space.
+    pub fn columns_of(&self, extent: &Extent, offset: u32, len: usize) -> Vec<usize> {
+        let strip = self.geometry.strip_size;
+        let (first, last) = (offset / strip, (offset + len.max(1) as u32 - 1) / strip);
+        let mut out: Vec<usize> = (first..=last).take(extent.data).map(|s| s as usize % extent.data).collect();
+        out.sort_unstable();
+        out
+    }
+
+    /// As [`Self::read_segment`], reconstructing the columns in the bit set `avoid` even if their disks answer.
+    pub async fn read_avoiding(&self, extent: &Extent, offset: u32, len: usize, avoid: u32) -> Result<Bytes> {
+        let strip = self.geometry.strip_size;
+        if u64::from(offset) + len as u64 > u64::from(extent.capacity(&self.geometry)) {
+            return Err(Error::corrupt(format!("segment {}: offset {offset} + {len} is beyond its end", extent.segment)));
+        }
+        let mut pieces = Vec::new();
+        let mut at = offset;
+        let end = offset + len as u32;
+        while at < end {
+            let piece = (strip - at % strip).min(end - at);
+            pieces.push((at, piece as usize));
+            at += piece;
+        }
+        if let [(at, piece)] = pieces[..] {
+            return self.read_piece(extent, at, piece, avoid).await;
+        }
+        let parts = join_all(pieces.into_iter().map(|(at, n)| self.read_piece(extent, at, n, avoid))).await;
+        let mut out = Vec::with_capacity(len);
+        for part in parts {
+            out.extend_from_slice(&part?);
+        }
+        Ok(Bytes::from(out))
+    }
+
+    /// Reads bytes that lie within one strip.
+    async fn read_piece(&self, extent: &Extent, at: u32, len: usize, avoid: u32) -> Result<Bytes> {
+        let strip = self.geometry.strip_size;
+        let column = (at / strip) as usize % extent.data;
+        let stripe = at / strip / extent.data as u32;
+        let within = (at % strip) as usize;
+        let (start, end) = (within / IO_ALIGN * IO_ALIGN, (within + len).next_multiple_of(IO_ALIGN));
+        let row = u64::from(stripe) * u64::from(strip) + start as u64;
+        let cut = |data: Bytes| data.slice(within - start..within - start + len);
+
+        let avoid = avoid | extent.stale.load(Ordering::Acquire);
+        let mut why = None;
+        if avoid & (1 << column) == 0 {
+            match self.read_column(extent, column, row, end - start).await {
+                Ok(data) => return Ok(cut(data)),
+                Err(e) => why = Some(e),
+            }
+        }
+        match self.reconstruct(extent, column, row, end - start, avoid).await {
+            Ok(data) => Ok(cut(data)),
+            Err(e) => Err(why.unwrap_or(e).context(format!("segment {}", extent.segment))),
+        }
+    }
+
+    async fn read_column(&self, extent: &Extent, column: usize, row: u64, len: usize) -> Result<Bytes> {
+        let (disk, chunk) = extent.columns[column];
+        self.read_disk(disk, self.geometry.chunk(chunk.0) + row, len).await
+    }
+
+    /// Computes a column from the others. Reads just enough of them, and more when some of those fail too.
+    async fn reconstruct(&self, extent: &Extent, wanted: usize, row: u64, len: usize, avoid: u32) -> Result<Bytes> {
+        let columns = extent.columns.len();
+        let mut present: Vec<bool> = (0..columns)
+            .map(|c| {
+                c != wanted
+                    && avoid & (1 << c) == 0
+                    && self.member(extent.columns[c].0).is_some_and(|m| m.online().is_some())
+            })
+            .collect();
+        let mut have: Vec<Option<Bytes>> = vec![None; columns];
+        loop {
+            let plan = Recovery::plan(extent.data, extent.parity, &present, wanted)
+                .map_err(|_| Error::io(format!("column {wanted} cannot be read and too few others are left")))?;
+            let missing: Vec<usize> = plan.sources().filter(|&c| have[c].is_none()).collect();
+            if missing.is_empty() {
+                let mut out = AlignedBuf::zeroed(len);
+                plan.apply(|c| have[c].as_deref().unwrap_or_default(), &mut out);
+                return Ok(out.freeze());
+            }
+            let reads = join_all(missing.iter().map(|&c| self.read_column(extent, c, row, len))).await;
+            for (c, read) in missing.into_iter().zip(reads) {
+                match read {
+                    Ok(data) => have[c] = Some(data),
+                    Err(_) => present[c] = false,
+                }
+            }
+        }
+    }
+
+    /// Reads all columns of a stripe and compares its parity; None when a column cannot be read or is stale.
+    pub async fn verify_stripe(&self, extent: &Extent, stripe: u32) -> Option<bool> {
+        if extent.stale.load(Ordering::Acquire) != 0 {
+            return None;
+        }
+        let strip = self.geometry.strip_size as usize;
+        let row = u64::from(stripe) * strip as u64;
+        let reads = (0..extent.columns.len()).map(|c| self.read_column(extent, c, row, strip));
+        let columns: Vec<Bytes> = join_all(reads).await.into_iter().collect::<Result<_>>().ok()?;
+        let (data, parity) = columns.split_at(extent.data);
+        let data: Vec<&[u8]> = data.iter().map(|b| &b[..]).collect();
+        Some(parity::verify(&data, parity.first().map(|b| &b[..]), parity.get(1).map(|b| &b[..])))
+    }
+}

@@ -1,0 +1,302 @@
+//! How wide extents are, how drives form resiliency sets, and where a byte of a segment lies in its stripes.
+
+use std::ops::Range;
+
+use crate::report::Tolerance;
+
+/// Columns of a redundancy extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Width {
+    /// Columns that hold data.
+    pub data: usize,
+    /// Columns that hold parity, which is also the number of drives that may be lost.
+    pub parity: usize,
+}
+
+impl Width {
+    /// All columns: drives a new extent needs.
+    pub fn columns(self) -> usize {
+        self.data + self.parity
+    }
+
+    /// Part of the raw space that holds data.
+    pub fn efficiency(self) -> f64 {
+        self.data as f64 / self.columns() as f64
+    }
+}
+
+impl std::fmt::Display for Width {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}+{}", self.data, self.parity)
+    }
+}
+
+/// Fewest drives for each number of data columns, widest first. Wherever a narrower width exists, a width asks for
+/// more drives than it has columns, so that new extents keep their width after a failure, while small laboratories use
+/// what they have.
+const SINGLE: &[(usize, usize)] = &[(21, 16), (10, 8), (5, 4), (3, 2), (2, 1)];
+/// As [`SINGLE`], for two parity columns.
+const DOUBLE: &[(usize, usize)] = &[(22, 16), (12, 8), (6, 4), (4, 2), (3, 1)];
+/// As [`SINGLE`], without parity.
+const NONE: &[(usize, usize)] = &[(1, 1)];
+
+/// Width of new extents on a resiliency set of which `disks_available` drives can take data now; `None` when these are
+/// too few for the tolerance. Missing drives narrow new extents; they never lower the tolerance.
+pub fn width(disks_available: usize, tolerance: Tolerance) -> Option<Width> {
+    let widths = match tolerance {
+        Tolerance::None => NONE,
+        Tolerance::Single => SINGLE,
+        Tolerance::Double => DOUBLE,
+    };
+    let &(_, data) = widths.iter().find(|&&(fewest, _)| disks_available >= fewest)?;
+    Some(Width { data, parity: tolerance.drives() })
+}
+
+/// Most drives of one resiliency set; without redundancy there is nothing to divide.
+pub fn set_limit(tolerance: Tolerance) -> usize {
+    match tolerance {
+        Tolerance::None => usize::MAX,
+        Tolerance::Single => 25,
+        Tolerance::Double => 50,
+    }
+}
+
+/// Number of resiliency sets `disks` drives form.
+pub fn resiliency_sets(disks: usize, tolerance: Tolerance) -> usize {
+    disks.div_ceil(set_limit(tolerance))
+}
+
+/// Sizes of the resiliency sets `disks` drives form: as equal as can be, larger ones first.
+pub fn set_sizes(disks: usize, tolerance: Tolerance) -> Vec<usize> {
+    let sets = resiliency_sets(disks, tolerance);
+    (0..sets).map(|i| disks / sets + usize::from(i < disks % sets)).collect()
+}
+
+/// How a segment's data space lies over the columns of its extent.
+///
+/// Stripe `s` takes bytes `s * strip .. (s + 1) * strip` of every column's chunk. Data fills the data columns of a
+/// stripe in order, then those of the next stripe.
+///
+/// ```text
+///            column 0    column 1   column 2 (P)
+/// stripe 0   0..strip    strip..2s  parity
+/// stripe 1   2s..3s      3s..4s     parity
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StripeGeometry {
+    /// Bytes of one column in one stripe; not zero.
+    pub strip: u32,
+    /// Data columns; not zero.
+    pub data: usize,
+    /// Parity columns.
+    pub parity: usize,
+}
+
+/// Where a byte lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Stripe, from 0.
+    pub stripe: u64,
+    /// Data column, from 0.
+    pub column: usize,
+    /// Bytes from the start of the column's chunk.
+    pub chunk_offset: u64,
+}
+
+/// A part of a range that lies together in one strip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where its first byte lies.
+    pub location: Location,
+    /// Bytes from the start of the range.
+    pub range_offset: u64,
+    /// Bytes; not zero and at most one strip.
+    pub len: u32,
+}
+
+impl StripeGeometry {
+    /// The geometry of extents of `width` with strips of `strip` bytes.
+    ///
+    /// # Panics
+    /// When there is no data column or no byte in a strip.
+    pub fn new(strip: u32, width: Width) -> Self {
+        assert!(strip > 0 && width.data > 0, "no stripe of {width} columns of {strip} bytes");
+        Self { strip, data: width.data, parity: width.parity }
+    }
+
+    /// All columns.
+    pub fn columns(&self) -> usize {
+        self.data + self.parity
+    }
+
+    /// Bytes of data in one stripe.
+    pub fn stripe_data(&self) -> u64 {
+        u64::from(self.strip) * self.data as u64
+    }
+
+    /// Whole stripes in chunks of `chunk` bytes.
+    pub fn stripes(&self, chunk: u64) -> u64 {
+        chunk / u64::from(self.strip)
+    }
+
+    /// Bytes of data in a segment with chunks of `chunk` bytes.
+    pub fn segment_data(&self, chunk: u64) -> u64 {
+        self.stripes(chunk) * self.stripe_data()
+    }
+
+    /// Where the byte at `segment_offset` of the data space lies.
+    pub fn locate(&self, segment_offset: u64) -> Location {
+        let strip = u64::from(self.strip);
+        let (stripe, within) = (segment_offset / self.stripe_data(), segment_offset % self.stripe_data());
+        Location { stripe, column: (within / strip) as usize, chunk_offset: stripe * strip + within % strip }
+    }
+
+    /// The byte of the data space at `chunk_offset` of data column `column`.
+    pub fn segment_offset(&self, column: usize, chunk_offset: u64) -> u64 {
+        let strip = u64::from(self.strip);
+        chunk_offset / strip * self.stripe_data() + column as u64 * strip + chunk_offset % strip
+    }
+
+    /// Splits a range of the data space where it crosses from one strip to another, in order.
+    pub fn pieces(&self, range: Range<u64>) -> Pieces {
+        Pieces { geometry: *self, start: range.start, at: range.start, end: range.end }
+    }
+}
+
+/// Iterator of [`StripeGeometry::pieces`].
+#[derive(Clone, Debug)]
+pub struct Pieces {
+    geometry: StripeGeometry,
+    start: u64,
+    at: u64,
+    end: u64,
+}
+
+impl Iterator for Pieces {
+    type Item = Piece;
+
+    fn next(&mut self) -> Option<Piece> {
+        if self.at >= self.end {
+            return None;
+        }
+        let location = self.geometry.locate(self.at);
+        let strip = u64::from(self.geometry.strip);
+        let len = (strip - self.at % strip).min(self.end - self.at);
+        let piece = Piece { location, range_offset: self.at - self.start, len: len as u32 };
+        self.at += len;
+        Some(piece)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(disks: usize, tolerance: Tolerance) -> String {
+        width(disks, tolerance).map_or_else(|| "-".into(), |w| w.to_string())
+    }
+
+    #[test]
+    fn widths_by_drive_count() {
+        let single = [(0, "-"), (1, "-"), (2, "1+1"), (3, "2+1"), (4, "2+1"), (5, "4+1"), (9, "4+1"), (10, "8+1")];
+        for (disks, expected) in single.into_iter().chain([(20, "8+1"), (21, "16+1"), (96, "16+1")]) {
+            assert_eq!(name(disks, Tolerance::Single), expected, "{disks} drives");
+        }
+        let double = [(2, "-"), (3, "1+2"), (4, "2+2"), (5, "2+2"), (6, "4+2"), (11, "4+2"), (12, "8+2")];
+        for (disks, expected) in double.into_iter().chain([(21, "8+2"), (22, "16+2"), (50, "16+2")]) {
+            assert_eq!(name(disks, Tolerance::Double), expected, "{disks} drives");
+        }
+        assert_eq!(name(0, Tolerance::None), "-");
+        assert_eq!(name(1, Tolerance::None), "1+0");
+        assert_eq!(name(7, Tolerance::None), "1+0");
+    }
+
+    #[test]
+    fn a_width_always_fits_keeps_the_tolerance_and_never_narrows_with_more_drives() {
+        for tolerance in [Tolerance::None, Tolerance::Single, Tolerance::Double] {
+            let mut last = 0;
+            for disks in 0..=96 {
+                let Some(width) = width(disks, tolerance) else {
+                    assert!(disks <= tolerance.drives(), "{disks} drives");
+                    continue;
+                };
+                assert_eq!(width.parity, tolerance.drives());
+                assert!(width.columns() <= disks && width.data >= last, "{width} on {disks} drives");
+                // A wide extent leaves room for the loss of as many drives as are tolerated.
+                assert!(width.data < 8 || width.columns() + tolerance.drives() <= disks, "{width} on {disks} drives");
+                last = width.data;
+            }
+        }
+    }
+
+    #[test]
+    fn sets_split_at_their_limit() {
+        assert_eq!(set_sizes(25, Tolerance::Single), [25]);
+        assert_eq!(set_sizes(26, Tolerance::Single), [13, 13]);
+        assert_eq!(set_sizes(51, Tolerance::Single), [17, 17, 17]);
+        assert_eq!(set_sizes(96, Tolerance::Single), [24, 24, 24, 24]);
+        assert_eq!(set_sizes(50, Tolerance::Double), [50]);
+        assert_eq!(set_sizes(51, Tolerance::Double), [26, 25]);
+        assert_eq!(set_sizes(96, Tolerance::None), [96]);
+        assert_eq!(resiliency_sets(0, Tolerance::Single), 0);
+        assert_eq!(set_sizes(0, Tolerance::Single), [0; 0]);
+        for tolerance in [Tolerance::None, Tolerance::Single, Tolerance::Double] {
+            for disks in 1..=200 {
+                let sizes = set_sizes(disks, tolerance);
+                assert_eq!(sizes.iter().sum::<usize>(), disks);
+                assert!(sizes.iter().all(|&s| s <= set_limit(tolerance)));
+                assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1);
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_of_a_segment_has_one_place() {
+        let geometry = StripeGeometry::new(12, Width { data: 3, parity: 2 });
+        let chunk = 4 * 12 + 5;
+        assert_eq!(geometry.columns(), 5);
+        assert_eq!(geometry.stripes(chunk), 4);
+        assert_eq!(geometry.segment_data(chunk), 4 * 3 * 12);
+        assert_eq!(geometry.locate(0), Location { stripe: 0, column: 0, chunk_offset: 0 });
+        assert_eq!(geometry.locate(12), Location { stripe: 0, column: 1, chunk_offset: 0 });
+        assert_eq!(geometry.locate(36 + 13), Location { stripe: 1, column: 1, chunk_offset: 13 });
+        let mut seen = std::collections::BTreeSet::new();
+        for offset in 0..geometry.segment_data(chunk) {
+            let location = geometry.locate(offset);
+            assert!(location.column < 3 && location.chunk_offset < 48);
+            assert_eq!(location.stripe, location.chunk_offset / 12);
+            assert_eq!(geometry.segment_offset(location.column, location.chunk_offset), offset);
+            assert!(seen.insert((location.column, location.chunk_offset)));
+        }
+    }
+
+    #[test]
+    fn pieces_cover_their_range_once_and_stay_in_a_strip() {
+        let geometry = StripeGeometry::new(8, Width { data: 3, parity: 1 });
+        for start in 0..60u64 {
+            for end in 0..60u64 {
+                let mut at = start;
+                for piece in geometry.pieces(start..end) {
+                    assert_eq!(piece.range_offset, at - start);
+                    assert!(piece.len >= 1);
+                    for i in 0..u64::from(piece.len) {
+                        let byte = geometry.locate(at + i);
+                        assert_eq!((byte.stripe, byte.column), (piece.location.stripe, piece.location.column));
+                        assert_eq!(byte.chunk_offset, piece.location.chunk_offset + i);
+                    }
+                    at += u64::from(piece.len);
+                    assert!(at == end || at % 8 == 0, "a piece ends at a strip's end or the range's");
+                }
+                assert_eq!(at, end.max(start));
+            }
+        }
+    }
+
+    #[test]
+    fn offsets_beyond_four_gigabytes() {
+        let geometry = StripeGeometry::new(64 << 10, Width { data: 8, parity: 2 });
+        let offset = (5u64 << 40) + 12345;
+        let location = geometry.locate(offset);
+        assert_eq!(geometry.segment_offset(location.column, location.chunk_offset), offset);
+    }
+}
