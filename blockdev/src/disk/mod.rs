@@ -7,7 +7,12 @@ use bytes::Bytes;
 use crate::env::BoxFuture;
 
 mod buffer;
+#[cfg(test)]
+mod test_support;
+pub mod uring;
+
 pub use buffer::AlignedBuf;
+pub use uring::{FileDisk, OpenOptions};
 
 /// Alignment, in bytes, of the offset, length and memory of every disk request.
 ///
