@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 pub mod memory;
+pub mod nbd;
 
 use crate::env::BoxFuture;
 use crate::error::Result;
