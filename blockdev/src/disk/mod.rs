@@ -13,6 +13,8 @@ pub mod uring;
 
 pub use buffer::AlignedBuf;
 pub use uring::{FileDisk, OpenOptions};
+mod sim;
+pub use sim::{CrashPlan, CrashTrigger, DiskCounters, FaultBudget, FaultCounts, FaultRate, SimDisk};
 
 /// Alignment, in bytes, of the offset, length and memory of every disk request.
 ///
