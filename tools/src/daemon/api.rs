@@ -213,7 +213,7 @@ async fn volume_resize(
         ))));
     }
     let volume = to_the_end(async move {
-        app.engine.resize_volume(&name, request.size).await?;
+        app.attachments.resize(&name, request.size).await?;
         app.volume(&name).await
     });
     Ok(Json(volume.await?))

@@ -37,6 +37,8 @@ pub trait Presenter: Send + Sync {
 pub trait Loops: Send + Sync {
     /// A loop device with direct I/O on `file`.
     async fn set_up(&self, file: &Path) -> Result<PathBuf>;
+    /// Makes it take its file's present size.
+    async fn refresh(&self, device: &Path) -> Result<()>;
     /// Takes it down; [`ErrorKind::Busy`] when it is mounted or open.
     async fn take_down(&self, device: &Path) -> Result<()>;
 }
@@ -175,6 +177,16 @@ impl Attachments {
             ));
         }
         self.engine.delete_volume(name).await
+    }
+
+    /// Changes a volume's size, in bytes, wherever it is presented.
+    pub async fn resize(&self, name: &str, size: u64) -> Result<()> {
+        let table = self.table.lock().await;
+        self.engine.resize_volume(name, size).await?;
+        match table.get(name).and_then(|a| a.device.as_deref()) {
+            Some(device) => self.fronts.loops.refresh(Path::new(device)).await.context(format!("resizing {device}")),
+            None => Ok(()),
+        }
     }
 
     /// Where a volume is presented.

@@ -1,11 +1,12 @@
 //! The engine as the daemon sees it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use blockdev::error::Result;
 use blockdev::frontend::BlockDevice;
-use blockdev::report::{CheckReport, PoolStats, PoolStatus, VolumeInfo};
+use blockdev::report::{CheckReport, PoolStats, PoolStatus, Tolerance, VolumeInfo};
 
 /// Called with steps done and steps in all.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
@@ -35,4 +36,27 @@ pub trait Engine: Send + Sync + 'static {
     async fn set_attachment(&self, name: &str, attachment: Option<String>) -> Result<()>;
     /// Flushes, checkpoints and stops.
     async fn close(&self) -> Result<()>;
+}
+
+/// A pool to be made.
+#[derive(Clone, Debug)]
+pub struct NewPool {
+    /// Its name.
+    pub name: String,
+    /// Its drives.
+    pub disks: Vec<PathBuf>,
+    /// Drives that may fail.
+    pub tolerance: Tolerance,
+    /// Bytes of a chunk; chosen by the drives' size when None.
+    pub chunk_size: Option<u64>,
+    /// Overwrite what is on the drives.
+    pub force: bool,
+}
+
+pub fn create(_: &NewPool) -> Result<()> {
+    Err(blockdev::error::Error::new(blockdev::error::ErrorKind::Unsupported, "no engine"))
+}
+
+pub async fn open(_: &super::config::Config) -> Result<(Arc<dyn Engine>, Option<super::faults::Faults>)> {
+    Err(blockdev::error::Error::new(blockdev::error::ErrorKind::Unsupported, "no engine"))
 }
