@@ -13,6 +13,8 @@ pub mod uring;
 
 pub use buffer::AlignedBuf;
 pub use uring::{FileDisk, OpenOptions};
+mod memory;
+pub use memory::MemoryDisk;
 mod sim;
 pub use sim::{CrashPlan, CrashTrigger, DiskCounters, FaultBudget, FaultCounts, FaultRate, SimDisk};
 

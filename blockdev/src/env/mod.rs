@@ -7,9 +7,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod real;
 pub mod rng;
 pub mod sim;
 
+pub use real::RealEnv;
 pub use rng::Rng;
 pub use sim::{SimEnv, SimScope, SimStall};
 
