@@ -2,6 +2,9 @@
 
 use bytes::Bytes;
 
+pub mod errno;
+pub mod fuse;
+pub mod loopdev;
 pub mod memory;
 pub mod nbd;
 

@@ -1,0 +1,253 @@
+//! A directory with one regular file per volume, served through FUSE.
+//!
+//! With a loop device over such a file ([`super::loopdev`]) a volume is a block device on any kernel. Files bypass the page
+//! cache (`FOPEN_DIRECT_IO`), so the engine's cache is the only one, and may be written by many at a time.
+//!
+//! The process that serves must never wait for its own files with a thread that shares its table of open files; see
+//! [`super::loopdev::with_private_files`]. Killed, it leaves a mount on which everything fails with ENOTCONN, and which the
+//! next [`FuseServer::mount`] there clears away.
+
+mod filesystem;
+mod inflight;
+mod mountpoint;
+mod tree;
+mod volume_ops;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use fuser::{Config, Notifier, Session, SessionACL};
+use parking_lot::Mutex;
+
+use self::filesystem::VolumeDirectory;
+use self::inflight::Gate;
+use self::mountpoint::MountPoint;
+use self::tree::{Node, ROOT, Tree};
+use super::errno::from_io;
+use super::{BlockDevice, loopdev};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long a file may take to be closed before removal or unmounting counts it as in use: the kernel tells of a close
+/// some time after the closing program went on.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+/// How long requests already given to a device may take to come back.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the session threads may take to end once the kernel has let go.
+const SESSION_END_LIMIT: Duration = Duration::from_secs(10);
+
+/// How to mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FuseOptions {
+    /// Threads that take requests from the kernel, at least 1.
+    pub threads: usize,
+    /// Let users other than root in, as far as owner and mode of a file permit.
+    pub allow_other: bool,
+}
+
+impl Default for FuseOptions {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self { threads: processors.clamp(2, 8), allow_other: false }
+    }
+}
+
+/// How an unmount ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// Nobody used it any more.
+    Clean,
+    /// Files were still open: the connection was cut and the mount detached lazily; their users get errors from now on.
+    Forced,
+}
+
+/// What the session threads and the server share.
+struct Shared {
+    runtime: tokio::runtime::Handle,
+    tree: Tree,
+    gate: Arc<Gate>,
+    /// None once the session has ended: it would keep `/dev/fuse` open.
+    notifier: Mutex<Option<Notifier>>,
+    /// Set when unmounting begins: nothing is opened any more.
+    stopping: AtomicBool,
+}
+
+/// A mounted directory of volumes. Dropping it unmounts.
+pub struct FuseServer {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    session: Mutex<Option<Running>>,
+}
+
+struct Running {
+    mount: MountPoint,
+    ended: Receiver<std::io::Result<()>>,
+}
+
+impl FuseServer {
+    /// Mounts at `mountpoint`, which is created if missing and then removed again in the end. Blocks briefly.
+    ///
+    /// A mount left there by a killed server is cleared, and loop devices over its files are detached. A living mount is
+    /// [`ErrorKind::Busy`]. Operations that are not ready at once run on `runtime`.
+    pub fn mount(runtime: tokio::runtime::Handle, mountpoint: &Path, options: FuseOptions) -> Result<Self> {
+        Self::mount_there(runtime, mountpoint, options)
+            .map_err(|e| e.context(format_args!("mount volumes at {}", mountpoint.display())))
+    }
+
+    fn mount_there(runtime: tokio::runtime::Handle, mountpoint: &Path, options: FuseOptions) -> Result<Self> {
+        if options.threads == 0 {
+            return Err(Error::invalid("at least one thread is needed"));
+        }
+        let (mount, fuse) = MountPoint::mount(mountpoint, options.allow_other)?;
+        let shared = Arc::new(Shared {
+            runtime,
+            tree: Tree::new(),
+            gate: Arc::new(Gate::default()),
+            notifier: Mutex::new(None),
+            stopping: AtomicBool::new(false),
+        });
+        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        let mut config = Config::default();
+        config.acl = acl;
+        config.n_threads = Some(options.threads);
+        config.clone_fd = true;
+        let session = Session::from_fd(VolumeDirectory(Arc::clone(&shared)), fuse.into(), acl, config)
+            .map_err(|e| from_io(&e, "agree with the kernel's FUSE"))?;
+        *shared.notifier.lock() = Some(session.notifier());
+
+        let (send, ended) = std::sync::mpsc::channel();
+        let watched = Arc::clone(&shared);
+        let path = mount.path().to_owned();
+        let run = move || {
+            if !loopdev::set_io_flusher() {
+                tracing::debug!("not allowed to become an I/O flusher (CAP_SYS_RESOURCE)");
+            }
+            let result = session.run();
+            // Whoever still waits gets an answer only when the last descriptor of the connection is closed.
+            watched.notifier.lock().take();
+            watched.gate.close();
+            if let Err(error) = &result {
+                tracing::error!(%error, "the FUSE session ended with an error");
+            }
+            let _ = send.send(result);
+        };
+        let thread = std::thread::Builder::new().name("fuse-session".into()).spawn(run);
+        thread.map_err(|e| from_io(&e, "start the session thread"))?;
+        Ok(Self { shared, path, session: Mutex::new(Some(Running { mount, ended })) })
+    }
+
+    /// Where it is mounted, without symbolic links.
+    pub fn mountpoint(&self) -> &Path {
+        &self.path
+    }
+
+    /// Presents `device` as a file and gives its path.
+    pub fn add(&self, name: &str, device: Arc<dyn BlockDevice>) -> Result<PathBuf> {
+        if self.shared.stopping.load(Ordering::Acquire) || self.shared.notifier.lock().is_none() {
+            return Err(Error::new(ErrorKind::Unavailable, format!("{} is no longer mounted", self.path.display())));
+        }
+        let node = self.shared.tree.add(name, device)?;
+        self.shared.runtime.spawn(follow_size(Arc::downgrade(&self.shared), Arc::downgrade(&node)));
+        Ok(self.path.join(name))
+    }
+
+    /// Takes a file away; afterwards nothing here uses its device.
+    ///
+    /// While it is open (by a loop device, say), [`ErrorKind::Busy`]; with `force` it goes all the same, and those that have it
+    /// open get errors from then on. Blocks until requests in flight are answered, and shortly for a file just closed.
+    pub fn remove(&self, name: &str, force: bool) -> Result<()> {
+        let until = Instant::now() + CLOSE_GRACE;
+        let node = loop {
+            match self.shared.tree.remove(name, force) {
+                None => return Err(Error::new(ErrorKind::NotFound, format!("no file '{name}' is presented"))),
+                Some(Ok(node)) => break node,
+                Some(Err(error)) if Instant::now() >= until => return Err(error),
+                Some(Err(_)) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        self.forget(&node);
+        let until = Instant::now() + DRAIN_LIMIT;
+        while node.in_flight.load(Ordering::Acquire) > 0 {
+            if Instant::now() >= until {
+                let text = format!("'{name}' is gone, but its device has not answered for {} s", DRAIN_LIMIT.as_secs());
+                return Err(Error::new(ErrorKind::Unavailable, text));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel that a name is gone.
+    fn forget(&self, node: &Node) {
+        let notifier = self.shared.notifier.lock().clone();
+        if let Some(notifier) = notifier
+            && let Err(error) = notifier.inval_entry(ROOT, node.name.as_ref())
+        {
+            tracing::debug!(volume = node.name, %error, "the kernel did not take back a name");
+        }
+    }
+
+    /// Names of the files that are open, and how often.
+    pub fn open_files(&self) -> Vec<(String, usize)> {
+        self.shared.tree.open_files()
+    }
+
+    /// Unmounts and waits until the session has really ended. Files still open after a grace of two seconds are cut off:
+    /// [`Unmounted::Forced`]. Blocks; the runtime must keep running meanwhile. Done already, it is [`Unmounted::Clean`].
+    pub fn unmount(&self) -> Result<Unmounted> {
+        let Some(mut running) = self.session.lock().take() else { return Ok(Unmounted::Clean) };
+        self.shared.stopping.store(true, Ordering::Release);
+        let outcome = if running.mount.unmount(CLOSE_GRACE)? {
+            Unmounted::Clean
+        } else {
+            let open = self.shared.tree.open_files();
+            tracing::warn!(path = %self.path.display(), ?open, "files are still open: unmounting lazily and cutting them off");
+            self.shared.gate.close();
+            running.mount.abort()?;
+            Unmounted::Forced
+        };
+        let limit = |what: &str, limit: Duration| {
+            let text = format!("{} is unmounted, but {what} within {} s", self.path.display(), limit.as_secs());
+            Error::new(ErrorKind::Unavailable, text)
+        };
+        match running.ended.recv_timeout(SESSION_END_LIMIT) {
+            Ok(result) => result.map_err(|e| from_io(&e, "the FUSE session ended with an error"))?,
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::io("the FUSE session thread panicked")),
+            Err(RecvTimeoutError::Timeout) => {
+                // Another mount namespace may hold a copy of the mount, which keeps the session alive.
+                return Err(limit("its session did not end", SESSION_END_LIMIT));
+            }
+        }
+        if !self.shared.gate.drained(DRAIN_LIMIT) {
+            return Err(limit("a device did not answer", DRAIN_LIMIT));
+        }
+        Ok(outcome)
+    }
+}
+
+impl Drop for FuseServer {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::error!(path = %self.path.display(), %error, "cannot unmount");
+        }
+    }
+}
+
+/// Makes the kernel ask for the attributes again whenever the size changes; ends with the volume or the server.
+async fn follow_size(shared: std::sync::Weak<Shared>, node: std::sync::Weak<Node>) {
+    let Some((mut sizes, ino)) = node.upgrade().map(|node| (node.device.watch_size(), node.ino)) else { return };
+    while sizes.changed().await.is_ok() && node.strong_count() > 0 {
+        let Some(shared) = shared.upgrade() else { return };
+        let notifier = shared.notifier.lock().clone();
+        // A negative offset means attributes only: there are no cached pages, and none to wait for.
+        if let Some(notifier) = notifier
+            && let Err(error) = notifier.inval_inode(ino, -1, 0)
+        {
+            tracing::debug!(%error, "the kernel did not take back attributes");
+        }
+    }
+}
