@@ -1,1 +1,196 @@
-//! codec.
+//! Frames: a few blocks that arrived together, or one metadata page, compressed as one.
+//!
+//! A frame carries neither its codec nor its length; both are in what refers to it. Zstandard frames are stored without
+//! magic number and checksum (blocks have checksums of their own), which matters at these sizes: see
+//! `docs/design/0003-frame-size.md`.
+
+mod probe;
+
+use std::cell::RefCell;
+
+use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, DParameter, FrameFormat};
+
+use crate::error::{Error, Result};
+use crate::report::Compression;
+use crate::units::BLOCK_SIZE;
+
+pub use probe::is_zero;
+
+/// Most blocks of one frame.
+pub const FRAME_BLOCKS_MAX: usize = 8;
+/// Most bytes of one frame before compression.
+pub const FRAME_MAX: usize = FRAME_BLOCKS_MAX * BLOCK_SIZE;
+/// A frame is stored compressed only if that saves at least one part in so many.
+pub const SAVING_MIN: usize = 16;
+
+/// Zstandard's level for data that has just been written.
+const ZSTD_LEVEL: i32 = 1;
+
+/// How a frame is stored. The numbers are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Codec {
+    /// As it is.
+    Raw = 0,
+    /// An LZ4 block.
+    Lz4 = 1,
+    /// A Zstandard frame without magic number.
+    Zstd = 2,
+}
+
+impl TryFrom<u8> for Codec {
+    type Error = Error;
+
+    fn try_from(number: u8) -> Result<Self> {
+        match number {
+            0 => Ok(Self::Raw),
+            1 => Ok(Self::Lz4),
+            2 => Ok(Self::Zstd),
+            _ => Err(Error::corrupt(format!("codec {number} is unknown"))),
+        }
+    }
+}
+
+/// Compresses frames. Keeps its work space between frames, so every thread should keep one.
+pub struct Compressor {
+    zstd: CCtx<'static>,
+}
+
+impl Default for Compressor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Compressor {
+    /// For data that has just been written.
+    pub fn new() -> Self {
+        Self::with_level(ZSTD_LEVEL)
+    }
+
+    /// With another Zstandard level, for data that has time. Levels out of the library's range are brought into it.
+    pub fn with_level(level: i32) -> Self {
+        let mut zstd = CCtx::create();
+        let parameters = [
+            CParameter::CompressionLevel(level),
+            CParameter::Format(FrameFormat::Magicless),
+            CParameter::ContentSizeFlag(false),
+            CParameter::ChecksumFlag(false),
+            CParameter::DictIdFlag(false),
+        ];
+        for parameter in parameters {
+            zstd.set_parameter(parameter)
+                .unwrap_or_else(|code| unreachable!("zstd: {}", zstd_safe::get_error_name(code)));
+        }
+        Self { zstd }
+    }
+
+    /// Appends `raw` to `out` in the smallest form `compression` allows and says which that is: [`Codec::Raw`] unless
+    /// compression saves a [`SAVING_MIN`]th.
+    pub fn compress(&mut self, compression: Compression, raw: &[u8], out: &mut Vec<u8>) -> Codec {
+        let start = out.len();
+        let limit = raw.len() - raw.len().div_ceil(SAVING_MIN);
+        let compressed = match compression {
+            Compression::Off => None,
+            Compression::Lz4 => lz4(raw, out).filter(|&len| len <= limit).map(|len| (Codec::Lz4, len)),
+            Compression::Zstd if incompressible(raw, out) => None,
+            Compression::Zstd => {
+                out.resize(start + limit, 0);
+                // An error means that the result is longer than the limit.
+                self.zstd.compress2(&mut out[start..], raw).ok().map(|len| (Codec::Zstd, len))
+            }
+        };
+        match compressed {
+            Some((codec, len)) => {
+                out.truncate(start + len);
+                codec
+            }
+            None => {
+                out.truncate(start);
+                out.extend_from_slice(raw);
+                Codec::Raw
+            }
+        }
+    }
+}
+
+/// Puts the LZ4 form of `raw` behind what is in `out` and returns its length; more may follow it.
+fn lz4(raw: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+    let start = out.len();
+    out.resize(start + lz4_flex::block::get_maximum_output_size(raw.len()), 0);
+    lz4_flex::block::compress_into(raw, &mut out[start..]).ok()
+}
+
+/// Whether Zstandard, too, would find next to nothing: bytes are evenly distributed and LZ4, which is several times
+/// as fast on such data, finds no repetition either. Uses `out` behind its content as room.
+fn incompressible(raw: &[u8], out: &mut Vec<u8>) -> bool {
+    if !probe::is_flat(raw) {
+        return false;
+    }
+    let start = out.len();
+    let repeats = lz4(raw, out).is_some_and(|len| len < raw.len() - raw.len() / 64);
+    out.truncate(start);
+    !repeats
+}
+
+thread_local! {
+    static DECOMPRESSOR: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
+}
+
+/// Appends the `raw_len` bytes (at most [`FRAME_MAX`]) of a stored frame to `out`.
+///
+/// # Errors
+/// Corrupt, with `out` as it was, when `data` is not a frame of `raw_len` bytes in this codec. Never panics, whatever
+/// `data` holds; that a result is the original is for checksums to tell.
+pub fn decompress(codec: Codec, data: &[u8], raw_len: usize, out: &mut Vec<u8>) -> Result<()> {
+    let bad = |why: &str| {
+        Error::corrupt(format!("{codec:?} frame of {} bytes, {raw_len} before compression: {why}", data.len()))
+    };
+    if raw_len > FRAME_MAX {
+        return Err(bad("longer than a frame can be"));
+    }
+    let start = out.len();
+    if codec == Codec::Raw {
+        if data.len() != raw_len {
+            return Err(bad("lengths differ"));
+        }
+        out.extend_from_slice(data);
+        return Ok(());
+    }
+    out.resize(start + raw_len, 0);
+    let room = &mut out[start..];
+    let result = match codec {
+        Codec::Lz4 => lz4_flex::block::decompress_into(data, room).map_err(|e| bad(&e.to_string())),
+        _ => unzstd(data, room).map_err(|why| bad(why)),
+    };
+    let result = match result {
+        Ok(len) if len == raw_len => Ok(()),
+        Ok(len) => Err(bad(&format!("holds {len} bytes"))),
+        Err(error) => Err(error),
+    };
+    if result.is_err() {
+        out.truncate(start);
+    }
+    result
+}
+
+fn unzstd(data: &[u8], room: &mut [u8]) -> std::result::Result<usize, &'static str> {
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        if kept.is_none() {
+            let mut context = DCtx::try_create().ok_or("no memory for decompression")?;
+            context.set_parameter(DParameter::Format(FrameFormat::Magicless)).map_err(zstd_safe::get_error_name)?;
+            *kept = Some(context);
+        }
+        let context = kept.as_mut().ok_or("no memory for decompression")?;
+        context.decompress(room, data).map_err(zstd_safe::get_error_name)
+    })
+}
+
+/// The fingerprint deduplication looks blocks up by (XXH3, 128 bits). Not cryptographic: equal fingerprints are a
+/// reason to compare, never proof.
+pub fn fingerprint(block: &[u8]) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(block)
+}
+
+#[cfg(test)]
+mod tests;
