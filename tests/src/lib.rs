@@ -1,1 +1,12 @@
-//! Integration tests of Ashlar; see the folders `sim`, `crash`, `format`, `e2e`, `platform`.
+//! What the integration tests share: the built command, bounded processes, laboratories that always go away, checks for tools.
+//!
+//! The tests themselves are in `tests/tests/`, one binary by kind.
+
+pub mod binary;
+pub mod lab;
+pub mod process;
+pub mod require;
+
+pub use binary::ashlar;
+pub use lab::Lab;
+pub use process::{Output, run};

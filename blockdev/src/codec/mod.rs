@@ -161,7 +161,7 @@ pub fn decompress(codec: Codec, data: &[u8], raw_len: usize, out: &mut Vec<u8>) 
     let room = &mut out[start..];
     let result = match codec {
         Codec::Lz4 => lz4_flex::block::decompress_into(data, room).map_err(|e| bad(&e.to_string())),
-        _ => unzstd(data, room).map_err(|why| bad(why)),
+        _ => unzstd(data, room).map_err(bad),
     };
     let result = match result {
         Ok(len) if len == raw_len => Ok(()),

@@ -17,7 +17,8 @@ pub struct MemoryDisk {
 }
 
 impl MemoryDisk {
-    /// An empty disk of `size` bytes, rounded down to a multiple of [`IO_ALIGN`]. It takes memory where it is written to.
+    /// An empty disk of `size` bytes, rounded down to a multiple of [`IO_ALIGN`]. It takes memory where it is written
+    /// to.
     pub fn new(name: impl Into<String>, size: u64) -> Self {
         let size = size - size % IO_ALIGN as u64;
         let chunks = (0..size.div_ceil(CHUNK)).map(|_| RwLock::new(None)).collect();

@@ -7,16 +7,21 @@ use bytes::Bytes;
 use crate::env::BoxFuture;
 
 mod buffer;
+pub mod fault;
+mod memory;
+pub mod signature;
+mod sim;
 #[cfg(test)]
 mod test_support;
+pub mod throttled;
 pub mod uring;
 
 pub use buffer::AlignedBuf;
-pub use uring::{FileDisk, OpenOptions};
-mod memory;
+pub use fault::FaultDisk;
 pub use memory::MemoryDisk;
-mod sim;
 pub use sim::{CrashPlan, CrashTrigger, DiskCounters, FaultBudget, FaultCounts, FaultRate, SimDisk};
+pub use throttled::{Throttle, ThrottledDisk};
+pub use uring::{FileDisk, OpenOptions};
 
 /// Alignment, in bytes, of the offset, length and memory of every disk request.
 ///

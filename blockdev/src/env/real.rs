@@ -25,7 +25,8 @@ pub struct RealEnv {
 }
 
 impl RealEnv {
-    /// Starts `compute_threads` threads (at least one) beside the runtime of `handle`, which must have its timer enabled.
+    /// Starts `compute_threads` threads (at least one) beside the runtime of `handle`, which must have its timer
+    /// enabled.
     ///
     /// # Panics
     /// When the system refuses to start a single thread. When it refuses only some, it works with those it has.

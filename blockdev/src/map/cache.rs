@@ -53,6 +53,11 @@ impl<P: Clone> PageCache<P> {
         Some(Arc::make_mut(&mut slot.page))
     }
 
+    /// Changes a page without making it dirty: for what a checkpoint writes to the page's frozen copy as well.
+    pub fn patch(&mut self, key: u64) -> Option<&mut P> {
+        self.slots.get_mut(&key).map(|slot| Arc::make_mut(&mut slot.page))
+    }
+
     /// Puts a page in, unless it is there already.
     pub fn insert_clean(&mut self, key: u64, page: P) {
         if !self.contains(key) {

@@ -43,7 +43,8 @@ pub fn page_of(block: VirtualBlock) -> u64 {
     block.0 / FANOUT
 }
 
-fn slot_of(block: VirtualBlock) -> usize {
+/// Slot of a block in its table page.
+pub fn slot_of(block: VirtualBlock) -> usize {
     (block.0 % FANOUT) as usize
 }
 
@@ -126,6 +127,13 @@ impl BlockTable {
         }
         self.len = self.len.max((page + 1) * FANOUT);
         Ok(out)
+    }
+
+    /// Replaces an entry without making its page dirty; see [`PageCache::patch`]. The count of used entries must not change.
+    pub fn patch(&mut self, block: VirtualBlock, entry: BlockEntry) -> Need<()> {
+        let page = page_of(block);
+        self.pages.patch(page).ok_or(Miss::Table(page))?.0[slot_of(block)] = entry;
+        Ok(())
     }
 
     /// Marks the page of a block dirty, so that the next checkpoint writes it.

@@ -73,6 +73,8 @@ pub struct Member {
     pub size: u64,
     /// Set when it was opened from a catalogue that is newer than what it shows.
     pub stale: AtomicBool,
+    /// Newest checkpoint that this disk surely has.
+    pub last_checkpoint: AtomicU64,
     disk: RwLock<Option<Arc<dyn Disk>>>,
     failed: AtomicBool,
     /// Writes completed; compared with `flushed` to know whether a flush is needed.
@@ -107,6 +109,7 @@ impl Member {
             uuid,
             size,
             stale: AtomicBool::new(false),
+            last_checkpoint: AtomicU64::new(0),
             disk: RwLock::new(disk),
             failed: AtomicBool::new(failed),
             writes: AtomicU64::new(0),

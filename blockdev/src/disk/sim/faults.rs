@@ -31,33 +31,36 @@ impl FaultRate {
 /// What one disk may do wrong. The default is a disk without faults, whose requests still complete out of order.
 ///
 /// Faults of different disks are independent. A test that expects data to survive gives silent faults (`medium_errors`,
-/// `bit_rot`, `misdirected_writes`, `lost_writes`, `flush_failures`) and deaths to no more disks than the pool tolerates.
+/// `bit_rot`, `misdirected_writes`, `lost_writes`, `flush_failures`) and deaths to no more disks than the pool
+/// tolerates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultBudget {
     /// Shortest time a request takes.
     pub latency_min: Duration,
     /// Longest time a request takes unless it stalls; one in eight takes more than an eighth of it.
     pub latency_max: Duration,
-    /// Latent sector errors. Occasion: a write request becomes persistent. One of its pages of 4 KiB can then not be read
-    /// ([`crate::disk::DiskError::Medium`]) until it is written again.
+    /// Latent sector errors. Occasion: a write request becomes persistent. One of its pages of 4 KiB can then not be
+    /// read ([`crate::disk::DiskError::Medium`]) until it is written again.
     pub medium_errors: FaultRate,
     /// Silent corruption. Occasion: a write request becomes persistent. One to eight bits of one of its pages flip.
     pub bit_rot: FaultRate,
-    /// Silently misdirected writes. Occasion: a write request. It is acknowledged, and lands at another aligned offset of the same
-    /// disk, not at its own.
+    /// Silently misdirected writes. Occasion: a write request. It is acknowledged, and lands at another aligned offset
+    /// of the same disk, not at its own.
     pub misdirected_writes: FaultRate,
-    /// Silently lost writes. Occasion: a write request. It is acknowledged and never becomes persistent; half of them are
-    /// visible to reads until the next flush, the others are not visible at all.
+    /// Silently lost writes. Occasion: a write request. It is acknowledged and never becomes persistent; half of them
+    /// are visible to reads until the next flush, the others are not visible at all.
     pub lost_writes: FaultRate,
-    /// Failed flushes. Occasion: a flush. It answers [`crate::disk::DiskError::Failed`], and the writes it should have made
-    /// persistent leave the cache in the state a power cut would leave them in. Later flushes succeed and say nothing of it.
+    /// Failed flushes. Occasion: a flush. It answers [`crate::disk::DiskError::Failed`], and the writes it should have
+    /// made persistent leave the cache in the state a power cut would leave them in. Later flushes succeed and say
+    /// nothing of it.
     pub flush_failures: FaultRate,
     /// Stalled requests. Occasion: any request. It takes up to `stall_max`.
     pub stalls: FaultRate,
     /// Longest time a stalled request takes.
     pub stall_max: Duration,
-    /// Sudden death: this many requests are accepted, and all later ones, and those in flight, fail. A coin decides whether the
-    /// disk has lost its link, as by [`super::SimDisk::fail`], or its power, as by [`super::SimDisk::fail_power`].
+    /// Sudden death: this many requests are accepted, and all later ones, and those in flight, fail. A coin decides
+    /// whether the disk has lost its link, as by [`super::SimDisk::fail`], or its power, as by
+    /// [`super::SimDisk::fail_power`].
     pub death_after_ops: Option<u64>,
 }
 

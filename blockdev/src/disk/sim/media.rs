@@ -1,7 +1,7 @@
 //! What a simulated disk holds: persistent pages, and a volatile write cache in front of them.
 //!
-//! Every completed write has a number. `stable` is what survives a power cut; `visible` holds pages newer than that, which
-//! reads prefer; `cache` lists the writes behind `visible` in order of completion. A write replaces whole pages,
+//! Every completed write has a number. `stable` is what survives a power cut; `visible` holds pages newer than that,
+//! which reads prefer; `cache` lists the writes behind `visible` in order of completion. A write replaces whole pages,
 //! because every request is aligned to them. An older write never replaces a newer one in `stable`.
 
 use std::collections::VecDeque;
@@ -132,7 +132,7 @@ impl Media {
                 self.persist_sectors(page, write, data, tear.mask(index, rng));
             }
         }
-        self.visible.clear();
+        debug_assert!(self.visible.is_empty(), "what is visible and not persistent is in the cache");
     }
 
     /// The host goes away, power stays: the writes `in_flight` reach the cache in part, in whole or not at all.

@@ -1,8 +1,9 @@
-//! The simulated disk: sparse memory behind a volatile write cache, driven by a [`SimEnv`], with a written fault budget.
+//! The simulated disk: sparse memory behind a volatile write cache, driven by a [`SimEnv`], with a written fault
+//! budget.
 //!
-//! It is as unkind as a real disk may be: requests complete in any order, a read overlapping a write in flight may see any mix of its
-//! sectors, the content of a discarded range is whatever it likes, and what a power cut leaves of unflushed
-//! writes is drawn per sector. Everything follows from the seeds of the disk and of the environment.
+//! It is as unkind as a real disk may be: requests complete in any order, a read overlapping a write in flight may see
+//! any mix of its sectors, the content of a discarded range is whatever it likes, and what a power cut leaves of
+//! unflushed writes is drawn per sector. Everything follows from the seeds of the disk and of the environment.
 //!
 //! It is stricter than real disks about its callers: a request that breaks the contract of [`Disk`] (alignment, range)
 //! panics, because in a simulation that is a bug of the code under test, not a condition it should handle.
@@ -46,8 +47,8 @@ pub struct DiskCounters {
 
 /// A simulated disk. It keeps its content while environments come and go; a request needs an attached one.
 ///
-/// The usual life in a crash test: [`SimDisk::attach`], workload, [`SimEnv::kill_all_tasks`], [`SimDisk::crash`] (left out when
-/// only the process dies), [`SimDisk::attach`] to a new environment, recovery, verification.
+/// The usual life in a crash test: [`SimDisk::attach`], workload, [`SimEnv::kill_all_tasks`], [`SimDisk::crash`] (left
+/// out when only the process dies), [`SimDisk::attach`] to a new environment, recovery, verification.
 pub struct SimDisk {
     shared: Arc<Shared>,
 }
@@ -89,6 +90,10 @@ enum Work {
     Discard { offset: u64, len: u64, reply: oneshot::Sender<DiskResult<()>> },
 }
 
+/// What becomes of the cache and of the writes in flight, each an offset and its data: [`Media::cut_link`],
+/// [`Media::cut_power`].
+type Cut = fn(&mut Media, Vec<(u64, Vec<Bytes>)>, &mut Rng);
+
 /// A finished request whose answer is still to be sent, without locks held.
 enum Answer {
     Data(oneshot::Sender<DiskResult<Bytes>>, DiskResult<Bytes>),
@@ -118,8 +123,9 @@ impl SimDisk {
         Arc::new(Self { shared: Arc::new(Shared { name, size, state: Mutex::new(state) }) })
     }
 
-    /// A disk of the same content, cache and writes in flight, whose future follows from `seed`: to look at several outcomes of
-    /// one crash, or to compare before and after. It has the budget that is left, is not attached, and has no crash trigger.
+    /// A disk of the same content, cache and writes in flight, whose future follows from `seed`: to look at several
+    /// outcomes of one crash, or to compare before and after. It has the budget that is left, is not attached, and has
+    /// no crash trigger.
     pub fn duplicate(&self, seed: u64) -> Arc<Self> {
         let state = self.lock();
         let mut rng = Rng::new(seed);
@@ -141,17 +147,18 @@ impl SimDisk {
         Arc::new(Self { shared: Arc::new(shared) })
     }
 
-    /// Lets `env` drive this disk from now on. Requests of an earlier environment are forgotten: they never complete, and those
-    /// of its writes that were in flight reach the disk in part, in whole or not at all, as when a process dies.
+    /// Lets `env` drive this disk from now on. Requests of an earlier environment are forgotten: they never complete,
+    /// and those of its writes that were in flight reach the disk in part, in whole or not at all, as when a process
+    /// dies.
     pub fn attach(&self, env: &Arc<SimEnv>) {
         let mut state = self.lock();
         state.forget_requests(Media::cut_link);
         state.env = Arc::downgrade(env);
     }
 
-    /// Cuts the power: of all writes completed but not flushed, and of those in flight, an arbitrary subset persists, each possibly
-    /// torn between sectors. Afterwards the disk has no environment and no crash trigger; the stall, if any, is over.
-    /// A failed disk stays failed.
+    /// Cuts the power: of all writes completed but not flushed, and of those in flight, an arbitrary subset persists,
+    /// each possibly torn between sectors. Afterwards the disk has no environment and no crash trigger; the stall, if
+    /// any, is over. A failed disk stays failed.
     pub fn crash(&self, rng: &mut Rng) {
         let mut state = self.lock();
         // One draw from the shared generator, so that disks do not shift each other's outcome.
@@ -169,7 +176,8 @@ impl SimDisk {
         answers.into_iter().for_each(Answer::send);
     }
 
-    /// The disk loses its power: requests in flight and all later ones fail, and its cache persists as in [`SimDisk::crash`].
+    /// The disk loses its power: requests in flight and all later ones fail, and its cache persists as in
+    /// [`SimDisk::crash`].
     pub fn fail_power(&self) {
         let answers = self.lock().fail(format!("sim disk {}: power lost", self.shared.name), Media::cut_power);
         answers.into_iter().for_each(Answer::send);
@@ -380,7 +388,7 @@ impl Shared {
         assert!(
             piece.is_empty()
                 || piece.len().is_multiple_of(IO_ALIGN) && (piece.as_ptr() as usize).is_multiple_of(IO_ALIGN),
-            "sim disk {}: write at {offset} has a piece of {} bytes in memory not aligned to {IO_ALIGN}; use AlignedBuf",
+            "sim disk {}: write at {offset} has a piece of {} bytes not aligned to {IO_ALIGN}; use AlignedBuf",
             self.name,
             piece.len()
         );
@@ -479,7 +487,7 @@ impl State {
     }
 
     /// Takes all requests out of flight. Their writes reach the media as `cut` does it.
-    fn forget_requests(&mut self, cut: fn(&mut Media, Vec<(u64, Vec<Bytes>)>, &mut Rng)) -> Vec<Work> {
+    fn forget_requests(&mut self, cut: Cut) -> Vec<Work> {
         self.held.clear();
         let requests = std::mem::take(&mut self.in_flight).into_values();
         let (mut writes, mut works) = (Vec::new(), Vec::new());
@@ -497,7 +505,7 @@ impl State {
         works
     }
 
-    fn fail(&mut self, message: String, cut: fn(&mut Media, Vec<(u64, Vec<Bytes>)>, &mut Rng)) -> Vec<Answer> {
+    fn fail(&mut self, message: String, cut: Cut) -> Vec<Answer> {
         if self.failed.is_some() {
             return Vec::new();
         }

@@ -181,6 +181,8 @@ fn flush_covers_what_completed_before_it_and_durable_writes_only_themselves() {
         let page = |n: u64| n * PAGE as u64;
         sim.block_on(async {
             disk.write(page(0), vec![filled(1, 1)], false).await.unwrap();
+            // A flush that takes long, so that the next write completes before it.
+            disk.set_budget(FaultBudget { stalls: FaultRate::always(1), ..FaultBudget::none() });
             let flush = disk.flush();
             disk.write(page(1), vec![filled(1, 1)], false).await.unwrap();
             flush.await.unwrap();
@@ -193,7 +195,7 @@ fn flush_covers_what_completed_before_it_and_durable_writes_only_themselves() {
         });
         if seed % 2 == 0 {
             sim.block_on(disk.flush()).unwrap();
-            assert_eq!(fills(&disk, 4), [2; 8]);
+            assert_eq!(fills(&disk, 4), [2; 8], "nor at a flush");
         }
         disk.crash(&mut Rng::new(seed));
         assert_eq!(fills(&disk, 0), [1; 8]);
@@ -207,7 +209,8 @@ fn flush_covers_what_completed_before_it_and_durable_writes_only_themselves() {
             durable_neighbour_lost += u32::from(fills(&disk, 2) != [1; 8]);
         }
     }
-    assert!(later_lost > 20 && durable_neighbour_lost > 20);
+    // Of 150 crashes, 3 in 8 keep a write of one page as a whole.
+    assert!(later_lost > 70 && durable_neighbour_lost > 70, "{later_lost} {durable_neighbour_lost}");
 }
 
 /// Over any workload and crash, each page holds what the last flush covered, or something submitted after that.
@@ -306,6 +309,29 @@ fn a_process_death_keeps_what_completed() {
         assert_eq!(fills(&disk, 0), [1; 8]);
     }
     assert!(landed > 20 && missed > 20, "{landed} {missed}");
+}
+
+#[test]
+fn killed_requests_never_complete() {
+    let (sim, disk) = new_disk(12, FaultBudget::none());
+    let write = disk.write(0, vec![filled(1, 1)], false);
+    sim.kill_all_tasks();
+    assert!(matches!(sim.run_until(write, STEPS), Err(SimStall::Deadlock { .. })));
+    assert_eq!(fills(&disk, 0), [0; 8]);
+    assert_eq!(Arc::strong_count(&disk.shared), 1);
+}
+
+#[test]
+fn a_read_takes_its_bytes_at_any_moment_of_its_flight() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..50 {
+        let (sim, disk) = new_disk(seed, FaultBudget { stalls: FaultRate::always(1), ..FaultBudget::none() });
+        let read = disk.read(0, PAGE);
+        write_now(&sim, &disk, 0, 1, 1);
+        seen.insert(sim.block_on(read).unwrap()[0]);
+        assert_eq!(read_now(&sim, &disk, 0).unwrap()[0], 1);
+    }
+    assert_eq!(seen, BTreeSet::from([0, 1]));
 }
 
 #[test]

@@ -19,8 +19,8 @@ impl CrashPlan {
     pub const NEVER: Self = Self { after_writes: u64::MAX };
 }
 
-/// Counts the writes and flushes of all disks it is given to. Once it has fired, no request of theirs completes any more, and
-/// what is submitted later does not reach them, until each disk was crashed or given another trigger.
+/// Counts the writes and flushes of all disks it is given to. Once it has fired, no request of theirs completes any
+/// more, and what is submitted later does not reach them, until each disk was crashed or given another trigger.
 pub struct CrashTrigger {
     plan: CrashPlan,
     state: Mutex<State>,

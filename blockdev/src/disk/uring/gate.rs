@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -58,12 +59,11 @@ impl Gate {
         self.places.close();
     }
 
-    /// Blocks until nothing is in flight. Call [`Gate::close`] first.
-    pub(super) fn wait_idle(&self) {
+    /// Blocks until nothing is in flight, at most for `timeout`; true if nothing is. Call [`Gate::close`] first.
+    pub(super) fn wait_idle(&self, timeout: Duration) -> bool {
         let mut guard = self.idle.lock();
-        while self.in_flight.load(Ordering::SeqCst) != 0 {
-            self.became_idle.wait(&mut guard);
-        }
+        let is_busy = |_: &mut ()| self.in_flight.load(Ordering::SeqCst) != 0;
+        !self.became_idle.wait_while_for(&mut guard, is_busy, timeout).timed_out()
     }
 }
 

@@ -253,8 +253,8 @@ impl Request {
     }
 
     /// Answers whoever waits, and lets go of the disk first so that the answer implies that the disk may be closed.
-    pub(super) fn finish(self: Box<Self>, result: DiskResult<()>) {
-        let Self { operation, file, pass, reply, .. } = *self;
+    pub(super) fn finish(self, result: DiskResult<()>) {
+        let Self { operation, file, pass, reply, .. } = self;
         if let Err(DiskError::Failed(message)) = &result {
             file.mark_failed(message);
         }

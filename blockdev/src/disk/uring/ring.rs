@@ -1,15 +1,24 @@
-//! The io_uring all disks of the process share, and the one thread that harvests its completions.
+//! The io_uring all disks of the process share.
 //!
-//! Requests are submitted by the thread that makes them, so an idle system has no hand-over before the device works.
+//! Requests are submitted by the thread that makes them, so nothing is handed over before the device works. Completions are
+//! harvested, in this order of preference, by
+//! * the task that waits, when it looks and finds the ring not empty (transfers that the page cache or memory satisfied);
+//! * a task of an attached runtime, which learns of completions by its own reactor: one wake-up from device to waiter;
+//! * the completion thread: it waits in the kernel while no runtime is attached, and otherwise only looks after the ring from
+//!   time to time, in case all threads of the runtime are blocked.
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::request::{Request, Verdict};
 
@@ -17,25 +26,23 @@ use super::request::{Request, Verdict};
 const SUBMISSIONS: u32 = 512;
 /// Entries of the completion queue. Completions beyond it wait in the kernel (IORING_FEAT_NODROP), none is lost.
 const COMPLETIONS: u32 = 8192;
-/// Completions handled between two looks at the queue.
-const BATCH: usize = 256;
+/// Completions taken from the queue at a time.
+const BATCH: usize = 64;
 /// Pause before a submission is repeated that the kernel had no memory for.
 const PAUSE: Duration = Duration::from_micros(200);
 /// IORING_ENTER_GETEVENTS of linux/io_uring.h.
 const GETEVENTS: u32 = 1;
 
+/// Time between two looks of the completion thread while a runtime is attached.
+const BACKSTOP: Duration = Duration::from_millis(20);
+
 thread_local! {
-    static IS_REAPER: Cell<bool> = const { Cell::new(false) };
+    static COMPLETING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether the calling thread is one that completes requests, and therefore must not wait for completions.
-pub(super) fn on_completion_thread() -> bool {
-    IS_REAPER.get()
-}
-
-/// Marks the calling thread as one that completes requests.
-pub(super) fn become_completion_thread() {
-    IS_REAPER.set(true);
+/// Whether the calling thread is completing a request further up its stack, and therefore must not wait for completions.
+pub(super) fn is_completing() -> bool {
+    COMPLETING.get()
 }
 
 /// The shared ring.
@@ -43,6 +50,10 @@ pub(super) struct Ring {
     uring: IoUring,
     /// Serialises the producers of the submission queue.
     producers: Mutex<()>,
+    /// Serialises the consumers of the completion queue.
+    consumers: Mutex<()>,
+    /// Tasks that harvest.
+    harvesters: AtomicUsize,
 }
 
 impl Ring {
@@ -58,7 +69,12 @@ impl Ring {
         if !params.is_feature_nodrop() || !params.is_feature_submit_stable() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is too old (5.5 is needed)"));
         }
-        let ring: &'static Self = Box::leak(Box::new(Self { uring, producers: Mutex::new(()) }));
+        let ring: &'static Self = Box::leak(Box::new(Self {
+            uring,
+            producers: Mutex::new(()),
+            consumers: Mutex::new(()),
+            harvesters: AtomicUsize::new(0),
+        }));
         std::thread::Builder::new().name("disk-completion".into()).spawn(|| ring.reap())?;
         Ok(ring)
     }
@@ -102,29 +118,81 @@ impl Ring {
         }
     }
 
+    /// The completion thread.
     fn reap(&self) -> ! {
-        become_completion_thread();
-        let mut batch = Vec::with_capacity(BATCH);
         loop {
-            // SAFETY: no argument is passed; with nothing to submit this only waits.
-            let waited = unsafe { self.uring.submitter().enter::<libc::sigset_t>(0, 1, GETEVENTS, None) };
-            if let Err(e) = waited
-                && e.raw_os_error() != Some(libc::EINTR)
-            {
-                tracing::error!("waiting for io_uring completions: {e}");
-                std::thread::sleep(PAUSE);
+            if self.harvesters.load(Ordering::Relaxed) > 0 {
+                std::thread::sleep(BACKSTOP);
+            } else {
+                // SAFETY: no argument is passed; with nothing to submit this only waits.
+                let waited = unsafe { self.uring.submitter().enter::<libc::sigset_t>(0, 1, GETEVENTS, None) };
+                if let Err(e) = waited
+                    && e.raw_os_error() != Some(libc::EINTR)
+                {
+                    tracing::error!("waiting for io_uring completions: {e}");
+                    std::thread::sleep(PAUSE);
+                }
             }
-            loop {
-                // SAFETY: this thread is the only one that touches the completion queue.
-                batch.extend(unsafe { self.uring.completion_shared() }.take(BATCH));
-                if batch.is_empty() {
-                    break;
-                }
-                for completion in batch.drain(..) {
-                    self.complete(&completion);
-                }
+            self.harvest();
+        }
+    }
+
+    /// Completes the requests the kernel is done with.
+    pub(super) fn harvest(&self) {
+        while self.harvest_batch(self.consumers.lock()) == BATCH {}
+    }
+
+    /// Like [`Ring::harvest`], but leaves it to whoever is at it already. Never waits.
+    pub(super) fn harvest_if_free(&self) {
+        if let Some(consumer) = self.consumers.try_lock() {
+            self.harvest_batch(consumer);
+        }
+    }
+
+    fn harvest_batch(&self, consumer: MutexGuard<'_, ()>) -> usize {
+        // SAFETY: the lock makes this the only completion queue handle in use.
+        let queue = unsafe { self.uring.completion_shared() };
+        if queue.is_empty() {
+            return 0;
+        }
+        let mut batch = [const { None }; BATCH];
+        let mut count = 0;
+        for (place, completion) in batch.iter_mut().zip(queue) {
+            *place = Some(completion);
+            count += 1;
+        }
+        drop(consumer);
+        batch[..count].iter().flatten().for_each(|completion| self.complete(completion));
+        count
+    }
+
+    /// Harvests in a task of the current runtime, for as long as that lives. Needs its I/O driver.
+    pub(super) fn attach_runtime(&'static self) -> io::Result<()> {
+        struct RingFd(RawFd);
+        impl AsRawFd for RingFd {
+            fn as_raw_fd(&self) -> RawFd {
+                self.0
             }
         }
+        struct Attached(&'static Ring);
+        impl Drop for Attached {
+            fn drop(&mut self) {
+                self.0.harvesters.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let inner = RingFd(self.uring.as_raw_fd());
+        // SAFETY: the ring is leaked, so its descriptor stays open and the same.
+        let fd = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(io::Error::from)?;
+        self.harvesters.fetch_add(1, Ordering::Relaxed);
+        let attached = Attached(self);
+        tokio::spawn(async move {
+            while let Ok(mut ready) = fd.readable().await {
+                // Before the harvest, so that a completion that comes during it makes the ring ready again.
+                ready.clear_ready();
+                attached.0.harvest();
+            }
+        });
+        Ok(())
     }
 
     fn complete(&self, completion: &cqueue::Entry) {
@@ -139,7 +207,9 @@ impl Ring {
 
 /// Answers a request. A panic in somebody's waker must not end the thread all disks depend on.
 pub(super) fn answer(request: Box<Request>, result: crate::disk::DiskResult<()>) {
+    let outer = COMPLETING.replace(true);
     if catch_unwind(AssertUnwindSafe(|| request.finish(result))).is_err() {
         tracing::error!("a task panicked while it was told of a disk completion");
     }
+    COMPLETING.set(outer);
 }

@@ -198,7 +198,7 @@ fn closing_waits_for_what_is_in_flight() {
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| {
             gate.close();
-            gate.wait_idle();
+            while !gate.wait_idle(Duration::from_secs(60)) {}
         });
         std::thread::sleep(Duration::from_millis(20));
         assert!(!waiter.is_finished());

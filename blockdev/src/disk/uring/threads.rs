@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::request::{Request, Verdict};
-use super::ring::{answer, become_completion_thread};
+use super::ring::answer;
 
 /// Threads of a full pool: as many requests are with the devices at a time.
 const THREADS: usize = 16;
@@ -58,7 +58,6 @@ impl Threads {
 }
 
 fn run(requests: &Receiver<Box<Request>>) {
-    become_completion_thread();
     while let Ok(request) = requests.recv() {
         process(request);
     }

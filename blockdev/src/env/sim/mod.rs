@@ -1,9 +1,10 @@
 //! The simulated environment: one thread, one seed, virtual time.
 //!
-//! A run is a sequence of *steps*. Each step polls one task, drawn at random from those that are ready, and costs a little
-//! random virtual time; now and then the whole machine pauses for longer. Timers that have become due by then are fired
-//! before the next step, so I/O completes between any two steps, not only when everybody waits. When no task is ready, time jumps to
-//! the next timer. The same seed and the same tasks give the same steps, which [`SimEnv::trace`] lets tests verify.
+//! A run is a sequence of *steps*. Each step polls one task, drawn at random from those that are ready, and costs a
+//! little random virtual time; now and then the whole machine pauses for longer. Timers that have become due by then
+//! are fired before the next step, so I/O completes between any two steps, not only when everybody waits. When no task
+//! is ready, time jumps to the next timer. The same seed and the same tasks give the same steps, which
+//! [`SimEnv::trace`] lets tests verify.
 
 use std::fmt;
 use std::future::Future;
@@ -68,8 +69,8 @@ impl std::error::Error for SimStall {}
 
 /// A deterministic, single-threaded environment under one seed.
 ///
-/// Tasks usually hold the environment they run on, so one that still has tasks is never freed by itself: end every run with
-/// [`SimEnv::kill_all_tasks`], or hold it in a [`SimScope`].
+/// Tasks usually hold the environment they run on, so one that still has tasks is never freed by itself: end every run
+/// with [`SimEnv::kill_all_tasks`], or hold it in a [`SimScope`].
 pub struct SimEnv {
     core: Arc<Core>,
     seed: u64,
@@ -233,8 +234,8 @@ impl SimEnv {
         }
     }
 
-    /// Ends everything at once, as `kill -9` does: no task of this environment runs ever again, their futures are dropped
-    /// where they stand, disk requests in flight are never completed, and what is spawned later is dropped too.
+    /// Ends everything at once, as `kill -9` does: no task of this environment runs ever again, their futures are
+    /// dropped where they stand, disk requests in flight are never completed, and what is spawned later is dropped too.
     ///
     /// A task that calls this itself runs on to its next await. The driving future goes on, without tasks.
     pub fn kill_all_tasks(&self) {

@@ -59,7 +59,8 @@ impl Timers {
         TimerKey { slot, serial }
     }
 
-    /// Makes the timer wake `waker` instead of the one it had. The old one comes back, to be dropped without locks held.
+    /// Makes the timer wake `waker` instead of the one it had. The old one comes back, to be dropped without locks
+    /// held.
     pub fn set_waker(&mut self, key: TimerKey, waker: &Waker) -> Option<Action> {
         let slot = self.slots.get_mut(key.slot as usize).filter(|s| s.serial == key.serial)?;
         match &mut slot.action {

@@ -52,6 +52,9 @@ const SMALL_READ: usize = 4 << 10;
 const OUTPUT_BYTES_HIGH: usize = 1 << 20;
 const OUTPUT_CHUNKS_HIGH: usize = 1024;
 
+/// Pieces of replies after which they are sent, though more requests are at hand: so that the peer works at the same time.
+const SEND_CHUNKS: usize = 8;
+
 /// A refused write's payload up to this size is read and thrown away; a longer one ends the connection.
 const SKIP_BYTES_MAX: u32 = 2 * REQUEST_BYTES_MAX;
 
@@ -152,6 +155,7 @@ where
         stream,
         target: Target { device, structured, contexts },
         input,
+        starved: true,
         read_size: INPUT_BYTES,
         receive: Receive::Header,
         in_flight: FuturesUnordered::new(),
@@ -188,6 +192,8 @@ struct Connection<'a, S> {
     stream: S,
     target: Target,
     input: BytesMut,
+    /// Whether the input buffer holds nothing more that could be started.
+    starved: bool,
     /// Bytes to ask for at the next read.
     read_size: usize,
     receive: Receive,
@@ -276,10 +282,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
     }
 
-    /// Starts what the input buffer holds, as far as the limits allow.
+    /// Starts what the input buffer holds, as far as the limits allow and until there is something worth sending.
     fn take_requests(&mut self, cx: &mut Context<'_>) -> bool {
+        let send_at = self.output.chunks() + SEND_CHUNKS;
         let mut moved = false;
-        while self.in_flight.len() < self.budget.limits.requests && !self.output_full() && self.take_request(cx) {
+        self.starved = false;
+        while self.in_flight.len() < self.budget.limits.requests
+            && !self.output_full()
+            && self.output.chunks() < send_at
+        {
+            if !self.take_request(cx) {
+                self.starved = true;
+                break;
+            }
             moved = true;
         }
         moved
@@ -419,7 +434,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Reads once, unless what was read before is not taken yet.
     fn read(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        let full = self.in_flight.len() >= self.budget.limits.requests || self.output_full();
         let (result, wanted) = match &mut self.receive {
             Receive::Payload { request, data, .. } => {
                 let wanted = request.len as usize - data.len();
@@ -430,7 +444,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 (poll_read(&mut self.stream, cx, data, wanted), wanted)
             }
             Receive::Header | Receive::Skipping { .. } => {
-                if full || self.input.len() >= INPUT_BYTES {
+                if !self.starved || self.input.len() >= INPUT_BYTES {
                     return Ok(false);
                 }
                 let wanted = self.read_size.min(INPUT_BYTES - self.input.len());

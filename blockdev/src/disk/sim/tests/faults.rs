@@ -235,8 +235,8 @@ fn a_crash_trigger_stops_all_disks_at_the_chosen_write() {
                     0 => disk.write(0, vec![filled(1, 1)], false).await.unwrap(),
                     _ => disk.flush().await.unwrap(),
                 }
-                drop(disk.read(0, PAGE).await.unwrap());
                 *count.lock() += 1;
+                drop(disk.read(0, PAGE).await.unwrap());
             }
         }));
         sim.run_until(trigger.fired(), STEPS).unwrap();

@@ -1,0 +1,101 @@
+# Everything a person or a machine does with Ashlar. `make` alone lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/sbin:/sbin
+CARGO ?= cargo
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# Where the laboratory lives, and what it is made of.
+LAB ?= $(CURDIR)/.lab
+DISKS ?= 6
+DISK_SIZE ?= 2G
+TOLERANCE ?= double
+# Chooses among tests by a part of their name: make unit T=redundancy
+T ?=
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  LAB=$(LAB) DISKS=$(DISKS) DISK_SIZE=$(DISK_SIZE) TOLERANCE=$(TOLERANCE)"
+
+.PHONY: setup
+setup: ## Install what is missing on Debian 12 or later (root or sudo)
+	scripts/setup.sh
+
+.PHONY: build
+build: ## Build the ashlar command (release)
+	$(CARGO) build --locked --release -p ashlar-tools
+
+.PHONY: test
+test: lint docs deny unit ## Everything CI runs: lint, docs, licences, all tests
+	@echo "make test: all passed"
+
+.PHONY: lint
+lint: ## Formatting and clippy, warnings are errors
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: fmt
+fmt: ## Format the sources
+	$(CARGO) fmt --all
+
+.PHONY: docs
+docs: ## Build the API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
+
+.PHONY: deny
+deny: ## Licences and origins of dependencies, if cargo-deny is installed
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check bans licenses sources; \
+	else \
+		echo "cargo-deny is not installed: licences of dependencies not checked"; \
+	fi
+
+# Unit, property, simulation, crash and end-to-end tests. A test that lacks a tool or a privilege says so and is counted passed;
+# what was left out is listed at the end. The command under test is built as a package of its own and kept aside: building the whole
+# workspace at once would turn features on in it that only the tests ask for.
+UNDER_TEST := $(TARGET)/under-test
+unit: export ASHLAR_BIN := $(UNDER_TEST)/ashlar
+unit: export ASHLAR_SKIPPED := $(UNDER_TEST)/skipped.txt
+.PHONY: unit
+unit: ## All tests (T=NAME chooses)
+	$(CARGO) build --locked -p ashlar-tools
+	@mkdir -p $(UNDER_TEST) && cp $(TARGET)/debug/ashlar $(ASHLAR_BIN) && : >$(ASHLAR_SKIPPED)
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		set -x; $(CARGO) nextest run --locked --workspace $(T); \
+		$(if $(T),,$(CARGO) test --locked --workspace --doc;) \
+	else \
+		set -x; $(CARGO) test --locked --workspace --no-fail-fast $(T); \
+	fi
+	$(if $(T),,python3 -B -m unittest discover -s tools/bench)
+	@if [ -s $(ASHLAR_SKIPPED) ]; then echo "left out here:"; sort -u $(ASHLAR_SKIPPED); fi
+
+# The long version of `test`: more seeds, more rounds, advisories. Variables that are set already are kept.
+.PHONY: nightly
+nightly: export ASHLAR_SIM_SEEDS ?= 100000
+nightly: export ASHLAR_KILL_ROUNDS ?= 500
+nightly: export ASHLAR_FUZZ_SECS ?= 600
+nightly: export NEXTEST_PROFILE ?= nightly
+nightly: lint docs ## The long tests: 100,000 seeds, 500 kills, long fuzzing
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; fi
+	$(MAKE) unit
+	@echo "make nightly: all passed"
+
+.PHONY: bench
+bench: build ## Short measured comparison with a file, a loop device and NBD servers
+	ASHLAR=$(TARGET)/release/ashlar tools/bench/bench.py run $(BENCH_ARGS)
+
+.PHONY: lab
+lab: ## A whole appliance from files, with a mounted volume of real data
+	scripts/lab.sh up --dir "$(LAB)" --disks $(DISKS) --disk-size $(DISK_SIZE) --tolerance $(TOLERANCE)
+
+.PHONY: lab-down
+lab-down: ## Remove every trace of it
+	scripts/lab.sh down --dir "$(LAB)"
+
+.PHONY: clean
+clean: ## Remove what was built
+	$(CARGO) clean

@@ -1,0 +1,184 @@
+//! The write log: entries mirrored on tolerance + 1 disks, in extents that rotate over all disks.
+//!
+//! The log is a sequence of numbered extents. Each has a slot in the log region of every disk that mirrors it; which slot is not
+//! recorded anywhere: replay looks at all of them ([`replay`]). Entries say which extent and epoch they belong to, so what an
+//! older use of a slot left behind is never taken for new.
+
+pub mod replay;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::disk::AlignedBuf;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::record::encode_entry;
+use crate::planted::{self, Bug};
+use crate::redundancy::array::DiskArray;
+use crate::units::{DiskId, Epoch, SegmentId};
+
+/// A place of an extent on one disk.
+pub type Mirror = (DiskId, u32);
+
+struct Current {
+    number: u64,
+    offset: u32,
+    mirrors: Vec<Mirror>,
+}
+
+struct Inner {
+    current: Option<Current>,
+    next_extent: u64,
+    next_entry: u64,
+    /// Extents that hold entries which may still be needed.
+    extents: BTreeMap<u64, Vec<Mirror>>,
+}
+
+/// The log of a pool that is open for writing. One task writes; checkpoints trim.
+pub struct Log {
+    array: Arc<DiskArray>,
+    epoch: Epoch,
+    inner: Mutex<Inner>,
+    trimmed: Notify,
+    /// Entries written.
+    pub entries: AtomicU64,
+}
+
+impl Log {
+    /// A log that goes on behind what replay found: `extents` stay untouched until they are trimmed.
+    pub fn new(array: Arc<DiskArray>, epoch: Epoch, extents: BTreeMap<u64, Vec<Mirror>>, next_extent: u64) -> Self {
+        let inner = Inner { current: None, next_extent, next_entry: 1, extents };
+        Self { array, epoch, inner: Mutex::new(inner), trimmed: Notify::new(), entries: AtomicU64::new(0) }
+    }
+
+    /// Writes one entry; durable on all its mirrors when this completes. `full` is called when the log has no room and
+    /// a checkpoint must come first.
+    pub async fn write(
+        &self,
+        durable: &[(SegmentId, u32)],
+        inline: &[(SegmentId, u32, &[u8])],
+        records: &[&[u8]],
+        mut full: impl FnMut(),
+    ) -> Result<()> {
+        let number = {
+            let mut inner = self.inner.lock();
+            inner.next_entry += 1;
+            inner.next_entry - 1
+        };
+        loop {
+            let Some((extent, mirrors, offset, data)) = self.place(number, durable, inline, records)? else {
+                let trimmed = self.trimmed.notified();
+                full();
+                self.array.check_quorum()?;
+                trimmed.await;
+                continue;
+            };
+            let data = AlignedBuf::padded(&data).freeze();
+            let sync = !planted::active(Bug::LogNotDurable);
+            let writes = mirrors.iter().map(|&(disk, slot)| {
+                let at = self.array.geometry.log_extent(slot) + u64::from(offset);
+                self.array.write(disk, at, vec![data.clone()], sync)
+            });
+            let results = join_all(writes).await;
+            if results.iter().all(Result::is_ok) {
+                self.entries.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+            // A mirror is gone: the entry is written again where all mirrors are there. Replay takes either copy.
+            self.array.check_quorum()?;
+            let mut inner = self.inner.lock();
+            if inner.current.as_ref().is_some_and(|c| c.number == extent) {
+                inner.current = None;
+            }
+        }
+    }
+
+    /// Finds room for an entry and encodes it for that place; None when the log is full.
+    #[expect(clippy::type_complexity, reason = "a private tuple, taken apart at once")]
+    fn place(
+        &self,
+        number: u64,
+        durable: &[(SegmentId, u32)],
+        inline: &[(SegmentId, u32, &[u8])],
+        records: &[&[u8]],
+    ) -> Result<Option<(u64, Vec<Mirror>, u32, Vec<u8>)>> {
+        let size = self.array.geometry.log_extent_size;
+        let mut inner = self.inner.lock();
+        for _ in 0..2 {
+            if inner.current.is_none() && !self.start_extent(&mut inner) {
+                return Ok(None);
+            }
+            let Some(current) = &mut inner.current else { return Ok(None) };
+            let data = encode_entry((self.epoch, current.number, number), durable, inline, records);
+            if data.len() > size as usize {
+                return Err(Error::new(
+                    ErrorKind::Io,
+                    format!("a log entry of {} bytes exceeds a log extent of {size}", data.len()),
+                ));
+            }
+            if current.offset as usize + data.len() <= size as usize {
+                let offset = current.offset;
+                current.offset += data.len() as u32;
+                return Ok(Some((current.number, current.mirrors.clone(), offset, data)));
+            }
+            inner.current = None;
+        }
+        Ok(None)
+    }
+
+    /// Takes a free slot on each of tolerance + 1 disks, those with the most free slots first.
+    fn start_extent(&self, inner: &mut Inner) -> bool {
+        let slots = self.array.geometry.log_extents;
+        let busy: BTreeSet<Mirror> = inner.extents.values().flatten().copied().collect();
+        let free = |disk: DiskId| (0..slots).filter(move |&s| !busy.contains(&(disk, s))).collect::<Vec<_>>();
+        let online = self.array.online();
+        let mut disks: Vec<(DiskId, Vec<u32>)> = online.iter().map(|m| (m.id, free(m.id))).collect();
+        let wanted = (self.array.tolerance.drives() + 1).min(disks.len());
+        // Equal disks take turns.
+        let turn = inner.next_extent as usize * wanted % disks.len().max(1);
+        disks.rotate_left(turn);
+        disks.sort_by_key(|(_, free)| std::cmp::Reverse(free.len()));
+        let mirrors: Vec<Mirror> =
+            disks.iter().take(wanted).filter_map(|(disk, free)| free.first().map(|&s| (*disk, s))).collect();
+        if mirrors.len() < wanted || mirrors.is_empty() {
+            return false;
+        }
+        let number = inner.next_extent;
+        inner.next_extent += 1;
+        inner.extents.insert(number, mirrors.clone());
+        inner.current = Some(Current { number, offset: 0, mirrors });
+        true
+    }
+
+    /// The next entry starts a new extent; returns its number.
+    pub fn rotate(&self) -> u64 {
+        let mut inner = self.inner.lock();
+        inner.current = None;
+        inner.next_extent
+    }
+
+    /// Entries in extents before `start` are no longer needed.
+    pub fn trim(&self, start: u64) {
+        let mut inner = self.inner.lock();
+        inner.extents = inner.extents.split_off(&start);
+        drop(inner);
+        self.trimmed.notify_waiters();
+    }
+
+    /// Wakes a writer that waits for room, because the pool failed.
+    pub fn interrupt(&self) {
+        self.trimmed.notify_waiters();
+    }
+
+    /// Share of the log in use, 0 to 1.
+    pub fn fullness(&self) -> f64 {
+        let inner = self.inner.lock();
+        let used: usize = inner.extents.values().map(Vec::len).sum();
+        let all = self.array.online().len() * self.array.geometry.log_extents as usize;
+        used as f64 / all.max(1) as f64
+    }
+}

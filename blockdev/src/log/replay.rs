@@ -1,0 +1,115 @@
+//! Reading the log back after a crash.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use futures::future::join_all;
+
+use super::Mirror;
+use crate::error::Result;
+use crate::format::cursor::Get;
+use crate::format::record::{ENTRY_ALIGN, Entry};
+use crate::redundancy::array::DiskArray;
+use crate::units::Epoch;
+
+/// What is left of the log behind a checkpoint.
+#[derive(Default)]
+pub struct Replay {
+    /// Intact entries without a gap, in order.
+    pub entries: Vec<Entry>,
+    /// Slots that hold extents of the epoch from the checkpoint on.
+    pub extents: BTreeMap<u64, Vec<Mirror>>,
+    /// First extent number that was never used.
+    pub next_extent: u64,
+}
+
+/// Epoch and extent number in the header at the start of a slot, unverified.
+fn peek(block: &[u8]) -> Option<(Epoch, u64)> {
+    let mut get = Get(block);
+    get.take(8).ok()?;
+    Some((Epoch(get.u64().ok()?), get.u64().ok()?))
+}
+
+/// Finds and reads all entries of `epoch` in extents from `start` on. The union of all mirrors counts: an entry that one
+/// mirror lost is taken from another. Ends at the first gap.
+pub async fn read(array: &DiskArray, epoch: Epoch, start: u64, first_record: u64) -> Result<Replay> {
+    let geometry = array.geometry;
+    let online = array.online();
+    let slots = online.iter().flat_map(|m| (0..geometry.log_extents).map(move |s| (m.id, s)));
+    let heads = join_all(slots.map(|(disk, slot)| async move {
+        let head = array.read_disk(disk, geometry.log_extent(slot), ENTRY_ALIGN).await.ok()?;
+        let (found, extent) = peek(&head)?;
+        (found == epoch && extent >= start).then_some((extent, (disk, slot)))
+    }))
+    .await;
+    let mut out = Replay { next_extent: start, ..Replay::default() };
+    for (extent, mirror) in heads.into_iter().flatten() {
+        out.extents.entry(extent).or_default().push(mirror);
+        out.next_extent = out.next_extent.max(extent + 1);
+    }
+
+    let mut entries: BTreeMap<u64, Entry> = BTreeMap::new();
+    for (&extent, mirrors) in &out.extents {
+        let reads = mirrors.iter().map(|&(disk, slot)| read_slot(array, disk, slot));
+        let copies: Vec<Bytes> = join_all(reads).await.into_iter().flatten().collect();
+        for copy in &copies {
+            let mut at = 0;
+            // Where this copy is damaged another one may tell where the next entry starts.
+            let mut starts: BTreeSet<usize> = BTreeSet::from([0]);
+            while let Some(next) = starts.range(at..).next().copied() {
+                at = next;
+                match Entry::decode(&copy[at..]) {
+                    Ok((entry, len)) if entry.epoch == epoch && entry.extent == extent => {
+                        entries.entry(entry.number).or_insert(entry);
+                        starts.insert(at + len);
+                        at += len;
+                    }
+                    _ => {
+                        let known = copies.iter().filter_map(|c| Entry::decode(&c[at..]).ok());
+                        let intact = known.into_iter().find(|(e, _)| e.epoch == epoch && e.extent == extent);
+                        match intact {
+                            Some((_, len)) => {
+                                starts.insert(at + len);
+                                at += len;
+                            }
+                            None => break,
+                        }
+                    }
+                }
+                if at >= copy.len() {
+                    break;
+                }
+            }
+        }
+    }
+
+    let mut record = first_record;
+    let mut number = None;
+    for (n, entry) in entries {
+        let follows = number.is_none_or(|last| n == last + 1);
+        let records = entry.records.first().is_none_or(|r| r.number == record);
+        if !follows || !records {
+            break;
+        }
+        number = Some(n);
+        record += entry.records.len() as u64;
+        out.entries.push(entry);
+    }
+    Ok(out)
+}
+
+async fn read_slot(array: &DiskArray, disk: crate::units::DiskId, slot: u32) -> Option<Bytes> {
+    let geometry = array.geometry;
+    let (base, size) = (geometry.log_extent(slot), geometry.log_extent_size as usize);
+    if let Ok(data) = array.read_disk(disk, base, size).await {
+        return Some(data);
+    }
+    // A latent error somewhere in the extent: what can be read is read block by block.
+    let mut out = vec![0; size];
+    for (i, block) in out.chunks_exact_mut(ENTRY_ALIGN).enumerate() {
+        if let Ok(data) = array.read_disk(disk, base + (i * ENTRY_ALIGN) as u64, ENTRY_ALIGN).await {
+            block.copy_from_slice(&data);
+        }
+    }
+    Some(Bytes::from(out))
+}

@@ -1,0 +1,527 @@
+//! A pool as the daemon sees it: create, open, volumes, status, check.
+
+pub mod check;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+
+pub use crate::volume::PoolConfig;
+
+use crate::disk::Disk;
+use crate::disk::signature;
+use crate::env::Env;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::catalogue::Catalogue;
+use crate::format::label::Label;
+use crate::format::layout::PoolGeometry;
+use crate::format::record::{Op, VolumeRecord};
+use crate::frontend::BlockDevice;
+use crate::map::tree::{VOLUME_BLOCKS_MAX, levels_for};
+use crate::redundancy::array::{DiskArray, Member};
+use crate::redundancy::layout::width;
+use crate::report::{
+    Alert, CheckReport, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction, Tolerance, VolumeInfo,
+};
+use crate::segment::table::disks_min;
+use crate::units::{BLOCK_BYTES, DiskId, Epoch, Seqno, Uuid, VirtualBlock, VolumeId};
+use crate::volume::checkpoint::{disk_records, write_root};
+use crate::volume::device::{Volume, VolumeDevice};
+use crate::volume::recovery::{read_label, write_labels};
+use crate::volume::{Engine, space::Space};
+
+/// Most disks of a pool.
+pub const DISKS_MAX: usize = 96;
+/// Chunks a disk must have at least.
+const CHUNKS_MIN: u32 = 16;
+
+/// How to create a pool.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Name.
+    pub name: String,
+    /// Drive failures to tolerate.
+    pub tolerance: Tolerance,
+    /// Bytes of a chunk; chosen by the size of the disks when None.
+    pub chunk_size: Option<u64>,
+    /// Bytes of a strip; 64 KiB when None.
+    pub strip_size: Option<u32>,
+    /// Overwrite disks that hold something else.
+    pub force: bool,
+}
+
+/// An open pool. Clones share it.
+#[derive(Clone)]
+pub struct Pool(Arc<Inner>);
+
+struct Inner {
+    engine: Arc<Engine>,
+    volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
+    /// Changes of volumes come one after another.
+    administration: tokio::sync::Mutex<()>,
+}
+
+fn uuid(env: &Arc<dyn Env>) -> Uuid {
+    let mut out = [0; 16];
+    out[..8].copy_from_slice(&env.random_u64().to_le_bytes());
+    out[8..].copy_from_slice(&env.random_u64().to_le_bytes());
+    Uuid(out)
+}
+
+fn check_name(kind: &str, name: &str) -> Result<()> {
+    let ok = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    if first && name.len() <= 63 && name.chars().all(ok) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "'{name}' is not a valid {kind} name: use 1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit"
+    )))
+}
+
+fn blocks_of(name: &str, size: u64) -> Result<u64> {
+    if size == 0 || size % BLOCK_BYTES != 0 || size / BLOCK_BYTES > VOLUME_BLOCKS_MAX {
+        return Err(Error::invalid(format!(
+            "volume {name}: size {size} must be a multiple of 4096 bytes, above 0 and at most 256 TiB"
+        )));
+    }
+    Ok(size / BLOCK_BYTES)
+}
+
+impl Pool {
+    /// Labels disks as a new pool. Refuses disks that hold something else unless forced.
+    pub async fn create(env: Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, options: CreateOptions) -> Result<()> {
+        check_name("pool", &options.name)?;
+        let CreateOptions { name, tolerance, .. } = options;
+        if disks.len() < disks_min(tolerance) || width(disks.len(), tolerance).is_none() {
+            return Err(Error::invalid(format!(
+                "tolerance of {} drive failures needs at least {} disks, {} given",
+                tolerance.drives(),
+                disks_min(tolerance),
+                disks.len()
+            )));
+        }
+        if disks.len() > DISKS_MAX {
+            return Err(Error::invalid(format!("a pool has at most {DISKS_MAX} disks, {} given", disks.len())));
+        }
+        if !options.force {
+            for disk in &disks {
+                refuse_foreign(disk).await?;
+            }
+        }
+        let sizes: Vec<u64> = disks.iter().map(|d| d.geometry().size).collect();
+        let smallest = sizes.iter().copied().min().unwrap_or(0);
+        let geometry = PoolGeometry::choose(smallest, sizes.iter().sum(), options.chunk_size, options.strip_size)?;
+        for disk in &disks {
+            let chunks = geometry.chunks(disk.geometry().size);
+            if chunks < CHUNKS_MIN {
+                return Err(Error::invalid(format!(
+                    "{} is too small: {} bytes give {chunks} chunks of {}, {CHUNKS_MIN} are needed",
+                    disk.name(), disk.geometry().size, geometry.chunk_size
+                )));
+            }
+        }
+        let pool = uuid(&env);
+        let members = disks.into_iter().enumerate().map(|(i, disk)| {
+            let size = disk.geometry().size;
+            Member::new(DiskId(i as u16), uuid(&env), size, Some(disk), false)
+        });
+        let array = DiskArray::new(env.clone(), geometry, tolerance, members.collect());
+        let epoch = Epoch(1);
+        let catalogue = Catalogue {
+            next_incarnation: 1,
+            next_volume: 1,
+            disks: disk_records(&array, 0),
+            ..Catalogue::default()
+        };
+        let label = Label {
+            pool,
+            pool_name: name,
+            disk: Uuid::default(),
+            id: DiskId(0),
+            epoch,
+            tolerance,
+            geometry,
+            size: 0,
+        };
+        // The root first: a disk with a label always has a root.
+        write_root(&array, pool, epoch, 1, 1, &catalogue).await?;
+        write_labels(&array, &label, epoch).await?;
+        if array.online().len() < array.members().len() {
+            return Err(Error::io(format!("pool {}: a disk failed while it was labelled", label.pool_name)));
+        }
+        Ok(())
+    }
+
+    /// Opens a pool for writing; see [`Engine::open`].
+    pub async fn open(env: Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, config: PoolConfig) -> Result<Self> {
+        let engine = Engine::open(env, disks, config).await?;
+        let volumes = {
+            let state = engine.state.read();
+            let handle = |v: &VolumeRecord| Arc::new(Volume::new(engine.clone(), v.id, v.name.clone(), v.blocks));
+            state.volumes.values().filter(|v| !v.deleting).map(|v| (v.id, handle(v))).collect()
+        };
+        let pool = Self(Arc::new(Inner {
+            engine,
+            volumes: Mutex::new(volumes),
+            administration: tokio::sync::Mutex::new(()),
+        }));
+        pool.resume_deletions();
+        Ok(pool)
+    }
+
+    /// The engine, for tests and benchmarks.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.0.engine
+    }
+
+    /// Makes everything durable, makes a checkpoint, and stops.
+    pub async fn close(&self) -> Result<()> {
+        let engine = &self.0.engine;
+        let result = async {
+            engine.flush().await?;
+            engine.checkpoint().await
+        }
+        .await;
+        engine.stop();
+        result
+    }
+
+    fn record(&self, name: &str) -> Result<VolumeRecord> {
+        let state = self.0.engine.state.read();
+        let found = state.volume_named(name).filter(|v| !v.deleting).cloned();
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no volume '{name}' in pool {}", self.0.engine.name)))
+    }
+
+    /// Creates a thin volume of `size` bytes.
+    pub async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
+        check_name("volume", name)?;
+        let blocks = blocks_of(name, size)?;
+        let engine = &self.0.engine;
+        let _turn = self.0.administration.lock().await;
+        let id = {
+            let state = engine.state.read();
+            if state.volume_named(name).is_some() {
+                return Err(Error::new(ErrorKind::AlreadyExists, format!("volume '{name}' exists already")));
+            }
+            VolumeId(state.next_volume)
+        };
+        let record = VolumeRecord {
+            id,
+            name: name.into(),
+            blocks,
+            root: VirtualBlock::NONE,
+            levels: levels_for(blocks),
+            mapped: 0,
+            generation: 1,
+            deleting: false,
+            created_s: engine.env.wall_clock_s(),
+            attachment: String::new(),
+        };
+        engine.commit_catalogue(vec![Op::PutVolume(record)]).await.context(format!("creating volume '{name}'"))?;
+        let handle = Arc::new(Volume::new(engine.clone(), id, name.into(), blocks));
+        self.0.volumes.lock().insert(id, handle);
+        self.volume_info(name).await
+    }
+
+    /// Changes a volume's size. What lies beyond a smaller size is given back.
+    pub async fn resize_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
+        let blocks = blocks_of(name, size)?;
+        let engine = &self.0.engine;
+        let _turn = self.0.administration.lock().await;
+        let record = self.record(name)?;
+        let handle = self.handle(record.id, name)?;
+        if blocks < record.blocks {
+            // First no new requests beyond the end, then those under way, then the space.
+            handle.set_blocks(blocks);
+            engine.drain().await?;
+            engine.unmap_range(record.id, blocks, record.blocks - blocks).await?;
+        }
+        engine.commit_catalogue(vec![Op::PutVolume(VolumeRecord { blocks, ..record })]).await?;
+        handle.set_blocks(blocks);
+        self.volume_info(name).await
+    }
+
+    /// Deletes a volume. Its space comes back in the background.
+    pub async fn delete_volume(&self, name: &str) -> Result<()> {
+        let engine = &self.0.engine;
+        let _turn = self.0.administration.lock().await;
+        let record = self.record(name)?;
+        if !record.attachment.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("volume '{name}' is attached via {}: detach it first", record.attachment),
+            ));
+        }
+        let id = record.id;
+        engine.commit_catalogue(vec![Op::PutVolume(VolumeRecord { deleting: true, ..record })]).await?;
+        if let Some(handle) = self.0.volumes.lock().remove(&id) {
+            handle.retire();
+        }
+        let engine = engine.clone();
+        self.0.engine.env.spawn(Box::pin(async move { delete_in_background(engine, id).await }));
+        Ok(())
+    }
+
+    fn resume_deletions(&self) {
+        let engine = &self.0.engine;
+        let ids: Vec<VolumeId> = engine.state.read().volumes.values().filter(|v| v.deleting).map(|v| v.id).collect();
+        for id in ids {
+            let engine = engine.clone();
+            self.0.engine.env.spawn(Box::pin(async move { delete_in_background(engine, id).await }));
+        }
+    }
+
+    fn handle(&self, id: VolumeId, name: &str) -> Result<Arc<Volume>> {
+        let found = self.0.volumes.lock().get(&id).cloned();
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no volume '{name}'")))
+    }
+
+    /// All volumes, by name.
+    pub async fn volumes(&self) -> Vec<VolumeInfo> {
+        let state = self.0.engine.state.read();
+        let mut out: Vec<VolumeInfo> = state.volumes.values().map(|v| self.info(v)).collect();
+        out.sort_by(|a, b| a.name.cmp(&b.name));
+        out
+    }
+
+    /// One volume.
+    pub async fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
+        Ok(self.info(&self.record(name)?))
+    }
+
+    fn info(&self, v: &VolumeRecord) -> VolumeInfo {
+        VolumeInfo {
+            name: v.name.clone(),
+            id: v.id.0,
+            size: v.blocks * BLOCK_BYTES,
+            mapped: v.mapped * BLOCK_BYTES,
+            unique: None,
+            savings: None,
+            attached: (!v.attachment.is_empty()).then(|| v.attachment.clone()),
+            state: if v.deleting { "deleting" } else { "online" }.into(),
+            created_s: v.created_s,
+        }
+    }
+
+    /// The volume as a block device.
+    pub fn open_volume(&self, name: &str) -> Result<Arc<dyn BlockDevice>> {
+        let record = self.record(name)?;
+        Ok(Arc::new(VolumeDevice(self.handle(record.id, name)?)))
+    }
+
+    /// Keeps how a volume is presented.
+    pub async fn set_attachment(&self, name: &str, attachment: Option<String>) -> Result<()> {
+        let _turn = self.0.administration.lock().await;
+        let record = self.record(name)?;
+        let attachment = attachment.unwrap_or_default();
+        if attachment.len() > 255 {
+            return Err(Error::invalid("an attachment is described by at most 255 bytes"));
+        }
+        self.0.engine.commit_catalogue(vec![Op::PutVolume(VolumeRecord { attachment, ..record })]).await
+    }
+
+    /// Takes a failed or missing disk back after checking that it is the one it claims to be.
+    pub async fn reinstate_disk(&self, disk: Arc<dyn Disk>) -> Result<DiskInfo> {
+        let engine = &self.0.engine;
+        let label = read_label(&disk).await?;
+        let member = engine.array.members().into_iter().find(|m| m.uuid == label.disk && label.pool == engine.uuid);
+        let Some(member) = member else {
+            return Err(Error::invalid(format!("{} is not a disk of pool {}", disk.name(), engine.name)));
+        };
+        engine.array.reinstate(member.id, disk);
+        Ok(member.info())
+    }
+
+    fn alerts(&self, disks: &[DiskInfo]) -> Vec<Alert> {
+        let engine = &self.0.engine;
+        let mut out = Vec::new();
+        if let Some(e) = engine.failure() {
+            out.push(Alert { severity: "critical".into(), code: "pool.failed".into(), message: e.to_string() });
+        }
+        for d in disks {
+            let (severity, what, todo) = match d.state {
+                DiskState::Online => continue,
+                DiskState::Stale => ("info", "came back after an absence", "what it missed is read from the others"),
+                DiskState::Failed => ("critical", "failed", "replace it"),
+                DiskState::Missing => ("critical", "is missing", "bring it back or replace it"),
+            };
+            out.push(Alert {
+                severity: severity.into(),
+                code: format!("disk.{}", what.split(' ').next_back().unwrap_or(what)),
+                message: format!("disk {} ({}) {what}: {todo}", d.id, d.path),
+            });
+        }
+        out.extend(engine.space_alerts());
+        out
+    }
+
+    /// The pool at a glance.
+    pub async fn status(&self) -> PoolStatus {
+        let engine = &self.0.engine;
+        let space = engine.space();
+        let disks = self.disks();
+        let alerts = self.alerts(&disks);
+        let gone = disks.iter().filter(|d| matches!(d.state, DiskState::Failed | DiskState::Missing)).count();
+        let health = match (engine.failure(), gone) {
+            (Some(_), _) => "failed",
+            (None, 0) => "healthy",
+            (None, _) => "degraded",
+        };
+        let state = engine.state.read();
+        let layout = state.segments.width(&engine.array).map_or("-".into(), |w| format!("{}+{}", w.data, w.parity));
+        let logical: u64 = state.volumes.values().map(|v| v.mapped * BLOCK_BYTES).sum();
+        PoolStatus {
+            name: engine.name.clone(),
+            uuid: engine.uuid,
+            health: health.into(),
+            tolerance: engine.array.tolerance,
+            layout,
+            epoch: engine.epoch.0,
+            raw: disks.iter().map(|d| d.size).sum(),
+            usable: space.usable,
+            used: space.used,
+            available: space.available(),
+            provisioned: state.volumes.values().map(|v| v.blocks * BLOCK_BYTES).sum(),
+            reduction: reduction(logical, state.unique_bytes, state.stored_bytes, &engine.counters.zero_bytes),
+            volumes: state.volumes.values().filter(|v| !v.deleting).count(),
+            disks,
+            alerts,
+        }
+    }
+
+    /// All disks.
+    pub fn disks(&self) -> Vec<DiskInfo> {
+        let engine = &self.0.engine;
+        let state = engine.state.read();
+        let of = |m: Arc<Member>| DiskInfo {
+            allocated: state.segments.allocated(m.id) * u64::from(engine.array.geometry.chunk_size),
+            ..m.info()
+        };
+        engine.array.members().into_iter().map(of).collect()
+    }
+
+    /// Counters and where memory goes.
+    pub async fn stats(&self) -> PoolStats {
+        let engine = &self.0.engine;
+        let Space { free_segments, segment, .. } = engine.space();
+        let c = &engine.counters;
+        let get = |v: &std::sync::atomic::AtomicU64| v.load(Ordering::Relaxed);
+        let state = engine.state.read();
+        let memory = [
+            ("write buffer", engine.intake.memory()),
+            ("map pages", state.maps.pages.len() * 4352),
+            ("block table pages", state.table.pages.len() * 4352),
+            ("directory pages", state.table.directory.len() * 8192),
+            ("frame cache", engine.frames.memory()),
+            ("dedupe index", engine.index.lock().memory_used()),
+            ("open segments", engine.appenders.read().values().map(|a| a.memory()).sum()),
+            ("log queue", engine.log_queue.lock().memory()),
+        ];
+        let capacity = state.segments.len() as u64 * segment;
+        PoolStats {
+            uptime_s: (engine.env.now() - engine.opened).as_secs_f64(),
+            host_read: get(&c.host_read_bytes),
+            host_written: get(&c.host_write_bytes),
+            host_reads: get(&c.host_reads),
+            host_writes: get(&c.host_writes),
+            host_flushes: get(&c.host_flushes),
+            disk_written: get(&engine.array.written),
+            disk_read: get(&engine.array.read),
+            write_amplification: (get(&c.host_write_bytes) > 0)
+                .then(|| get(&engine.array.written) as f64 / get(&c.host_write_bytes) as f64),
+            dedupe_hits: get(&c.dedupe_hits),
+            dedupe_misses: get(&c.dedupe_misses),
+            log_records: get(&engine.log.entries),
+            checkpoints: get(&c.checkpoints),
+            cleaner_moved: get(&c.cleaner_moved),
+            cleaner_segments: get(&c.cleaner_segments),
+            segments_free: free_segments,
+            segments_used: state.segments.len() as u64,
+            dead: capacity.saturating_sub(state.segments.live()),
+            memory: memory.into_iter().map(|(k, v)| (k.to_string(), v as u64)).collect(),
+            memory_budget: engine.config.memory,
+        }
+    }
+
+    /// Walks a checkpoint on disk and verifies everything: references, space, checksums, parity. I/O goes on.
+    pub async fn check(&self, progress: Arc<dyn Fn(u64, u64) + Send + Sync>) -> Result<CheckReport> {
+        let engine = &self.0.engine;
+        engine.flush().await?;
+        engine.pins.fetch_add(1, Ordering::AcqRel);
+        let result = async {
+            engine.checkpoint().await?;
+            check::check_array(&engine.env, &engine.array, engine.uuid, progress).await
+        }
+        .await;
+        engine.pins.fetch_sub(1, Ordering::AcqRel);
+        result
+    }
+}
+
+fn reduction(logical: u64, unique: u64, stored: u64, zeroes: &std::sync::atomic::AtomicU64) -> Reduction {
+    let ratio = |a: u64, b: u64| (b > 0).then(|| a as f64 / b as f64);
+    Reduction {
+        logical,
+        unique,
+        stored,
+        zeroes_written: zeroes.load(Ordering::Relaxed),
+        dedupe_ratio: ratio(logical, unique),
+        compression_ratio: ratio(unique, stored),
+        total_ratio: ratio(logical, stored),
+    }
+}
+
+async fn refuse_foreign(disk: &Arc<dyn Disk>) -> Result<()> {
+    match read_label(disk).await {
+        Ok(label) => {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("{} is a disk of pool {} ({}); --force overwrites it", disk.name(), label.pool_name, label.pool),
+            ));
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let found = signature::probe(&**disk).await.map_err(|e| Error::io(format!("{}: {e}", disk.name())))?;
+    match found {
+        Some(signature) => Err(Error::new(
+            ErrorKind::Busy,
+            format!("{} holds {signature}; --force overwrites it", disk.name()),
+        )),
+        None => Ok(()),
+    }
+}
+
+async fn delete_in_background(engine: Arc<Engine>, id: VolumeId) {
+    let result = async {
+        engine.drain().await?;
+        let blocks = engine.state.read().volumes.get(&id).map_or(0, |v| v.blocks);
+        engine.unmap_range(id, 0, blocks).await?;
+        engine.commit_catalogue(vec![Op::DropVolume(id)]).await
+    };
+    if let Err(e) = result.await
+        && !engine.is_dead()
+    {
+        tracing::error!(volume = id.0, error = %e, "a volume could not be deleted; it is tried again when the pool is opened");
+    }
+}
+
+impl Engine {
+    /// Commits changes of the catalogue; durable when this completes.
+    pub async fn commit_catalogue(self: &Arc<Self>, ops: Vec<Op>) -> Result<()> {
+        self.commit_ops(ops).await
+    }
+
+    /// Completes when all operations taken in before the call are committed and durable.
+    pub async fn drain(&self) -> Result<()> {
+        self.flush().await
+    }
+
+    /// Gives a range of blocks back.
+    pub async fn unmap_range(self: &Arc<Self>, volume: VolumeId, first: u64, count: u64) -> Result<()> {
+        self.commit_unmap(volume, crate::units::Lba(first), count, Seqno(0)).await
+    }
+}

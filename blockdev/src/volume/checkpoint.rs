@@ -1,0 +1,534 @@
+//! Checkpoints: the state of one instant written to disk while commits go on, so that the log before it can be dropped.
+//!
+//! 1. freeze: under the commit lock, open parts are closed and padded, and all dirty pages are taken as they are;
+//! 2. map pages, then table pages, then directory pages are written to the metadata stream; each layer learns the places of the one below;
+//! 3. all disks are flushed; the catalogue is written to every disk and flushed; the superblock is written to every disk;
+//! 4. the log before the instant is dropped; segments and virtual blocks freed before it may be reused, once readers have gone.
+//!
+//! Until the superblock is durable nothing that the previous checkpoint refers to is overwritten.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use tokio::sync::oneshot;
+
+use super::Engine;
+use super::commit::Draft;
+use super::destage::ReducedFrame;
+use super::group_commit::Queued;
+use super::state::map_page_entry;
+use crate::codec::Compressor;
+use crate::disk::AlignedBuf;
+use crate::env::compute;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::{Catalogue, DiskRecord};
+use crate::format::label::Label;
+use crate::format::layout::LABEL_SIZE;
+use crate::format::page::{DIRECTORY_FANOUT, DirectoryPage, Location, MapPage, PagePtr, TablePage};
+use crate::format::part::Content;
+use crate::format::record::{Frame, Op, Record, Stream, VolumeRecord};
+use crate::format::superblock::Superblock;
+use crate::map::table::{page_of, slot_of};
+use crate::planted::{self, Bug};
+use crate::redundancy::array::DiskArray;
+use crate::report::Compression;
+use crate::segment::appender::Appender;
+use crate::segment::table::SegmentTable;
+use crate::units::{Epoch, SegmentId, Seqno, Uuid, VirtualBlock};
+
+/// Pages encoded and compressed in one piece of processor work.
+const PAGES_PER_JOB: usize = 32;
+/// Records after which a checkpoint is made, so that replay stays short.
+const RECORDS_MAX: u64 = 20_000;
+
+/// What only the holder of the checkpoint lock may touch.
+pub struct Checkpoints {
+    /// Number of the newest checkpoint.
+    pub number: u64,
+    /// Newest record it contains.
+    pub record: u64,
+    /// The next checkpoint is made even if nothing has changed.
+    pub forced: bool,
+    /// Open segment of the metadata stream.
+    pub open: Option<Arc<Appender>>,
+    /// Disk failures that the newest checkpoint knows of.
+    pub failures: u64,
+    /// Segments that were open at the newest checkpoint, and the first incarnation after it.
+    pub unflushed: (Vec<SegmentId>, u64),
+}
+
+/// The state of one instant.
+struct Frozen {
+    maps: Vec<(u64, Arc<MapPage>)>,
+    table: BTreeMap<u64, Arc<TablePage>>,
+    directory: BTreeMap<u64, Arc<DirectoryPage>>,
+    roots: Vec<PagePtr>,
+    table_len: u64,
+    segments: SegmentTable,
+    volumes: Vec<VolumeRecord>,
+    record: u64,
+    seqno: Seqno,
+    next_volume: u32,
+    unique_bytes: u64,
+    stored_bytes: u64,
+    interval: u32,
+    open: Vec<Arc<Appender>>,
+}
+
+impl Engine {
+    /// The task that makes checkpoints when they are due.
+    pub(super) async fn checkpoint_loop(self: Arc<Self>) {
+        loop {
+            let wanted = self.checkpoint_wanted.notified();
+            let timer = self.env.sleep(self.config.checkpoint_interval);
+            tokio::pin!(wanted);
+            futures::future::select(wanted, timer).await;
+            if self.is_dead() {
+                return;
+            }
+            if let Err(e) = self.checkpoint().await {
+                self.fail(e.context("checkpoint"));
+                return;
+            }
+        }
+    }
+
+    /// Asks for a checkpoint when memory or replay time call for one.
+    pub(super) fn checkpoint_if_due(&self) {
+        let due = {
+            let state = self.state.read();
+            let dirty = state.maps.pages.dirty_len() > self.config.map_pages() / 2
+                || state.table.pages.dirty_len() > self.config.table_pages() / 2;
+            dirty || state.record % RECORDS_MAX == 0
+        };
+        if due {
+            self.checkpoint_wanted.notify_one();
+        }
+    }
+
+    /// Makes a checkpoint; does nothing when nothing has changed since the last one.
+    pub async fn checkpoint(self: &Arc<Self>) -> Result<()> {
+        let mut own = self.checkpoints.lock().await;
+        if let Some(e) = self.failure() {
+            return Err(e);
+        }
+        let changed = {
+            let state = self.state.read();
+            let dirty = state.maps.pages.dirty_len() + state.table.pages.dirty_len() + state.table.directory.dirty_len();
+            self.array.failures() != own.failures || state.record != own.record || dirty > 0
+        };
+        if !changed && !own.forced {
+            return Ok(());
+        }
+        self.note_failures(&mut own);
+        let (frozen, mark) = self.freeze(&mut own).await?;
+        let number = own.number + 1;
+        let frozen = self.write_pages(&mut own, frozen).await?;
+        let log_start =
+            mark.await.map_err(|_| Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name)))?;
+        if planted::active(Bug::LogTrimmedEarly) {
+            self.log.trim(log_start);
+        }
+        self.flush_disks(frozen.open.iter()).await?;
+
+        let mut segments = frozen.segments.records();
+        for appender in &frozen.open {
+            if let Some(s) = segments.iter_mut().find(|s| s.incarnation == appender.extent.incarnation) {
+                s.written = appender.flushed();
+            }
+        }
+        let freed: Vec<(SegmentId, u64)> =
+            segments.iter().filter(|s| s.sealed && s.live == 0).map(|s| (s.id, s.incarnation)).collect();
+        segments.retain(|s| !(s.sealed && s.live == 0));
+        if planted::active(Bug::SegmentReusedEarly) {
+            self.give_back(&freed, frozen.interval);
+        }
+        let catalogue = Catalogue {
+            record: frozen.record,
+            seqno: frozen.seqno.0,
+            next_incarnation: frozen.segments.next_incarnation,
+            next_volume: frozen.next_volume,
+            table_len: frozen.table_len,
+            disks: disk_records(&self.array, own.number),
+            segments,
+            volumes: frozen.volumes,
+            directory: frozen.roots,
+            unique_bytes: frozen.unique_bytes,
+            stored_bytes: frozen.stored_bytes,
+        };
+        self.check_fence().await?;
+        write_root(&self.array, self.uuid, self.epoch, number, log_start, &catalogue).await?;
+
+        own.number = number;
+        own.forced = false;
+        own.record = frozen.record;
+        self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.log.trim(log_start);
+        self.retire_appenders();
+        self.gate.synchronize().await;
+        if self.pins.load(Ordering::Acquire) == 0 {
+            self.give_back(&freed, frozen.interval);
+        } else {
+            self.state.write().table.release(frozen.interval);
+        }
+        self.checkpointed.send_replace(number);
+        Ok(())
+    }
+
+    fn give_back(&self, freed: &[(SegmentId, u64)], interval: u32) {
+        let mut state = self.state.write();
+        for (id, incarnation) in freed {
+            if state.segments.get(*id).is_some_and(|s| s.record.incarnation == *incarnation && s.record.live == 0) {
+                state.segments.remove(*id);
+            }
+        }
+        state.table.release(interval);
+        state.maps.pages.evict(self.config.map_pages());
+        state.table.pages.evict(self.config.table_pages());
+        state.table.directory.evict(self.config.table_pages() / 8 + 16);
+    }
+
+    /// Columns on disks that failed lack what was written since the last checkpoint, and perhaps what was written just before they failed.
+    fn note_failures(&self, own: &mut Checkpoints) {
+        let failures = self.array.failures();
+        if failures == own.failures {
+            return;
+        }
+        own.failures = failures;
+        let failed: Vec<_> = self.array.members().into_iter().filter(|m| m.is_failed()).map(|m| m.id).collect();
+        let state = self.state.read();
+        for s in state.segments.iter() {
+            let recent = s.record.incarnation >= own.unflushed.1 || own.unflushed.0.contains(&s.record.id);
+            for (column, (disk, _)) in s.extent.columns.iter().enumerate() {
+                if recent && failed.contains(disk) {
+                    s.extent.stale.fetch_or(1 << column, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+
+    async fn freeze(self: &Arc<Self>, own: &mut Checkpoints) -> Result<(Frozen, oneshot::Receiver<u64>)> {
+        let _pass = self.gate.enter();
+        let mut committer = self.committer.lock().await;
+        let mut draft = Draft::default();
+        for slot in &mut committer.open {
+            let Some(open) = slot else { continue };
+            if open.extent.stale.load(Ordering::Acquire) != 0 {
+                self.seal(open, &mut draft);
+                *slot = None;
+                continue;
+            }
+            let mut ready = Vec::new();
+            if let Some(at) = open.close_part(&mut ready) {
+                draft.layout.push(Op::ClosePart { at });
+            }
+            open.pad(&mut ready);
+            draft.ready.extend(ready.into_iter().map(|r| (open.clone(), r)));
+        }
+        if !draft.layout.is_empty() || !draft.ready.is_empty() {
+            draft.record = Record::default();
+            self.commit(&mut committer, draft).await?;
+        }
+        let open: Vec<Arc<Appender>> = self.appenders.read().values().cloned().collect();
+        open.iter().for_each(|a| a.freeze());
+        let mut state = self.state.write();
+        let state = &mut *state;
+        own.unflushed = (open.iter().map(|a| a.extent.segment).collect(), state.segments.next_incarnation);
+        let frozen = Frozen {
+            maps: state.maps.pages.freeze(),
+            table: state.table.pages.freeze().into_iter().collect(),
+            directory: state.table.directory.freeze().into_iter().collect(),
+            roots: state.table.roots.clone(),
+            table_len: state.table.len,
+            segments: state.segments.clone(),
+            volumes: state.volumes.values().cloned().collect(),
+            record: state.record,
+            seqno: state.seqno,
+            next_volume: state.next_volume,
+            unique_bytes: state.unique_bytes,
+            stored_bytes: state.stored_bytes,
+            interval: state.table.next_interval(),
+            open,
+        };
+        let (send, mark) = oneshot::channel();
+        self.log_queue.lock().push(Queued::Mark(send));
+        self.log_wake.notify_one();
+        Ok((frozen, mark))
+    }
+
+    /// Writes all frozen pages and waits until everything the checkpoint refers to has been written.
+    async fn write_pages(self: &Arc<Self>, own: &mut Checkpoints, mut frozen: Frozen) -> Result<Frozen> {
+        let maps = std::mem::take(&mut frozen.maps);
+        let keys: Vec<u64> = maps.iter().map(|(k, _)| *k).collect();
+        let mut thawed = keys.clone();
+        let content = |&k: &u64| Content::MapPage(VirtualBlock(k));
+        let pages = maps.into_iter().map(|(_, p)| move || p.encode());
+        let placed = self.write_layer(own, &mut frozen, pages, keys.iter().map(content)).await?;
+        for (key, (frame, checksum)) in keys.into_iter().zip(placed) {
+            self.place_map_page(&mut frozen, VirtualBlock(key), &frame, checksum).await?;
+        }
+        self.state.write().maps.pages.thaw(thawed.drain(..));
+
+        let table: Vec<(u64, Arc<TablePage>)> = frozen.table.iter().map(|(k, p)| (*k, p.clone())).collect();
+        let keys: Vec<u64> = table.iter().map(|(k, _)| *k).collect();
+        let engine = self.clone();
+        let pages = table.into_iter().map(|(key, page)| {
+            let live = planted::active(Bug::CheckpointNotFrozen)
+                .then(|| engine.state.read().table.pages.get(key).map(TablePage::encode))
+                .flatten();
+            move || live.unwrap_or_else(|| page.encode())
+        });
+        let placed = self.write_layer(own, &mut frozen, pages, keys.iter().map(|&k| Content::TablePage(k))).await?;
+        {
+            let mut state = self.state.write();
+            for (&key, (frame, checksum)) in keys.iter().zip(placed) {
+                place_table_page(&mut state, &mut frozen, key, &frame, checksum)?;
+            }
+            state.table.pages.thaw(keys.into_iter());
+        }
+
+        let directory: Vec<(u64, Arc<DirectoryPage>)> = frozen.directory.iter().map(|(k, p)| (*k, p.clone())).collect();
+        let keys: Vec<u64> = directory.iter().map(|(k, _)| *k).collect();
+        let pages = directory.into_iter().map(|(_, p)| move || p.encode());
+        let placed = self.write_layer(own, &mut frozen, pages, keys.iter().map(|&k| Content::DirectoryPage(k))).await?;
+        {
+            let mut state = self.state.write();
+            for (&key, (frame, checksum)) in keys.iter().zip(placed) {
+                let old = frozen.roots[key as usize];
+                let new = PagePtr { at: frame.at, codec: frame.codec, checksum, used: old.used };
+                frozen.roots[key as usize] = new;
+                let live = &mut state.table.roots[key as usize];
+                *live = PagePtr { used: live.used, ..new };
+                move_live(&mut state.segments, &mut frozen.segments, &old.at, &frame.at);
+            }
+            state.table.directory.thaw(keys.into_iter());
+        }
+
+        if let Some(open) = own.open.clone() {
+            let mut draft = Draft::default();
+            let mut ready = Vec::new();
+            if let Some(at) = open.close_part(&mut ready) {
+                draft.layout.push(Op::ClosePart { at });
+            }
+            open.pad(&mut ready);
+            draft.ready.extend(ready.into_iter().map(|r| (open.clone(), r)));
+            self.note_layout(&mut frozen, draft).await?;
+            // Metadata segments are written only here: all of it belongs to this checkpoint.
+            frozen.open.iter().for_each(|a| if a.extent.incarnation >= own.unflushed.1 || Arc::ptr_eq(a, &open) { a.freeze() });
+            if !frozen.open.iter().any(|a| Arc::ptr_eq(a, &open)) {
+                frozen.open.push(open);
+            }
+        }
+        for appender in &frozen.open {
+            appender.wait_completed(appender.frozen(), || self.is_dead()).await;
+        }
+        match self.failure() {
+            Some(e) => Err(e),
+            None => Ok(frozen),
+        }
+    }
+
+    /// Encodes, compresses and appends pages; returns where each lies and its checksum.
+    async fn write_layer<F: FnOnce() -> Vec<u8> + Send + 'static>(
+        self: &Arc<Self>,
+        own: &mut Checkpoints,
+        frozen: &mut Frozen,
+        mut pages: impl Iterator<Item = F>,
+        mut contents: impl Iterator<Item = Content>,
+    ) -> Result<Vec<(Frame, u64)>> {
+        let mut out = Vec::new();
+        loop {
+            let job: Vec<F> = pages.by_ref().take(PAGES_PER_JOB).collect();
+            if job.is_empty() {
+                return Ok(out);
+            }
+            let stopped = || Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name));
+            let packed = compute(&self.env, move || pack(job)).await.ok_or_else(stopped)?;
+            let mut draft = Draft::default();
+            for (frame, checksum) in packed {
+                let content = contents.next().ok_or_else(|| Error::io("more pages than contents"))?;
+                let at = self.append(&mut own.open, Stream::Meta, &frame.stored, content, 1, &mut draft)?;
+                out.push((Frame { at, codec: frame.codec, blocks: 1, raw_len: frame.raw.len() as u16 }, checksum));
+            }
+            self.note_layout(frozen, draft).await?;
+        }
+    }
+
+    /// Changes of the metadata stream's segments are not logged: they take effect in the state and in the checkpoint itself.
+    async fn note_layout(self: &Arc<Self>, frozen: &mut Frozen, draft: Draft) -> Result<()> {
+        {
+            let mut state = self.state.write();
+            for op in draft.layout {
+                for segments in [&mut state.segments, &mut frozen.segments] {
+                    match &op {
+                        Op::OpenSegment(record) if segments.get(record.id).is_none_or(|s| s.record.incarnation != record.incarnation) => {
+                            segments.insert(record.clone());
+                        }
+                        Op::ClosePart { at } => {
+                            if let Some(s) = segments.get_mut(at.segment) {
+                                s.record.last_part = *at;
+                            }
+                        }
+                        Op::SealSegment(id) => {
+                            if let Some(s) = segments.get_mut(*id) {
+                                s.record.sealed = true;
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                if let Op::OpenSegment(record) = &op
+                    && let Some(appender) = self.appenders.read().get(&record.id)
+                {
+                    frozen.open.push(appender.clone());
+                    // The frozen table marks stale columns where the appender does.
+                    if let Some(s) = frozen.segments.get_mut(record.id) {
+                        s.extent = appender.extent.clone();
+                    }
+                }
+            }
+        }
+        for (appender, stripe) in draft.ready {
+            self.send_stripe(appender, stripe).await?;
+        }
+        Ok(())
+    }
+
+    async fn place_map_page(&self, frozen: &mut Frozen, block: VirtualBlock, frame: &Frame, checksum: u64) -> Result<()> {
+        self.with_state_mut(|s| Ok(s.place_map_page(block, frame, checksum)?)).await?;
+        let page = frozen
+            .table
+            .get_mut(&page_of(block))
+            .ok_or_else(|| Error::io(format!("map page {block} is dirty but its table page is not")))?;
+        let entry = &mut Arc::make_mut(page).0[slot_of(block)];
+        frozen.segments.sub_live(&entry.frame, entry.share());
+        *entry = map_page_entry(entry, frame, checksum);
+        frozen.segments.add_live(&entry.frame, entry.share());
+        Ok(())
+    }
+
+    /// Stops when a newer writer has taken the pool over.
+    async fn check_fence(&self) -> Result<()> {
+        let reads = self.array.online().into_iter().map(|m| async move {
+            let data = self.array.read_disk(m.id, 0, LABEL_SIZE).await.ok()?;
+            Label::decode(&data).ok()
+        });
+        for label in join_all(reads).await.into_iter().flatten() {
+            if label.pool == self.uuid && label.epoch > self.epoch {
+                return Err(Error::new(
+                    ErrorKind::Fenced,
+                    format!("pool {}: another writer of epoch {} has taken over", self.name, label.epoch),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn move_live(live: &mut SegmentTable, frozen: &mut SegmentTable, from: &Location, to: &Location) {
+    for segments in [live, frozen] {
+        segments.sub_live(from, from.len.into());
+        segments.add_live(to, to.len.into());
+    }
+}
+
+fn place_table_page(
+    state: &mut super::state::State,
+    frozen: &mut Frozen,
+    key: u64,
+    frame: &Frame,
+    checksum: u64,
+) -> Result<()> {
+    let (directory, slot) = (key / DIRECTORY_FANOUT as u64, (key % DIRECTORY_FANOUT as u64) as usize);
+    let missing = || Error::io(format!("table page {key} is dirty but its directory page is not"));
+    let page = Arc::make_mut(frozen.directory.get_mut(&directory).ok_or_else(missing)?);
+    let old = page.0[slot];
+    let new = PagePtr { at: frame.at, codec: frame.codec, checksum, used: old.used };
+    page.0[slot] = new;
+    let live = &mut state.table.directory.patch(directory).ok_or_else(missing)?.0[slot];
+    *live = PagePtr { used: live.used, ..new };
+    move_live(&mut state.segments, &mut frozen.segments, &old.at, &frame.at);
+    Ok(())
+}
+
+fn pack<F: FnOnce() -> Vec<u8>>(pages: Vec<F>) -> Vec<(ReducedFrame, u64)> {
+    let mut compressor = Compressor::new();
+    let one = |page: F| {
+        let raw = page();
+        let mut stored = Vec::with_capacity(raw.len());
+        let codec = compressor.compress(Compression::Zstd, &raw, &mut stored);
+        let checksum = crate::format::checksum(&raw);
+        (ReducedFrame { stored, raw: Bytes::from(raw), codec, blocks: 1 }, checksum)
+    };
+    pages.into_iter().map(one).collect()
+}
+
+/// The disks as the next catalogue records them; `last` is the newest checkpoint that all online disks surely have.
+pub fn disk_records(array: &DiskArray, last: u64) -> Vec<DiskRecord> {
+    let record = |m: Arc<crate::redundancy::array::Member>| {
+        let online = m.online().is_some();
+        if online {
+            m.last_checkpoint.store(last, Ordering::Relaxed);
+        }
+        DiskRecord {
+            id: m.id,
+            uuid: m.uuid,
+            size: m.size,
+            last_checkpoint: m.last_checkpoint.load(Ordering::Relaxed),
+            failed: !online,
+        }
+    };
+    array.members().into_iter().map(record).collect()
+}
+
+/// Writes catalogue and superblock to all disks: the commit point of a checkpoint.
+pub async fn write_root(
+    array: &DiskArray,
+    pool: Uuid,
+    epoch: Epoch,
+    checkpoint: u64,
+    log_start: u64,
+    catalogue: &Catalogue,
+) -> Result<()> {
+    let encoded = catalogue.encode()?;
+    if encoded.len() > array.geometry.catalogue_size as usize {
+        return Err(Error::new(
+            ErrorKind::NoSpace,
+            format!("the catalogue has grown to {} bytes, more than its region of {}", encoded.len(), array.geometry.catalogue_size),
+        ));
+    }
+    let superblock = Superblock {
+        pool,
+        epoch,
+        checkpoint,
+        log_start,
+        catalogue_len: encoded.len() as u32,
+        catalogue_checksum: crate::format::checksum(&encoded),
+    };
+    let block = AlignedBuf::padded(&superblock.encode()).freeze();
+    let data = AlignedBuf::padded(&encoded).freeze();
+    let geometry = array.geometry;
+    if planted::active(Bug::SuperblockBeforeCatalogue) {
+        write_everywhere(array, |_| geometry.superblock(checkpoint), &block).await;
+    }
+    let writes = array.online().into_iter().map(|m| {
+        let data = data.clone();
+        async move { array.write(m.id, geometry.catalogue(checkpoint), vec![data], false).await }
+    });
+    join_all(writes).await;
+    array.flush().await?;
+    write_everywhere(array, |_| geometry.superblock(checkpoint), &block).await;
+    write_everywhere(array, |size| geometry.tail(size) + geometry.superblock(checkpoint), &block).await;
+    array.check_quorum()
+}
+
+async fn write_everywhere(array: &DiskArray, at: impl Fn(u64) -> u64, data: &Bytes) {
+    let writes = array.online().into_iter().map(|m| {
+        let (at, data) = (at(m.size), data.clone());
+        async move { array.write(m.id, at, vec![data], true).await }
+    });
+    join_all(writes).await;
+}

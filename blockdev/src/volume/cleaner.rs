@@ -1,0 +1,236 @@
+//! The cleaner: copies what is live out of segments that are mostly dead, so that they can be reused.
+//!
+//! Victims are chosen by benefit over cost (Rosenblum and Ousterhout, "The design and implementation of a log-structured file
+//! system", 1992): (1 - u) * age / (1 + u). Blocks move by changing the block table only. Pages of a metadata segment are
+//! not copied but made dirty: the next checkpoint writes them elsewhere. A segment with something unreadable is set aside.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Engine;
+use super::commit::Draft;
+use super::destage::compress;
+use crate::env::compute;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::page::{BlockEntry, BlockKind};
+use crate::format::part::{Content, Item};
+use crate::format::record::{Move, Op, Record, SegmentRecord, Stream};
+use crate::units::{SegmentId, VirtualBlock};
+
+/// Segments fuller than this are not worth cleaning.
+const LIVE_MAX: f64 = 0.95;
+/// Blocks moved by one record.
+const MOVE_BLOCKS: usize = 128;
+/// Segments cleaned before a checkpoint gives them back.
+const ROUND: usize = 4;
+/// Longest pause between looks at the free space.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// A block to be moved, and its fingerprint.
+type Live = (VirtualBlock, u128, BlockEntry);
+
+impl Engine {
+    /// The task that cleans when free segments run low.
+    pub(super) async fn clean_loop(self: Arc<Self>) {
+        let mut aside: HashSet<u64> = HashSet::new();
+        loop {
+            let wanted = self.cleaner_wanted.notified();
+            let timer = self.env.sleep(PAUSE);
+            tokio::pin!(wanted);
+            futures::future::select(wanted, timer).await;
+            if self.is_dead() {
+                return;
+            }
+            if let Err(e) = self.clean_until_enough(&mut aside).await {
+                if e.kind() != ErrorKind::NoSpace && e.kind() != ErrorKind::Unavailable {
+                    tracing::error!(pool = self.name, error = %e, "cleaning stopped");
+                }
+                if self.is_dead() {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn clean_until_enough(self: &Arc<Self>, aside: &mut HashSet<u64>) -> Result<()> {
+        let space = self.space();
+        if space.free_segments >= self.low_water(&space) {
+            return Ok(());
+        }
+        loop {
+            let space = self.space();
+            let enough = self.low_water(&space) + space.total_segments / 20 + 2;
+            if space.free_segments >= enough || self.is_dead() {
+                return Ok(());
+            }
+            let mut cleaned = 0;
+            while cleaned < ROUND && self.space().free_segments >= 2 {
+                let Some(victim) = self.choose_victim(aside) else { break };
+                if self.clean_segment(&victim).await? {
+                    self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    tracing::warn!(segment = victim.id.0, "a segment has blocks that cannot be read; it is set aside");
+                    aside.insert(victim.incarnation);
+                }
+                cleaned += 1;
+            }
+            let before = self.space().free_segments;
+            self.checkpoint().await?;
+            if cleaned == 0 && self.space().free_segments <= before {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The sealed segment whose cleaning pays most.
+    fn choose_victim(&self, aside: &HashSet<u64>) -> Option<SegmentRecord> {
+        let state = self.state.read();
+        let appenders = self.appenders.read();
+        let newest = state.segments.next_incarnation;
+        let score = |s: &SegmentRecord| {
+            let u = s.live as f64 / state.segments.capacity(s) as f64;
+            let age = (newest - s.incarnation) as f64;
+            (u < LIVE_MAX).then(|| (1.0 - u) * age / (1.0 + u))
+        };
+        let candidates = state.segments.iter().map(|s| &s.record).filter(|s| {
+            s.sealed && s.live > 0 && !aside.contains(&s.incarnation) && !appenders.contains_key(&s.id)
+        });
+        let best = candidates.filter_map(|s| Some((score(s)?, s))).max_by(|a, b| a.0.total_cmp(&b.0));
+        best.map(|(_, s)| s.clone())
+    }
+
+    /// Moves everything live out of a segment. False when something cannot be read.
+    async fn clean_segment(self: &Arc<Self>, victim: &SegmentRecord) -> Result<bool> {
+        let mut complete = true;
+        let mut at = victim.last_part;
+        let mut moving: Vec<Live> = Vec::new();
+        while at.len > 0 {
+            let _pass = self.gate.enter();
+            let Some(part) = self.read_part(victim.id, at.offset).await else { return Ok(false) };
+            for item in &part.items {
+                complete &= self.collect_live(victim.id, item, &mut moving).await?;
+                while moving.len() >= MOVE_BLOCKS {
+                    let rest = moving.split_off(MOVE_BLOCKS);
+                    let batch = std::mem::replace(&mut moving, rest);
+                    complete &= self.move_blocks(batch).await?;
+                }
+            }
+            at = part.previous;
+        }
+        if !moving.is_empty() {
+            let _pass = self.gate.enter();
+            complete &= self.move_blocks(moving).await?;
+        }
+        Ok(complete)
+    }
+
+    /// Adds the blocks of a frame that are still there; makes metadata pages dirty. False when a page cannot be read.
+    async fn collect_live(&self, segment: SegmentId, item: &Item, out: &mut Vec<Live>) -> Result<bool> {
+        let here = |e: &BlockEntry| e.refcount > 0 && (e.frame.segment, e.frame.offset) == (segment, item.offset);
+        let touched = match &item.content {
+            Content::Data(blocks) => {
+                for (i, (block, fingerprint)) in blocks.iter().enumerate() {
+                    if block.is_none() {
+                        continue;
+                    }
+                    let entry = self.with_state(|s| s.table.entry(*block)).await?;
+                    if here(&entry) && usize::from(entry.index) == i && entry.kind == BlockKind::Data {
+                        out.push((*block, *fingerprint, entry));
+                    }
+                }
+                Ok(())
+            }
+            Content::MapPage(block) => {
+                let entry = self.with_state(|s| s.table.entry(*block)).await?;
+                if !here(&entry) {
+                    return Ok(true);
+                }
+                let touch = |s: &mut super::state::State| {
+                    s.table.ensure(*block)?;
+                    if !s.table.entry(*block).is_ok_and(|e| here(&e)) {
+                        return Ok(());
+                    }
+                    s.maps.pages.get_mut(block.0).ok_or(crate::map::Miss::Map(*block))?;
+                    Ok(s.table.touch(*block)?)
+                };
+                self.with_state_mut(touch).await
+            }
+            Content::TablePage(page) => {
+                let first = VirtualBlock(page * crate::format::page::TABLE_FANOUT as u64);
+                let touch = |s: &mut super::state::State| {
+                    let pointer = s.table.pointer(*page)?;
+                    if (pointer.at.segment, pointer.at.offset) == (segment, item.offset) {
+                        s.table.touch(first)?;
+                    }
+                    Ok(())
+                };
+                self.with_state_mut(touch).await
+            }
+            Content::DirectoryPage(page) => {
+                let touch = |s: &mut super::state::State| {
+                    let root = s.table.roots.get(*page as usize).copied().unwrap_or_default();
+                    if (root.at.segment, root.at.offset) == (segment, item.offset) {
+                        s.table.directory.get_mut(*page).ok_or(crate::map::Miss::Directory(*page))?;
+                    }
+                    Ok(())
+                };
+                self.with_state_mut(touch).await
+            }
+        };
+        match touched {
+            Ok(()) => Ok(true),
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Copies blocks to the cold stream. False when some could not be read.
+    async fn move_blocks(self: &Arc<Self>, live: Vec<Live>) -> Result<bool> {
+        let entries: Vec<BlockEntry> = live.iter().map(|(_, _, e)| *e).collect();
+        let content = self.fetch_blocks(&entries).await;
+        let mut complete = true;
+        let mut good = Vec::with_capacity(live.len());
+        for ((block, fingerprint, entry), content) in live.into_iter().zip(content) {
+            match content {
+                Ok(data) => good.push((block, fingerprint, entry, data)),
+                Err(_) => complete = false,
+            }
+        }
+        if good.is_empty() {
+            return Ok(complete);
+        }
+        let per_frame = self.config.frame_blocks.clamp(1, 4);
+        let groups: Vec<_> = good.chunks(per_frame).map(|g| g.iter().map(|b| b.3.clone()).collect()).collect();
+        let compression = self.config.compression;
+        let stopped = || Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name));
+        let frames = compute(&self.env, move || compress(groups, compression)).await.ok_or_else(stopped)?;
+        let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
+
+        let mut committer = self.committer.lock().await;
+        if self.space().free_segments < 2 {
+            return Err(Error::new(ErrorKind::NoSpace, "no free segment is left for the cleaner"));
+        }
+        let mut moves = Vec::with_capacity(good.len());
+        let mut contents = Vec::with_capacity(frames.len());
+        for (n, group) in good.chunks(per_frame).enumerate() {
+            contents.push(Content::Data(group.iter().map(|(block, fp, ..)| (*block, *fp)).collect()));
+            for (i, (block, fingerprint, entry, _)) in group.iter().enumerate() {
+                moves.push(Move {
+                    block: *block,
+                    from: (entry.frame.segment, entry.frame.offset),
+                    frame: n as u32,
+                    index: i as u8,
+                    fingerprint: *fingerprint,
+                });
+            }
+        }
+        let mut draft = Draft::default();
+        self.place_frames(&mut committer, Stream::Cold, &frames, contents, &mut draft)?;
+        draft.record = Record { ops: vec![Op::Relocate(moves)], ..draft.record };
+        self.commit(&mut committer, draft).await?;
+        self.counters.cleaner_moved.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(complete)
+    }
+}

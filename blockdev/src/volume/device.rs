@@ -1,0 +1,271 @@
+//! A volume as front ends see it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::watch;
+
+use super::Engine;
+use super::intake::HostBlock;
+use crate::env::BoxFuture;
+use crate::error::{Error, ErrorKind, Result};
+use crate::frontend::{BlockDevice, Extent, Geometry};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lba, VolumeId};
+
+/// Blocks of one piece of a large write.
+const WRITE_BLOCKS: usize = 256;
+/// Blocks of one piece of a large read.
+const READ_BLOCKS: usize = 1024;
+
+/// One volume of an open pool. All users of a volume share one of these.
+pub struct Volume {
+    engine: Arc<Engine>,
+    id: VolumeId,
+    name: String,
+    size: watch::Sender<u64>,
+    gone: AtomicBool,
+    /// Serialises writes that must read first: partial blocks, compare-and-write.
+    exclusive: tokio::sync::RwLock<()>,
+}
+
+impl Volume {
+    /// A handle of the volume.
+    pub fn new(engine: Arc<Engine>, id: VolumeId, name: String, blocks: u64) -> Self {
+        let (size, _) = watch::channel(blocks * BLOCK_BYTES);
+        Self { engine, id, name, size, gone: AtomicBool::new(false), exclusive: tokio::sync::RwLock::new(()) }
+    }
+
+    /// Identity.
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// The volume was resized.
+    pub fn set_blocks(&self, blocks: u64) {
+        self.size.send_replace(blocks * BLOCK_BYTES);
+    }
+
+    /// The volume is being deleted: every request fails from now on.
+    pub fn retire(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        if self.gone.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::NotFound, format!("volume {} is deleted", self.name)));
+        }
+        let size = *self.size.borrow();
+        match offset.checked_add(len) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(Error::invalid(format!("volume {}: {len} bytes at {offset} are beyond its size of {size}", self.name))),
+        }
+    }
+
+    async fn read_bytes(&self, offset: u64, len: usize) -> Result<Bytes> {
+        self.check_range(offset, len as u64)?;
+        self.engine.count_read(len);
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let first = offset / BLOCK_BYTES;
+        let blocks = ((offset + len as u64).div_ceil(BLOCK_BYTES) - first) as usize;
+        let skip = (offset % BLOCK_BYTES) as usize;
+        if blocks <= READ_BLOCKS {
+            return Ok(self.engine.read_lbas(self.id, Lba(first), blocks).await?.slice(skip..skip + len));
+        }
+        let mut out = BytesMut::with_capacity(blocks * BLOCK_SIZE);
+        for at in (0..blocks).step_by(READ_BLOCKS) {
+            let n = READ_BLOCKS.min(blocks - at);
+            out.extend_from_slice(&self.engine.read_lbas(self.id, Lba(first + at as u64), n).await?);
+        }
+        Ok(out.freeze().slice(skip..skip + len))
+    }
+
+    async fn write_bytes(&self, offset: u64, data: Bytes) -> Result<()> {
+        self.check_range(offset, data.len() as u64)?;
+        self.engine.check_alive()?;
+        if offset % BLOCK_BYTES == 0 && data.len() % BLOCK_SIZE == 0 {
+            let _shared = self.exclusive.read().await;
+            return self.write_blocks(offset / BLOCK_BYTES, data).await;
+        }
+        let _alone = self.exclusive.write().await;
+        let (first, data) = self.complete_blocks(offset, data).await?;
+        self.write_blocks(first, data).await
+    }
+
+    /// Fills the partial blocks at the ends with what is there. The caller holds the volume exclusively.
+    async fn complete_blocks(&self, offset: u64, data: Bytes) -> Result<(u64, Bytes)> {
+        let first = offset / BLOCK_BYTES;
+        let blocks = ((offset + data.len() as u64).div_ceil(BLOCK_BYTES) - first) as usize;
+        let skip = (offset % BLOCK_BYTES) as usize;
+        let mut whole = BytesMut::zeroed(blocks * BLOCK_SIZE);
+        let tail = (skip + data.len()) % BLOCK_SIZE;
+        if skip > 0 {
+            whole[..BLOCK_SIZE].copy_from_slice(&self.engine.read_lbas(self.id, Lba(first), 1).await?);
+        }
+        if tail > 0 && (skip == 0 || blocks > 1) {
+            let last = self.engine.read_lbas(self.id, Lba(first + blocks as u64 - 1), 1).await?;
+            whole[(blocks - 1) * BLOCK_SIZE..].copy_from_slice(&last);
+        }
+        whole[skip..skip + data.len()].copy_from_slice(&data);
+        Ok((first, whole.freeze()))
+    }
+
+    async fn write_blocks(&self, first: u64, data: Bytes) -> Result<()> {
+        let engine = &self.engine;
+        engine.counters.host_writes.fetch_add(1, Ordering::Relaxed);
+        engine.counters.host_write_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        let all = data.len() / BLOCK_SIZE;
+        let piece = WRITE_BLOCKS.min(engine.intake.write_blocks_max());
+        for at in (0..all).step_by(piece) {
+            let n = piece.min(all - at);
+            let block = |i: usize| HostBlock::of(data.slice((at + i) * BLOCK_SIZE..(at + i + 1) * BLOCK_SIZE));
+            let blocks: Vec<HostBlock> = (0..n).map(block).collect();
+            if blocks.iter().any(|b| !b.is_zero()) {
+                engine.check_space(n).await?;
+            }
+            let room = engine.intake.reserve(n).await?;
+            engine.check_alive()?;
+            engine.intake.write(self.id, Lba(first + at as u64), blocks, room);
+        }
+        Ok(())
+    }
+
+    async fn flush_all(&self) -> Result<()> {
+        self.engine.counters.host_flushes.fetch_add(1, Ordering::Relaxed);
+        self.engine.flush().await
+    }
+
+    async fn unmap(&self, first: u64, count: u64) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        self.engine.check_alive()?;
+        let answer = self.engine.intake.unmap(self.id, Lba(first), count);
+        match answer.await {
+            Ok(result) => result,
+            Err(_) => self.engine.check_alive(),
+        }
+    }
+
+    async fn zero_bytes(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_range(offset, len)?;
+        let (first, end) = (offset.div_ceil(BLOCK_BYTES), (offset + len) / BLOCK_BYTES);
+        if first >= end {
+            return self.write_bytes(offset, Bytes::from(vec![0; len as usize])).await;
+        }
+        let head = first * BLOCK_BYTES - offset;
+        let tail = offset + len - end * BLOCK_BYTES;
+        if head > 0 {
+            self.write_bytes(offset, Bytes::from(vec![0; head as usize])).await?;
+        }
+        if tail > 0 {
+            self.write_bytes(end * BLOCK_BYTES, Bytes::from(vec![0; tail as usize])).await?;
+        }
+        let _shared = self.exclusive.read().await;
+        self.unmap(first, end - first).await
+    }
+
+    async fn status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
+        self.check_range(offset, len)?;
+        // What waits to be committed must show.
+        if self.engine.intake.waiting().0 > 0 || self.engine.intake.memory() > 0 {
+            self.engine.flush().await?;
+        }
+        let _pass = self.engine.gate.enter();
+        let (end, mut at) = (offset + len, offset);
+        let mut out: Vec<Extent> = Vec::new();
+        while at < end && out.len() < max {
+            let block = at / BLOCK_BYTES;
+            let last = end.div_ceil(BLOCK_BYTES);
+            let (mapped, until) = self
+                .engine
+                .with_state(|s| {
+                    let Some(v) = s.volumes.get(&self.id) else { return Ok((false, last)) };
+                    let hole = s.maps.next_hole(v, block, last)?;
+                    if hole > block {
+                        return Ok((true, hole));
+                    }
+                    Ok((false, s.maps.next_mapped(v, block, last)?.unwrap_or(last)))
+                })
+                .await?;
+            let stop = (until * BLOCK_BYTES).min(end);
+            out.push(Extent { offset: at, len: stop - at, mapped });
+            at = stop;
+        }
+        Ok(out)
+    }
+}
+
+/// The device that front ends hold: a shared [`Volume`].
+#[derive(Clone)]
+pub struct VolumeDevice(pub Arc<Volume>);
+
+impl BlockDevice for VolumeDevice {
+    fn geometry(&self) -> Geometry {
+        Geometry { size: *self.0.size.borrow(), block_size: BLOCK_SIZE as u32, optimal_io: 256 << 10, read_only: false }
+    }
+
+    fn read(&self, offset: u64, len: usize) -> BoxFuture<Result<Bytes>> {
+        let volume = self.0.clone();
+        Box::pin(async move { volume.read_bytes(offset, len).await })
+    }
+
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<Result<()>> {
+        let volume = self.0.clone();
+        Box::pin(async move {
+            volume.write_bytes(offset, data).await?;
+            if fua { volume.flush_all().await } else { Ok(()) }
+        })
+    }
+
+    fn flush(&self) -> BoxFuture<Result<()>> {
+        let volume = self.0.clone();
+        Box::pin(async move { volume.flush_all().await })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BoxFuture<Result<()>> {
+        let volume = self.0.clone();
+        Box::pin(async move {
+            volume.check_range(offset, len)?;
+            let (first, end) = (offset.div_ceil(BLOCK_BYTES), (offset + len) / BLOCK_BYTES);
+            let _shared = volume.exclusive.read().await;
+            volume.unmap(first, end.saturating_sub(first)).await
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, fua: bool) -> BoxFuture<Result<()>> {
+        let volume = self.0.clone();
+        Box::pin(async move {
+            volume.zero_bytes(offset, len).await?;
+            if fua { volume.flush_all().await } else { Ok(()) }
+        })
+    }
+
+    fn compare_and_write(&self, offset: u64, expected: Bytes, new: Bytes) -> BoxFuture<Result<bool>> {
+        let volume = self.0.clone();
+        Box::pin(async move {
+            if expected.len() != new.len() {
+                return Err(Error::invalid("compare-and-write needs two buffers of the same length"));
+            }
+            let _alone = volume.exclusive.write().await;
+            if volume.read_bytes(offset, expected.len()).await? != expected {
+                return Ok(false);
+            }
+            volume.engine.check_alive()?;
+            let (first, data) = volume.complete_blocks(offset, new).await?;
+            volume.write_blocks(first, data).await?;
+            Ok(true)
+        })
+    }
+
+    fn block_status(&self, offset: u64, len: u64, max: usize) -> BoxFuture<Result<Vec<Extent>>> {
+        let volume = self.0.clone();
+        Box::pin(async move { volume.status(offset, len, max).await })
+    }
+
+    fn watch_size(&self) -> watch::Receiver<u64> {
+        self.0.size.subscribe()
+    }
+}

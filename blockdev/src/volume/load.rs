@@ -1,0 +1,202 @@
+//! Reading stored bytes: frames, metadata pages, part summaries. Verifies, and repairs from redundancy.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::Engine;
+use super::state::{Blocked, State};
+use crate::codec::{self, Codec};
+use crate::env::BoxFuture;
+use crate::error::{Error, Result};
+use crate::format::page::{BlockKind, DIRECTORY_PAGE_SIZE, DirectoryPage, Location, MapPage, TABLE_PAGE_SIZE, TablePage};
+use crate::format::part::{PART_BYTES_MAX, Part};
+use crate::map::{Miss, Need};
+use crate::redundancy::array::Extent;
+use crate::units::{SegmentId, VirtualBlock};
+
+impl Engine {
+    /// Where a segment's columns lie.
+    pub fn extent(&self, segment: SegmentId) -> Result<Arc<Extent>> {
+        let state = self.state.read();
+        let found = state.segments.get(segment).map(|s| s.extent.clone());
+        found.ok_or_else(|| Error::corrupt(format!("segment {segment} is referred to but not in use")))
+    }
+
+    /// Stored bytes of a segment: from the open end in memory, else from disk. Columns in `avoid` are reconstructed.
+    pub async fn read_stored(&self, extent: &Extent, offset: u32, len: usize, avoid: u32) -> Result<Bytes> {
+        let appender = self.appenders.read().get(&extent.segment).cloned();
+        let Some(appender) = appender else {
+            return self.array.read_avoiding(extent, offset, len, avoid).await;
+        };
+        let mut out = Vec::with_capacity(len);
+        while out.len() < len {
+            let at = offset + out.len() as u32;
+            let rest = (len - out.len()).min(appender.stripe_rest(at));
+            match appender.read(at, rest) {
+                Some(data) => out.extend_from_slice(&data),
+                None => out.extend_from_slice(&self.array.read_avoiding(extent, at, rest, avoid).await?),
+            }
+        }
+        Ok(Bytes::from(out))
+    }
+
+    /// Reads and uncompresses a frame and checks it with `accept`. What does not pass is reconstructed from other columns: first
+    /// without each single column that holds the frame, then, with double parity, without each pair.
+    pub async fn read_frame(
+        &self,
+        at: &Location,
+        codec: Codec,
+        raw_len: usize,
+        accept: impl Fn(&[u8]) -> bool,
+    ) -> Result<Bytes> {
+        let extent = self.extent(at.segment)?;
+        let decode = |stored: &[u8]| {
+            let mut raw = Vec::with_capacity(raw_len);
+            codec::decompress(codec, stored, raw_len, &mut raw).ok()?;
+            (raw.len() == raw_len && accept(&raw)).then(|| Bytes::from(raw))
+        };
+        let first = self.read_stored(&extent, at.offset, at.len.into(), 0).await;
+        if let Ok(stored) = &first
+            && let Some(raw) = decode(stored)
+        {
+            return Ok(raw);
+        }
+        let columns = self.array.columns_of(&extent, at.offset, at.len.into());
+        let all = extent.columns.len();
+        let singles = columns.iter().map(|&c| 1u32 << c);
+        let pairs = columns.iter().flat_map(|&a| (0..all).filter(move |&b| b != a).map(move |b| 1u32 << a | 1 << b));
+        for avoid in singles.chain(pairs.filter(|_| extent.parity >= 2)) {
+            let Ok(stored) = self.read_stored(&extent, at.offset, at.len.into(), avoid).await else { continue };
+            if let Some(raw) = decode(&stored) {
+                self.counters.repaired.fetch_add(1, Ordering::Relaxed);
+                for &c in columns.iter().filter(|&&c| avoid & (1 << c) != 0) {
+                    self.array.blame(extent.columns[c].0);
+                }
+                return Ok(raw);
+            }
+        }
+        first?;
+        Err(Error::corrupt(format!(
+            "segment {}, offset {}: checksum mismatch, and redundancy does not give the data back",
+            at.segment, at.offset
+        )))
+    }
+
+    /// Runs `ask` on the state until everything it needs is resident.
+    pub async fn with_state<T>(&self, mut ask: impl FnMut(&State) -> Need<T>) -> Result<T> {
+        loop {
+            let answer = ask(&self.state.read());
+            match answer {
+                Ok(value) => return Ok(value),
+                Err(miss) => self.load(miss).await?,
+            }
+        }
+    }
+
+    /// As [`Self::with_state`], with the state for changing.
+    pub async fn with_state_mut<T>(
+        &self,
+        mut ask: impl FnMut(&mut State) -> std::result::Result<T, Blocked>,
+    ) -> Result<T> {
+        loop {
+            let answer = ask(&mut self.state.write());
+            match answer {
+                Ok(value) => return Ok(value),
+                Err(Blocked::Bad(e)) => return Err(e),
+                Err(Blocked::Miss(miss)) => self.load(miss).await?,
+            }
+        }
+    }
+
+    /// Makes a metadata page resident.
+    pub fn load(&self, miss: Miss) -> BoxFuture2<'_, Result<()>> {
+        Box::pin(async move {
+            match miss {
+                Miss::Map(block) => self.load_map_page(block).await,
+                Miss::Table(page) => self.load_table_page(page).await,
+                Miss::Directory(page) => self.load_directory_page(page).await,
+            }
+        })
+    }
+
+    async fn load_map_page(&self, block: VirtualBlock) -> Result<()> {
+        let entry = self.with_state(|s| s.table.entry(block)).await?;
+        if self.state.read().maps.pages.contains(block.0) {
+            return Ok(());
+        }
+        if entry.refcount == 0 || entry.kind != BlockKind::MapPage || entry.frame.len == 0 {
+            return Err(Error::corrupt(format!("virtual block {block} is not a stored map page")));
+        }
+        let sum = |raw: &[u8]| crate::format::checksum(raw) == entry.checksum;
+        let raw = self.read_frame(&entry.frame, entry.codec, entry.raw_len.into(), sum).await?;
+        let page = MapPage::decode(&raw)?;
+        let mut state = self.state.write();
+        // Only if it still lies where it was read: else somebody else has loaded, changed and written it meanwhile.
+        if state.table.entry(block).is_ok_and(|e| e.refcount > 0 && e.frame == entry.frame) {
+            state.maps.pages.insert_clean(block.0, page);
+        }
+        Ok(())
+    }
+
+    async fn load_table_page(&self, page: u64) -> Result<()> {
+        let pointer = self.with_state(|s| s.table.pointer(page)).await?;
+        if pointer.is_none() || self.state.read().table.pages.contains(page) {
+            return Ok(());
+        }
+        let sum = |raw: &[u8]| crate::format::checksum(raw) == pointer.checksum;
+        let raw = self.read_frame(&pointer.at, pointer.codec, TABLE_PAGE_SIZE, sum).await?;
+        let decoded = TablePage::decode(&raw)?;
+        let mut state = self.state.write();
+        if state.table.pointer(page).is_ok_and(|p| p.at == pointer.at) {
+            state.table.pages.insert_clean(page, decoded);
+        }
+        Ok(())
+    }
+
+    async fn load_directory_page(&self, page: u64) -> Result<()> {
+        let pointer = {
+            let state = self.state.read();
+            if state.table.directory.contains(page) {
+                return Ok(());
+            }
+            state.table.roots.get(page as usize).copied().unwrap_or_default()
+        };
+        if pointer.is_none() {
+            return Err(Error::corrupt(format!("directory page {page} was never written")));
+        }
+        let sum = |raw: &[u8]| crate::format::checksum(raw) == pointer.checksum;
+        let raw = self.read_frame(&pointer.at, pointer.codec, DIRECTORY_PAGE_SIZE, sum).await?;
+        let decoded = DirectoryPage::decode(&raw)?;
+        let mut state = self.state.write();
+        if state.table.roots.get(page as usize).is_some_and(|p| p.at == pointer.at) {
+            state.table.directory.insert_clean(page, decoded);
+        }
+        Ok(())
+    }
+
+    /// Reads the part summary that starts at `offset`; None when there is none (any more) of this segment's present use.
+    pub async fn read_part(&self, segment: SegmentId, offset: u32) -> Option<Part> {
+        let extent = self.extent(segment).ok()?;
+        let room = extent.capacity(&self.array.geometry).checked_sub(offset)? as usize;
+        let intact = |data: &[u8]| {
+            let part = Part::decode(data).ok()?;
+            (part.segment == segment && part.incarnation == extent.incarnation).then_some(part)
+        };
+        let len = room.min(PART_BYTES_MAX);
+        let columns = self.array.columns_of(&extent, offset, len);
+        for avoid in std::iter::once(0).chain(columns.into_iter().map(|c| 1 << c)) {
+            if let Ok(data) = self.read_stored(&extent, offset, len, avoid).await
+                && let Some(part) = intact(&data)
+            {
+                return Some(part);
+            }
+        }
+        None
+    }
+}
+
+/// A boxed future that borrows.
+pub type BoxFuture2<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+

@@ -1,0 +1,269 @@
+//! The engine of one pool: how a write travels from a host to disk and a read back.
+//!
+//! `intake` (acknowledge, overlay) → `destage` (find duplicates, compress, in parallel) → `commit` (one after another: places, records,
+//! state) → `group_commit` (log, flush) and, in the background, `checkpoint` and `cleaner`. `recovery` is the way back after a crash.
+
+pub mod checkpoint;
+pub mod cleaner;
+pub mod commit;
+pub mod destage;
+pub mod device;
+pub mod frame_cache;
+pub mod gate;
+pub mod group_commit;
+pub mod intake;
+pub mod load;
+pub mod read_path;
+pub mod recovery;
+pub mod space;
+pub mod state;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
+use tokio::sync::{Notify, Semaphore, watch};
+
+use crate::dedupe::DedupeIndex;
+use crate::env::Env;
+use crate::error::{Error, ErrorKind, Result};
+use crate::log::Log;
+use crate::redundancy::array::DiskArray;
+use crate::report::Compression;
+use crate::segment::appender::Appender;
+use crate::units::{Epoch, SegmentId, Uuid};
+
+use checkpoint::Checkpoints;
+use commit::Committer;
+use frame_cache::FrameCache;
+use gate::Gate;
+use group_commit::LogQueue;
+use intake::Intake;
+use state::State;
+
+/// Settings of an open pool.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// Bytes for write buffer, metadata pages, frame cache and dedupe index together.
+    pub memory: u64,
+    /// How frames are compressed.
+    pub compression: Compression,
+    /// Blocks compressed together, 1 to 4.
+    pub frame_blocks: usize,
+    /// Longest time that buffered writes wait for company before they are reduced.
+    pub linger: Duration,
+    /// Longest time that committed operations wait for the log when no host asks for a flush.
+    pub log_interval: Duration,
+    /// Longest time between checkpoints while there are changes.
+    pub checkpoint_interval: Duration,
+    /// Fingerprints are cut to this many bits: for tests that force collisions.
+    pub fingerprint_bits: Option<u32>,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            memory: 512 << 20,
+            compression: Compression::Zstd,
+            frame_blocks: 4,
+            linger: Duration::from_millis(4),
+            log_interval: Duration::from_millis(500),
+            checkpoint_interval: Duration::from_secs(30),
+            fingerprint_bits: None,
+        }
+    }
+}
+
+impl PoolConfig {
+    /// Bytes of host writes that may wait to be committed.
+    pub fn write_buffer(&self) -> u64 {
+        (self.memory / 8).clamp(1 << 20, 128 << 20)
+    }
+
+    /// Map pages kept in memory.
+    pub fn map_pages(&self) -> usize {
+        (self.memory / 4 / 4352).max(64) as usize
+    }
+
+    /// Block table pages kept in memory.
+    pub fn table_pages(&self) -> usize {
+        (self.memory / 4 / 4352).max(64) as usize
+    }
+
+    /// Bytes of uncompressed frames kept in memory.
+    pub fn frame_cache(&self) -> usize {
+        (self.memory / 8) as usize
+    }
+
+    /// Bytes of the dedupe index.
+    pub fn dedupe_index(&self) -> usize {
+        (self.memory / 8).max(1 << 16) as usize
+    }
+}
+
+/// What happened since the pool was opened.
+#[derive(Default)]
+pub struct Counters {
+    /// Requests and bytes of hosts.
+    pub host_reads: AtomicU64,
+    /// See `host_reads`.
+    pub host_read_bytes: AtomicU64,
+    /// See `host_reads`.
+    pub host_writes: AtomicU64,
+    /// See `host_reads`.
+    pub host_write_bytes: AtomicU64,
+    /// See `host_reads`.
+    pub host_flushes: AtomicU64,
+    /// Bytes of zero blocks written.
+    pub zero_bytes: AtomicU64,
+    /// Blocks shared.
+    pub dedupe_hits: AtomicU64,
+    /// Candidates that differed.
+    pub dedupe_misses: AtomicU64,
+    /// Checkpoints completed.
+    pub checkpoints: AtomicU64,
+    /// Bytes moved by the cleaner.
+    pub cleaner_moved: AtomicU64,
+    /// Segments emptied by the cleaner.
+    pub cleaner_segments: AtomicU64,
+    /// Blocks whose checksum did not match and that redundancy gave back.
+    pub repaired: AtomicU64,
+}
+
+/// How far operations are durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// Host operations up to this number.
+    pub seqno: u64,
+    /// Records up to this number.
+    pub record: u64,
+}
+
+/// The engine of one open pool.
+pub struct Engine {
+    /// Clock, randomness, tasks.
+    pub env: Arc<dyn Env>,
+    /// Disks.
+    pub array: Arc<DiskArray>,
+    /// Identity.
+    pub uuid: Uuid,
+    /// Name.
+    pub name: String,
+    /// Writer epoch.
+    pub epoch: Epoch,
+    /// Settings.
+    pub config: PoolConfig,
+    /// Committed state. Held only for short, never across I/O.
+    pub state: RwLock<State>,
+    /// Whoever holds this commits.
+    pub committer: tokio::sync::Mutex<Committer>,
+    /// Room for stripes on their way to disk.
+    pub stripes: Arc<Semaphore>,
+    /// Open ends of segments, and sealed ones whose last stripes are on their way.
+    pub appenders: RwLock<FxHashMap<SegmentId, Arc<Appender>>>,
+    /// The log.
+    pub log: Log,
+    /// Records that wait for the log.
+    pub log_queue: Mutex<LogQueue>,
+    /// Wakes the log writer.
+    pub log_wake: Notify,
+    /// How far operations are durable.
+    pub durable: watch::Sender<Durable>,
+    /// Host operations that wait to be committed.
+    pub intake: Intake,
+    /// Fingerprint index.
+    pub index: Mutex<DedupeIndex>,
+    /// Uncompressed frames.
+    pub frames: FrameCache,
+    /// Grace periods of freed space.
+    pub gate: Arc<Gate>,
+    /// Counters.
+    pub counters: Counters,
+    /// Asks for a checkpoint.
+    pub checkpoint_wanted: Notify,
+    /// Number of the newest durable checkpoint.
+    pub checkpointed: watch::Sender<u64>,
+    /// One checkpoint at a time.
+    pub checkpoints: tokio::sync::Mutex<Checkpoints>,
+    /// Readers of a checkpoint on disk: while there are any, no segment is given back.
+    pub pins: AtomicUsize,
+    /// Asks for cleaning.
+    pub cleaner_wanted: Notify,
+    /// Set by `stop`.
+    stopping: AtomicBool,
+    failure: Mutex<Option<Error>>,
+    /// Time of opening.
+    pub opened: Duration,
+}
+
+impl Engine {
+    /// Why the pool no longer takes writes, if it does not.
+    pub fn failure(&self) -> Option<Error> {
+        self.failure.lock().clone()
+    }
+
+    /// Fails with the reason when the pool no longer takes writes.
+    pub fn check_alive(&self) -> Result<()> {
+        match self.failure() {
+            Some(e) => Err(e),
+            None if self.is_stopping() => Err(Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the pool is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing more will be written: stopped or failed.
+    pub fn is_dead(&self) -> bool {
+        self.is_stopping() || self.failure.lock().is_some()
+    }
+
+    /// Stops taking writes for good: everything that waits is answered with the error. What was acknowledged as durable stays so.
+    pub fn fail(&self, error: Error) {
+        let mut failure = self.failure.lock();
+        if failure.is_none() {
+            tracing::error!(pool = self.name, %error, "pool stopped taking writes");
+            *failure = Some(error);
+        }
+        drop(failure);
+        self.wake_all();
+    }
+
+    /// Ends all tasks of the engine.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        self.intake.interrupt();
+        self.stripes.close();
+        self.log_wake.notify_one();
+        self.log.interrupt();
+        self.checkpoint_wanted.notify_one();
+        self.cleaner_wanted.notify_one();
+        self.appenders.read().values().for_each(|a| a.interrupt());
+        self.durable.send_modify(|_| {});
+        self.checkpointed.send_modify(|_| {});
+    }
+
+    /// Starts the engine's tasks.
+    pub fn start(self: &Arc<Self>) {
+        let (batches, reduced) = tokio::sync::mpsc::channel(destage::BATCHES_IN_FLIGHT);
+        let engine = self.clone();
+        self.env.spawn(Box::pin(async move { engine.destage(batches).await }));
+        let engine = self.clone();
+        self.env.spawn(Box::pin(async move { engine.commit_batches(reduced).await }));
+        let engine = self.clone();
+        self.env.spawn(Box::pin(async move { engine.write_log().await }));
+        let engine = self.clone();
+        self.env.spawn(Box::pin(async move { engine.checkpoint_loop().await }));
+        let engine = self.clone();
+        self.env.spawn(Box::pin(async move { engine.clean_loop().await }));
+    }
+}

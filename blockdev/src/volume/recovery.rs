@@ -1,0 +1,415 @@
+//! Opening: find the newest checkpoint, replay the log behind it, finish open segments, make a checkpoint of one's own.
+//!
+//! Every step may be interrupted and done again: until the new checkpoint's superblock is written, recovery writes only to places
+//! that neither the old checkpoint nor the log refers to, or the very bytes that the log says belong there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use futures::future::join_all;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::checkpoint::Checkpoints;
+use super::commit::{Committer, STRIPES_IN_FLIGHT};
+use super::frame_cache::FrameCache;
+use super::gate::Gate;
+use super::group_commit::LogQueue;
+use super::intake::Intake;
+use super::state::State;
+use super::{Counters, Durable, Engine, PoolConfig};
+use crate::dedupe::DedupeIndex;
+use crate::disk::{AlignedBuf, Disk};
+use crate::env::Env;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::catalogue::Catalogue;
+use crate::format::label::Label;
+use crate::format::layout::{EDGE, LABEL_SIZE, SUPERBLOCK_SLOTS};
+use crate::format::page::Location;
+use crate::format::part::{Content, Item};
+use crate::format::record::{Inline, Op, SegmentRecord};
+use crate::format::superblock::Superblock;
+use crate::log::{Log, replay};
+use crate::planted::{self, Bug};
+use crate::redundancy::array::{DiskArray, Member};
+use crate::segment::appender::Appender;
+use crate::segment::table::SegmentTable;
+use crate::units::{Epoch, SegmentId};
+
+/// A disk with its label.
+pub struct Labelled {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// Its label.
+    pub label: Label,
+    /// Newest superblock of each intact slot.
+    pub superblocks: Vec<Superblock>,
+}
+
+/// Reads a disk's label, from its start or from its end; `NotFound` when it has none.
+pub async fn read_label(disk: &Arc<dyn Disk>) -> Result<Label> {
+    let size = disk.geometry().size;
+    let mut worst = Error::new(ErrorKind::NotFound, format!("{} has no Ashlar label", disk.name()));
+    for at in [0, (size / 4096 * 4096).saturating_sub(EDGE)] {
+        match disk.read(at, LABEL_SIZE).await {
+            Ok(data) => match Label::decode(&data) {
+                Ok(label) => return Ok(label),
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => worst = e.context(disk.name()),
+            },
+            Err(e) => worst = Error::io(format!("{}: {e}", disk.name())),
+        }
+    }
+    Err(worst)
+}
+
+/// All intact superblocks of a disk.
+pub async fn superblocks(disk: &Arc<dyn Disk>, label: &Label) -> Vec<Superblock> {
+    let g = label.geometry;
+    let mut out = Vec::new();
+    for slot in 0..SUPERBLOCK_SLOTS {
+        for at in [g.superblock(slot), g.tail(label.size) + g.superblock(slot)] {
+            if let Ok(data) = disk.read(at, LABEL_SIZE).await
+                && let Ok(sb) = Superblock::decode(&data)
+                && sb.pool == label.pool
+            {
+                out.push(sb);
+            }
+        }
+    }
+    out
+}
+
+/// Reads the labels of all disks; all must belong to one pool. Disks that cannot be read count as missing.
+pub async fn identify(disks: Vec<Arc<dyn Disk>>) -> Result<Vec<Labelled>> {
+    let mut out: Vec<Labelled> = Vec::new();
+    let mut problems = Vec::new();
+    for disk in disks {
+        let label = match read_label(&disk).await {
+            Ok(label) => label,
+            Err(e) if e.kind() == ErrorKind::Unsupported => return Err(e),
+            Err(e) => {
+                tracing::warn!(disk = disk.name(), error = %e, "disk left out");
+                problems.push(e.to_string());
+                continue;
+            }
+        };
+        if let Some(first) = out.first()
+            && first.label.pool != label.pool
+        {
+            return Err(Error::invalid(format!(
+                "{} belongs to pool {} ({}), {} to pool {} ({}): name the disks of one pool only",
+                first.disk.name(), first.label.pool_name, first.label.pool, disk.name(), label.pool_name, label.pool
+            )));
+        }
+        if let Some(twin) = out.iter().find(|l| l.label.disk == label.disk) {
+            return Err(Error::invalid(format!(
+                "{} and {} carry the same disk identity {}: one is a copy; leave it out",
+                twin.disk.name(), disk.name(), label.disk
+            )));
+        }
+        let superblocks = superblocks(&disk, &label).await;
+        out.push(Labelled { disk, label, superblocks });
+    }
+    if out.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("no disk of a pool was found ({})", if problems.is_empty() { "no disks given".into() } else { problems.join("; ") }),
+        ));
+    }
+    Ok(out)
+}
+
+/// The newest checkpoint whose catalogue can be read from some disk.
+pub async fn newest_checkpoint(disks: &[Labelled]) -> Result<(Superblock, Catalogue)> {
+    let mut all: Vec<Superblock> = disks.iter().flat_map(|d| d.superblocks.iter().cloned()).collect();
+    all.sort_by_key(|s| std::cmp::Reverse(s.rank()));
+    let Some(best) = all.into_iter().next() else {
+        return Err(Error::corrupt("no intact superblock was found on any disk"));
+    };
+    for d in disks {
+        let at = d.label.geometry.catalogue(best.checkpoint);
+        let len = (best.catalogue_len as usize).next_multiple_of(4096);
+        if let Ok(data) = d.disk.read(at, len).await
+            && let Some(data) = data.get(..best.catalogue_len as usize)
+            && crate::format::checksum(data) == best.catalogue_checksum
+        {
+            return Ok((best, Catalogue::decode(data)?));
+        }
+    }
+    Err(Error::corrupt(format!("the catalogue of checkpoint {} cannot be read from any disk", best.checkpoint)))
+}
+
+/// The disks as the catalogue knows them, with those that were found.
+pub fn assemble(env: &Arc<dyn Env>, disks: &[Labelled], catalogue: &Catalogue) -> Result<DiskArray> {
+    let label = &disks.first().ok_or_else(|| Error::invalid("no disks"))?.label;
+    let mut members = Vec::new();
+    for record in &catalogue.disks {
+        let found = disks.iter().find(|d| d.label.disk == record.uuid);
+        let seen = found.map_or(0, |d| d.superblocks.iter().map(|s| s.checkpoint).max().unwrap_or(0));
+        let rolled_back = found.is_some() && seen < record.last_checkpoint;
+        if rolled_back {
+            tracing::error!(disk = record.id.0, seen, expected = record.last_checkpoint,
+                "disk shows an older state than it had: it was restored from a copy, and is not used");
+        }
+        let member = Member::new(record.id, record.uuid, record.size, found.map(|d| d.disk.clone()), rolled_back);
+        member.last_checkpoint.store(record.last_checkpoint, std::sync::atomic::Ordering::Relaxed);
+        member.stale.store(record.failed && found.is_some(), std::sync::atomic::Ordering::Relaxed);
+        members.push(member);
+    }
+    for d in disks {
+        if !catalogue.disks.iter().any(|r| r.uuid == d.label.disk) {
+            return Err(Error::invalid(format!("{} is labelled for pool {} but is not in its catalogue", d.disk.name(), label.pool_name)));
+        }
+    }
+    let array = DiskArray::new(env.clone(), label.geometry, label.tolerance, members);
+    array.check_quorum().context(format!("pool {}", label.pool_name))?;
+    Ok(array)
+}
+
+impl Engine {
+    /// An engine in the state of a checkpoint, without tasks: enough to read and to replay.
+    pub fn at_checkpoint(
+        env: Arc<dyn Env>,
+        array: Arc<DiskArray>,
+        label: &Label,
+        epoch: Epoch,
+        (superblock, catalogue): (&Superblock, &Catalogue),
+        found: replay::Replay,
+        config: PoolConfig,
+    ) -> Self {
+        let segments = SegmentTable::new(
+            array.geometry,
+            catalogue.disks.iter().map(|d| (d.id, d.size)),
+            catalogue.segments.clone(),
+            catalogue.next_incarnation,
+        );
+        let state = State::of(catalogue, segments, superblock.checkpoint);
+        let mut index = DedupeIndex::new(config.dedupe_index());
+        index.set_truncation(config.fingerprint_bits);
+        let opened = env.now();
+        Self {
+            opened,
+            uuid: label.pool,
+            name: label.pool_name.clone(),
+            epoch,
+            intake: Intake::new(config.write_buffer(), state.seqno),
+            log: Log::new(array.clone(), epoch, found.extents, found.next_extent),
+            log_queue: Mutex::new(LogQueue::default()),
+            log_wake: Notify::new(),
+            durable: watch::channel(Durable { seqno: state.seqno.0, record: state.record }).0,
+            state: RwLock::new(state),
+            committer: tokio::sync::Mutex::new(Committer::default()),
+            stripes: Arc::new(Semaphore::new(STRIPES_IN_FLIGHT)),
+            appenders: RwLock::default(),
+            index: Mutex::new(index),
+            frames: FrameCache::new(config.frame_cache()),
+            gate: Arc::default(),
+            counters: Counters::default(),
+            checkpoint_wanted: Notify::new(),
+            checkpointed: watch::channel(superblock.checkpoint).0,
+            checkpoints: tokio::sync::Mutex::new(Checkpoints {
+                number: superblock.checkpoint,
+                record: catalogue.record,
+                forced: true,
+                open: None,
+                failures: 0,
+                unflushed: (Vec::new(), 0),
+            }),
+            pins: AtomicUsize::new(0),
+            cleaner_wanted: Notify::new(),
+            stopping: false.into(),
+            failure: Mutex::new(None),
+            env,
+            array,
+            config,
+        }
+    }
+
+    /// Opens a pool for writing.
+    pub async fn open(env: Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, config: PoolConfig) -> Result<Arc<Self>> {
+        let disks = identify(disks).await?;
+        let (superblock, catalogue) = newest_checkpoint(&disks).await?;
+        let array = Arc::new(assemble(&env, &disks, &catalogue)?);
+        let label = disks[0].label.clone();
+        let seen = disks.iter().map(|d| d.label.epoch).max().unwrap_or_default().max(superblock.epoch);
+        let epoch = Epoch(seen.0 + 1);
+        write_labels(&array, &label, epoch).await?;
+
+        let found = replay::read(&array, superblock.epoch, superblock.log_start, catalogue.record + 1).await?;
+        let entries = found.entries;
+        let found = replay::Replay { entries: Vec::new(), ..found };
+        let at = (&superblock, &catalogue);
+        let engine = Arc::new(Self::at_checkpoint(env, array, &label, epoch, at, found, config));
+        tracing::info!(pool = engine.name, epoch = epoch.0, checkpoint = superblock.checkpoint, entries = entries.len(), "opening");
+        let open = engine.replay(entries).await.context(format!("pool {}: replaying the log", label.pool_name))?;
+        let reached = {
+            let state = engine.state.read();
+            Durable { seqno: state.seqno.0, record: state.record }
+        };
+        engine.durable.send_replace(reached);
+        *engine.log_queue.lock() = LogQueue::new(reached);
+        engine.intake.resume(reached.seqno);
+        engine.start();
+        engine.finish_segments(open).await?;
+        engine.checkpoint().await?;
+        let again = engine.clone();
+        engine.env.spawn(Box::pin(async move { again.rebuild_index().await }));
+        Ok(engine)
+    }
+
+    /// Applies all entries; returns what is known of segments that were open.
+    async fn replay(&self, entries: Vec<crate::format::record::Entry>) -> Result<BTreeMap<SegmentId, OpenEnd>> {
+        let mut open: BTreeMap<SegmentId, OpenEnd> = BTreeMap::new();
+        for s in self.state.read().segments.iter().filter(|s| !s.record.sealed) {
+            open.insert(s.record.id, OpenEnd::new(&s.record));
+        }
+        let count = entries.len();
+        for (n, entry) in entries.into_iter().enumerate() {
+            let mut records = entry.records;
+            if planted::active(Bug::ReplayShort) && n + 1 == count {
+                records.pop();
+            }
+            if planted::active(Bug::ReplayReordered) {
+                records.reverse();
+            }
+            for record in records {
+                // Only what is new counts: a segment that the checkpoint itself took into use may be opened here again.
+                for op in &record.ops {
+                    if let Op::OpenSegment(s) = op
+                        && open.get(&s.id).is_none_or(|o| o.incarnation < s.incarnation)
+                    {
+                        open.insert(s.id, OpenEnd::new(s));
+                    }
+                }
+                self.with_state_mut(|s| s.apply(&record)).await.context(format!("record {}", record.number))?;
+                for (at, item, blocks) in self.state.read().describe(&record)? {
+                    if let Some(end) = open.get_mut(&at.segment) {
+                        end.end = end.end.max(at.offset + u32::from(at.len));
+                        end.items.push((item, blocks));
+                    }
+                }
+                for op in &record.ops {
+                    if let Op::ClosePart { at } = op
+                        && let Some(end) = open.get_mut(&at.segment)
+                    {
+                        end.items.retain(|(i, _)| i.offset > at.offset);
+                        end.end = end.end.max(at.offset + u32::from(at.len));
+                    }
+                }
+            }
+            for (segment, durable) in entry.durable {
+                if let Some(end) = open.get_mut(&segment) {
+                    end.durable = end.durable.max(durable);
+                }
+            }
+            for inline in entry.inline {
+                if let Some(end) = open.get_mut(&inline.segment) {
+                    end.inline.push(inline);
+                }
+            }
+        }
+        Ok(open)
+    }
+
+    /// Writes what open segments still lack, describes it, and seals them.
+    async fn finish_segments(self: &Arc<Self>, open: BTreeMap<SegmentId, OpenEnd>) -> Result<()> {
+        let mut appenders = Vec::new();
+        for (id, end) in open {
+            let Some((extent, last_part)) = ({
+                let mut state = self.state.write();
+                state.segments.get_mut(id).filter(|s| s.record.incarnation == end.incarnation).map(|s| {
+                    s.record.sealed = true;
+                    (s.extent.clone(), s.record.last_part)
+                })
+            }) else {
+                continue;
+            };
+            let appender = Arc::new(Appender::new(extent, &self.array.geometry, end.durable, last_part));
+            for inline in &end.inline {
+                appender.restore(inline.offset, &inline.data);
+            }
+            if appender.filled() < end.end {
+                return Err(Error::corrupt(format!(
+                    "segment {id}: the log refers to {} bytes but holds only {}", end.end, appender.filled()
+                )));
+            }
+            let mut ready = Vec::new();
+            for (item, blocks) in end.items {
+                appender.describe(item, blocks);
+            }
+            if let Some(at) = appender.close_part(&mut ready)
+                && let Some(s) = self.state.write().segments.get_mut(id)
+            {
+                s.record.last_part = at;
+            }
+            appender.seal(&mut ready);
+            self.appenders.write().insert(id, appender.clone());
+            for stripe in ready {
+                self.send_stripe(appender.clone(), stripe).await?;
+            }
+            appenders.push(appender);
+        }
+        for appender in &appenders {
+            appender.wait_completed(appender.filled(), || self.is_dead()).await;
+        }
+        match self.failure() {
+            Some(e) => return Err(e),
+            None => self.flush_disks(appenders.iter()).await?,
+        }
+        self.retire_appenders();
+        Ok(())
+    }
+
+    /// Fills the dedupe index from part summaries, newest segments first. Advice only: nothing waits for it.
+    async fn rebuild_index(self: Arc<Self>) {
+        let mut segments: Vec<(u64, SegmentId, Location)> = {
+            let state = self.state.read();
+            let of = |s: &crate::segment::table::Segment| (s.record.incarnation, s.record.id, s.record.last_part);
+            state.segments.iter().map(of).collect()
+        };
+        segments.sort_unstable_by_key(|s| std::cmp::Reverse(s.0));
+        for (_, id, mut at) in segments {
+            while at.len > 0 && !self.is_dead() {
+                let pass = self.gate.enter();
+                let Some(part) = self.read_part(id, at.offset).await else { break };
+                drop(pass);
+                let fingerprints = part.items.iter().flat_map(|i| match &i.content {
+                    Content::Data(blocks) => blocks.iter().map(|(_, fp)| *fp).collect::<Vec<_>>(),
+                    _ => Vec::new(),
+                });
+                let list = u64::from(id.0) << 32 | u64::from(at.offset);
+                self.index.lock().add_list(list, fingerprints);
+                at = part.previous;
+            }
+        }
+    }
+}
+
+/// What replay knows of a segment that was open at the crash.
+struct OpenEnd {
+    incarnation: u64,
+    durable: u32,
+    end: u32,
+    inline: Vec<Inline>,
+    items: Vec<(Item, usize)>,
+}
+
+impl OpenEnd {
+    fn new(record: &SegmentRecord) -> Self {
+        Self { incarnation: record.incarnation, durable: record.written, end: 0, inline: Vec::new(), items: Vec::new() }
+    }
+}
+
+/// Writes every disk's label with a new epoch, one copy after the other.
+pub async fn write_labels(array: &DiskArray, pool: &Label, epoch: Epoch) -> Result<()> {
+    let writes = array.online().into_iter().map(|m| async move {
+        let label = Label { disk: m.uuid, id: m.id, size: m.size, epoch, ..pool.clone() };
+        let data = AlignedBuf::padded(&label.encode()).freeze();
+        array.write(m.id, 0, vec![data.clone()], true).await?;
+        array.write(m.id, array.geometry.tail(m.size), vec![data], true).await
+    });
+    join_all(writes).await;
+    array.check_quorum()
+}

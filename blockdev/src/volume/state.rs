@@ -1,0 +1,430 @@
+//! The committed state of the pool and its one transition function, [`State::apply`]: used alike by commits and by replay.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::error::{Error, Result};
+use crate::format::catalogue::Catalogue;
+use crate::format::page::{BlockEntry, BlockKind, Location};
+use crate::format::part::{Content, Item};
+use crate::format::record::{BlockRef, Frame, Op, Record, VolumeRecord};
+use crate::map::table::BlockTable;
+use crate::map::tree::{PageKey, VolumeMaps, page_index};
+use crate::map::{Miss, Need};
+use crate::planted::{self, Bug};
+use crate::segment::table::SegmentTable;
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
+
+/// Everything that commits change. Pages that are not resident are loaded by the engine on a [`Miss`].
+pub struct State {
+    /// Volumes by identity.
+    pub volumes: BTreeMap<VolumeId, VolumeRecord>,
+    /// Volume maps.
+    pub maps: VolumeMaps,
+    /// Block table.
+    pub table: BlockTable,
+    /// Segments.
+    pub segments: SegmentTable,
+    /// Bytes of data blocks in use before compression.
+    pub unique_bytes: u64,
+    /// Bytes of data blocks in use after compression.
+    pub stored_bytes: u64,
+    /// Newest record applied.
+    pub record: u64,
+    /// Newest host operation applied.
+    pub seqno: Seqno,
+    /// Next volume identity.
+    pub next_volume: u32,
+}
+
+/// Why a record cannot be applied: a page must be loaded, or the record does not fit the state.
+pub enum Blocked {
+    /// Load this and try again.
+    Miss(Miss),
+    /// The record contradicts the state: damage, or a bug.
+    Bad(Error),
+}
+
+impl From<Miss> for Blocked {
+    fn from(miss: Miss) -> Self {
+        Self::Miss(miss)
+    }
+}
+
+fn bad(message: impl Into<String>) -> Blocked {
+    Blocked::Bad(Error::corrupt(message))
+}
+
+impl State {
+    /// The state of a checkpoint.
+    pub fn of(catalogue: &Catalogue, segments: SegmentTable, checkpoint: u64) -> Self {
+        Self {
+            volumes: catalogue.volumes.iter().map(|v| (v.id, v.clone())).collect(),
+            maps: VolumeMaps::default(),
+            table: BlockTable::new(catalogue.directory.clone(), catalogue.table_len, checkpoint),
+            segments,
+            unique_bytes: catalogue.unique_bytes,
+            stored_bytes: catalogue.stored_bytes,
+            record: catalogue.record,
+            seqno: Seqno(catalogue.seqno),
+            next_volume: catalogue.next_volume,
+        }
+    }
+
+    /// The volume of a name.
+    pub fn volume_named(&self, name: &str) -> Option<&VolumeRecord> {
+        self.volumes.values().find(|v| v.name == name)
+    }
+
+    /// Makes sure that everything [`State::apply`] needs is resident; returns how many map pages would come into being.
+    pub fn prepare(&mut self, record: &Record) -> std::result::Result<usize, Blocked> {
+        let mut created: HashSet<PageKey, rustc_hash::FxBuildHasher> = HashSet::default();
+        let mut roots = 0;
+        let mut path = Vec::new();
+        // An earlier operation of the record may empty pages that a later one needs again: then every page counts.
+        let prunes = record.ops.iter().any(|op| match op {
+            Op::Unmap { .. } => true,
+            Op::Write { blocks, .. } => blocks.contains(&BlockRef::Zero),
+            _ => false,
+        });
+        for page in &record.pages {
+            self.table.ensure(*page)?;
+        }
+        for op in &record.ops {
+            match op {
+                Op::Write { volume, lba, blocks } => {
+                    let volume = self.volumes.get(volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
+                    let mut leaf = u64::MAX;
+                    for (i, block) in blocks.iter().enumerate() {
+                        let lba = Lba(lba.0 + i as u64);
+                        if lba.0 >= volume.blocks {
+                            return Err(bad(format!("volume {}: write beyond its end", volume.name)));
+                        }
+                        match block {
+                            BlockRef::Zero => {}
+                            BlockRef::Shared(v) => self.table.ensure(*v)?,
+                            BlockRef::New { block, .. } => self.table.ensure(*block)?,
+                        }
+                        if prunes && *block != BlockRef::Zero {
+                            created.extend((0..volume.levels).map(|l| (volume.id, l, page_index(lba.0, l))));
+                        }
+                        if lba.0 / 512 != leaf {
+                            leaf = lba.0 / 512;
+                            self.maps.walk(volume, lba, |level, index| {
+                                created.insert((volume.id, level, index));
+                            })?;
+                            path.clear();
+                            self.maps.path(volume, lba, &mut path)?;
+                            for page in &path {
+                                self.table.ensure(*page)?;
+                            }
+                        }
+                        self.table.ensure(self.maps.lookup(volume, lba)?)?;
+                    }
+                }
+                Op::Unmap { volume, lba, count } => {
+                    let volume = self.volumes.get(volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
+                    let mut at = lba.0;
+                    while let Some(next) = self.maps.next_mapped(volume, at, lba.0 + count)? {
+                        if at == lba.0 || next / 512 != (at - 1) / 512 {
+                            path.clear();
+                            self.maps.path(volume, Lba(next), &mut path)?;
+                            for page in &path {
+                                self.table.ensure(*page)?;
+                            }
+                        }
+                        self.table.ensure(self.maps.lookup(volume, Lba(next))?)?;
+                        at = next + 1;
+                    }
+                }
+                Op::Relocate(moves) => {
+                    for m in moves {
+                        self.table.ensure(m.block)?;
+                    }
+                }
+                Op::PutVolume(v) => {
+                    if let Some(old) = self.volumes.get(&v.id) {
+                        if !old.root.is_none() {
+                            let levels = crate::map::tree::levels_for(v.blocks);
+                            roots += usize::from(levels.saturating_sub(old.levels));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(created.len() + roots)
+    }
+
+    /// Applies a record: all of it, or nothing when something is not resident ([`State::prepare`] decides).
+    pub fn apply(&mut self, record: &Record) -> std::result::Result<(), Blocked> {
+        let needed = self.prepare(record)?;
+        if needed > record.pages.len() {
+            return Err(bad(format!("record {}: {needed} map pages are needed, {} given", record.number, record.pages.len())));
+        }
+        let mut pages = record.pages.iter().copied();
+        for op in &record.ops {
+            self.apply_op(op, &record.frames, &mut pages)?;
+        }
+        self.record = record.number;
+        self.seqno = self.seqno.max(record.seqno);
+        Ok(())
+    }
+
+    fn apply_op(
+        &mut self,
+        op: &Op,
+        frames: &[Frame],
+        pages: &mut impl Iterator<Item = VirtualBlock>,
+    ) -> std::result::Result<(), Blocked> {
+        match op {
+            Op::Write { volume, lba, blocks } => {
+                for (i, block) in blocks.iter().enumerate() {
+                    let to = match *block {
+                        BlockRef::Zero => VirtualBlock::NONE,
+                        BlockRef::Shared(v) => {
+                            self.table.update(v, |e| e.refcount = e.refcount.saturating_add(1))?;
+                            v
+                        }
+                        BlockRef::New { block, frame, index, fingerprint } => {
+                            self.create(block, &frames[frame as usize], index, fingerprint)?;
+                            block
+                        }
+                    };
+                    self.set(*volume, Lba(lba.0 + i as u64), to, pages)?;
+                }
+            }
+            Op::Unmap { volume, lba, count } => {
+                let mut at = lba.0;
+                loop {
+                    let v = self.volumes.get(volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
+                    let Some(next) = self.maps.next_mapped(v, at, lba.0 + count)? else { break };
+                    self.set(*volume, Lba(next), VirtualBlock::NONE, pages)?;
+                    at = next + 1;
+                }
+            }
+            Op::Relocate(moves) => {
+                for m in moves {
+                    self.relocate(m, &frames[m.frame as usize])?;
+                }
+            }
+            Op::OpenSegment(segment) => {
+                let known = self.segments.get(segment.id).is_some_and(|s| s.record.incarnation >= segment.incarnation);
+                if !known {
+                    self.segments.insert(segment.clone());
+                }
+            }
+            Op::ClosePart { at } => {
+                if let Some(s) = self.segments.get_mut(at.segment) {
+                    s.record.last_part = *at;
+                }
+            }
+            Op::SealSegment(id) => {
+                if let Some(s) = self.segments.get_mut(*id) {
+                    s.record.sealed = true;
+                }
+            }
+            Op::PutVolume(new) => {
+                match self.volumes.get_mut(&new.id) {
+                    None => {
+                        self.volumes.insert(new.id, new.clone());
+                    }
+                    Some(old) => {
+                        let table = &mut self.table;
+                        let mut short = false;
+                        self.maps.grow(old, new.blocks, || next_page(table, pages).unwrap_or_else(|| {
+                            short = true;
+                            VirtualBlock::NONE
+                        }));
+                        if short {
+                            return Err(bad("a record gives too few map pages"));
+                        }
+                        if !old.root.is_none() {
+                            self.table.touch(old.root)?;
+                        }
+                        old.name.clone_from(&new.name);
+                        old.blocks = new.blocks;
+                        old.deleting = new.deleting;
+                        old.attachment.clone_from(&new.attachment);
+                    }
+                }
+                self.next_volume = self.next_volume.max(new.id.0 + 1);
+            }
+            Op::DropVolume(id) => {
+                self.volumes.remove(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, block: VirtualBlock, frame: &Frame, index: u8, fingerprint: u128) -> Need<()> {
+        let entry = BlockEntry {
+            frame: frame.at,
+            codec: frame.codec,
+            index,
+            frame_blocks: frame.blocks,
+            kind: BlockKind::Data,
+            refcount: 1,
+            checksum: fingerprint as u64,
+            raw_len: frame.raw_len,
+            freed_in: 0,
+        };
+        self.table.update(block, |e| *e = entry)?;
+        self.segments.add_live(&entry.frame, entry.share());
+        self.unique_bytes += BLOCK_BYTES;
+        self.stored_bytes += entry.share();
+        Ok(())
+    }
+
+    fn set(
+        &mut self,
+        volume: VolumeId,
+        lba: Lba,
+        to: VirtualBlock,
+        pages: &mut impl Iterator<Item = VirtualBlock>,
+    ) -> std::result::Result<(), Blocked> {
+        let v = self.volumes.get_mut(&volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
+        let mut path = Vec::new();
+        if to.is_none() {
+            if self.maps.lookup(v, lba)?.is_none() {
+                return Ok(());
+            }
+        }
+        let table = &mut self.table;
+        let mut short = false;
+        let old = self.maps.set(v, lba, to, || next_page(table, pages).unwrap_or_else(|| {
+            short = true;
+            VirtualBlock::NONE
+        }))?;
+        if short {
+            return Err(bad("a record gives too few map pages"));
+        }
+        self.maps.path(v, lba, &mut path)?;
+        // A dirty map page needs a dirty table page, so that a checkpoint can give it a place.
+        for page in &path {
+            self.table.touch(*page)?;
+        }
+        if !old.is_none() && !planted::active(Bug::ReferenceLeaked) {
+            self.release(old)?;
+        }
+        if to.is_none() {
+            let mut freed = Vec::new();
+            let v = self.volumes.get_mut(&volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
+            self.maps.prune(v, lba, |page| freed.push(page))?;
+            for page in freed {
+                self.release(page)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives one reference back.
+    fn release(&mut self, block: VirtualBlock) -> Need<()> {
+        let interval = self.table.interval;
+        let freed = self.table.update(block, |e| {
+            if e.refcount == 0 || e.refcount == u32::MAX {
+                return None;
+            }
+            e.refcount -= 1;
+            (e.refcount == 0).then(|| {
+                e.freed_in = interval;
+                *e
+            })
+        })?;
+        if let Some(entry) = freed {
+            self.segments.sub_live(&entry.frame, entry.share());
+            if entry.kind == BlockKind::Data {
+                self.unique_bytes = self.unique_bytes.saturating_sub(BLOCK_BYTES);
+                self.stored_bytes = self.stored_bytes.saturating_sub(entry.share());
+            }
+        }
+        Ok(())
+    }
+
+    fn relocate(&mut self, m: &crate::format::record::Move, frame: &Frame) -> Need<()> {
+        let old = self.table.entry(m.block)?;
+        let there = (old.frame.segment, old.frame.offset) == m.from || planted::active(Bug::MoveUnconditional);
+        if old.refcount == 0 || !there {
+            return Ok(());
+        }
+        let new = BlockEntry {
+            frame: frame.at,
+            codec: frame.codec,
+            index: m.index,
+            frame_blocks: frame.blocks,
+            raw_len: frame.raw_len,
+            ..old
+        };
+        self.table.update(m.block, |e| *e = new)?;
+        self.segments.sub_live(&old.frame, old.share());
+        self.segments.add_live(&new.frame, new.share());
+        if new.kind == BlockKind::Data {
+            self.stored_bytes = (self.stored_bytes + new.share()).saturating_sub(old.share());
+        }
+        Ok(())
+    }
+
+    /// A checkpoint wrote a map page: the page, unless it was freed meanwhile, lies at `frame` now.
+    pub fn place_map_page(&mut self, block: VirtualBlock, frame: &Frame, checksum: u64) -> Need<()> {
+        let old = self.table.entry(block)?;
+        if old.refcount == 0 || old.kind != BlockKind::MapPage {
+            return Ok(());
+        }
+        let new = map_page_entry(&old, frame, checksum);
+        self.table.patch(block, new)?;
+        self.segments.sub_live(&old.frame, old.share());
+        self.segments.add_live(&new.frame, new.share());
+        Ok(())
+    }
+
+    /// What the summary of a part must say about the frames of a record.
+    pub fn describe(&self, record: &Record) -> Result<Vec<(Location, Item, usize)>> {
+        let mut blocks: Vec<Vec<(VirtualBlock, u128)>> = record.frames.iter().map(|f| Vec::with_capacity(f.blocks.into())).collect();
+        let mut page: Vec<Option<VirtualBlock>> = vec![None; record.frames.len()];
+        let mut put = |frame: u32, index: u8, block: VirtualBlock, fingerprint: u128| {
+            let list = &mut blocks[frame as usize];
+            list.resize(list.len().max(usize::from(index) + 1), (VirtualBlock::NONE, 0));
+            list[usize::from(index)] = (block, fingerprint);
+        };
+        for op in &record.ops {
+            match op {
+                Op::Write { blocks, .. } => {
+                    for b in blocks {
+                        if let BlockRef::New { block, frame, index, fingerprint } = *b {
+                            put(frame, index, block, fingerprint);
+                        }
+                    }
+                }
+                Op::Relocate(moves) => {
+                    for m in moves {
+                        if usize::from(record.frames[m.frame as usize].raw_len)
+                            == usize::from(record.frames[m.frame as usize].blocks) * BLOCK_SIZE
+                        {
+                            put(m.frame, m.index, m.block, m.fingerprint);
+                        } else {
+                            page[m.frame as usize] = Some(m.block);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let items = record.frames.iter().zip(blocks).zip(page).map(|((frame, blocks), page)| {
+            let content = page.map_or(Content::Data(blocks), Content::MapPage);
+            (frame.at, Item { offset: frame.at.offset, len: frame.at.len, content }, usize::from(frame.blocks))
+        });
+        Ok(items.collect())
+    }
+}
+
+/// The entry of a map page that lies at `frame` now.
+pub fn map_page_entry(old: &BlockEntry, frame: &Frame, checksum: u64) -> BlockEntry {
+    BlockEntry { frame: frame.at, codec: frame.codec, index: 0, frame_blocks: 1, raw_len: frame.raw_len, checksum, ..*old }
+}
+
+/// Takes the next page identity of a record and enters it into the table.
+fn next_page(table: &mut BlockTable, pages: &mut impl Iterator<Item = VirtualBlock>) -> Option<VirtualBlock> {
+    let block = pages.next()?;
+    let entry = BlockEntry { refcount: 1, frame_blocks: 1, kind: BlockKind::MapPage, ..BlockEntry::default() };
+    table.update(block, |e| *e = entry).ok()?;
+    Some(block)
+}

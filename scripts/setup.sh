@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Installs what building, testing and the laboratory need on Debian 12 or later.
+#
+#   scripts/setup.sh             install what is missing (as root, or through sudo)
+#   scripts/setup.sh --check     change nothing; say what is missing; exit 1 if anything is
+#   scripts/setup.sh --nextest   also install cargo-nextest (otherwise the tests run under cargo test)
+#
+# Run it as often as you like: with everything in place it only looks, and takes well under a second.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+# What must be there, and the Debian package that brings it. Left: a command, or a path when it starts with "/".
+needs=(
+    cc:gcc
+    make:make
+    pkg-config:pkg-config
+    /usr/include/stdio.h:libc6-dev
+    /etc/ssl/certs/ca-certificates.crt:ca-certificates
+    curl:curl
+    git:git
+    python3:python3
+    jq:jq
+    openssl:openssl
+    fio:fio
+    nbdinfo:libnbd-bin
+    nbdcopy:libnbd-bin
+    nbdkit:nbdkit
+    qemu-img:qemu-utils
+    qemu-io:qemu-utils
+    qemu-nbd:qemu-utils
+    mkfs.ext4:e2fsprogs
+    mkfs.xfs:xfsprogs
+    mkfs.btrfs:btrfs-progs
+    fusermount3:fuse3
+    /bin/kill:procps
+    mount:mount
+    losetup:mount
+    blkdiscard:util-linux
+    setsid:util-linux
+)
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+check_only=no
+want_nextest=no
+for arg in "$@"; do
+    case $arg in
+    --check) check_only=yes ;;
+    --nextest) want_nextest=yes ;;
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) die "unknown option '$arg'; see --help" ;;
+    esac
+done
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "'$*' needs root, and there is no sudo: run scripts/setup.sh once as root"
+    fi
+}
+
+apt_install() {
+    command -v apt-get >/dev/null || die "no apt-get here; install the counterparts of these Debian packages by hand: $*"
+    say "installing from Debian: $*"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+}
+
+missing_packages() {
+    local need what
+    for need in "${needs[@]}"; do
+        what=${need%:*}
+        case $what in
+        /*) [ -e "$what" ] || echo "${need##*:}" ;;
+        *) command -v "$what" >/dev/null || echo "${need##*:}" ;;
+        esac
+    done | sort -u
+}
+
+# The least Rust the workspace accepts, from Cargo.toml.
+rust_wanted() { sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$root/Cargo.toml"; }
+
+# Version of cargo as Cargo.toml's directory sees it (a rustup proxy without a toolchain answers nothing).
+cargo_version() { (cd "$root" && cargo --version 2>/dev/null || true) | awk '{print $2}'; }
+
+# Whether version $1 is at least $2.
+at_least() { [ -n "$1" ] && [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
+
+# Rust installed by rustup for the calling user is often not on the path of a non-interactive shell.
+find_cargo() {
+    local home=$HOME
+    [ "$(id -u)" != 0 ] || [ -z "${SUDO_USER:-}" ] || home=$(getent passwd "$SUDO_USER" | cut -d: -f6)
+    local dir
+    for dir in "${CARGO_HOME:-$HOME/.cargo}/bin" "$home/.cargo/bin"; do
+        case ":$PATH:" in *":$dir:"*) ;; *) [ ! -x "$dir/cargo" ] || export PATH="$dir:$PATH" ;; esac
+    done
+}
+
+rust_help() {
+    local wanted have
+    wanted=$(rust_wanted)
+    have=$(cargo_version)
+    cat >&2 <<MSG
+setup: Rust $wanted or later is needed; found: ${have:-none}.
+setup: Debian $(. /etc/os-release 2>/dev/null && echo "${VERSION_ID:-}") has no recent Rust. Install it for your user with the official installer, then start again:
+
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy
+    . "\$HOME/.cargo/env"
+
+MSG
+    exit 1
+}
+
+setup_rust() {
+    local wanted
+    wanted=$(rust_wanted)
+    find_cargo
+    if ! at_least "$(cargo_version)" "$wanted"; then
+        [ $check_only = no ] || rust_help
+        if ! command -v rustup >/dev/null && apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+            apt_install rustup
+        fi
+        command -v rustup >/dev/null || rust_help
+        say "installing the stable Rust toolchain by rustup"
+        rustup toolchain install stable --profile minimal -c rustfmt -c clippy
+        rustup default >/dev/null 2>&1 || rustup default stable
+        at_least "$(cargo_version)" "$wanted" || rust_help
+    fi
+    if ! (cd "$root" && cargo fmt --version && cargo clippy --version) >/dev/null 2>&1; then
+        [ $check_only = no ] || die "rustfmt or clippy is missing: rustup component add rustfmt clippy"
+        command -v rustup >/dev/null || die "rustfmt or clippy is missing, and this Rust is not managed by rustup: install them beside cargo"
+        (cd "$root" && rustup component add rustfmt clippy)
+    fi
+}
+
+mapfile -t packages < <(missing_packages)
+if [ ${#packages[@]} -gt 0 ]; then
+    [ $check_only = no ] || die "missing Debian packages: ${packages[*]}"
+    apt_install "${packages[@]}"
+    mapfile -t packages < <(missing_packages)
+    [ ${#packages[@]} = 0 ] || die "still missing after installation: ${packages[*]}"
+fi
+setup_rust
+if [ $want_nextest = yes ] && ! cargo nextest --version >/dev/null 2>&1; then
+    [ $check_only = no ] || die "cargo-nextest is missing"
+    say "installing cargo-nextest (builds it; a few minutes)"
+    cargo install --locked cargo-nextest
+fi
+say "everything is there: $(cd "$root" && cargo --version | cut -d' ' -f1,2), $(fio --version), $(cc --version | head -n 1)"
