@@ -202,8 +202,8 @@ impl Lab {
 }
 
 /// What is missing already, or still holds files of others, is no error.
-fn remove(path: &Path, how: fn(&Path) -> std::io::Result<()>) -> CommandResult {
-    match how(path) {
+fn remove(path: &Path, how: impl FnOnce(PathBuf) -> std::io::Result<()>) -> CommandResult {
+    match how(path.to_owned()) {
         Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
             Err(failed("removing", path, &e))
         }
