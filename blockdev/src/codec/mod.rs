@@ -27,10 +27,11 @@ pub const SAVING_MIN: usize = 16;
 const ZSTD_LEVEL: i32 = 1;
 
 /// How a frame is stored. The numbers are on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Codec {
     /// As it is.
+    #[default]
     Raw = 0,
     /// An LZ4 block.
     Lz4 = 1,

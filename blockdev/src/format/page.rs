@@ -91,7 +91,7 @@ impl BlockEntry {
 
     fn decode(get: &mut Get<'_>) -> Result<Self> {
         let frame = Location { segment: SegmentId(get.u32()?), offset: get.u32()?, len: get.u16()? };
-        let codec = Codec::from_u8(get.u8()?)?;
+        let codec = Codec::try_from(get.u8()?)?;
         let kind = match get.u8()? {
             0 => BlockKind::Data,
             1 => BlockKind::MapPage,
@@ -174,7 +174,7 @@ impl PagePtr {
     /// Decodes.
     pub fn decode(get: &mut Get<'_>) -> Result<Self> {
         let at = Location { segment: SegmentId(get.u32()?), offset: get.u32()?, len: get.u16()? };
-        let codec = Codec::from_u8(get.u8()?)?;
+        let codec = Codec::try_from(get.u8()?)?;
         get.u8()?;
         let used = get.u32()?;
         Ok(Self { at, codec, used, checksum: get.u64()? })

@@ -310,7 +310,7 @@ impl Record {
         let mut out = Self { number: get.varint()?, seqno: Seqno(get.varint()?), ..Self::default() };
         for _ in 0..get.count(COUNT_MAX)? {
             let at = get_location(get)?;
-            let codec = Codec::from_u8(get.u8()?)?;
+            let codec = Codec::try_from(get.u8()?)?;
             out.frames.push(Frame { at, codec, blocks: get.u8()?, raw_len: get.u16()? });
         }
         for _ in 0..get.count(COUNT_MAX)? {

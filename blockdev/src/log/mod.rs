@@ -134,7 +134,7 @@ impl Log {
     fn start_extent(&self, inner: &mut Inner) -> bool {
         let slots = self.array.geometry.log_extents;
         let busy: BTreeSet<Mirror> = inner.extents.values().flatten().copied().collect();
-        let free = |disk: DiskId| (0..slots).filter(move |&s| !busy.contains(&(disk, s))).collect::<Vec<_>>();
+        let free = |disk: DiskId| (0..slots).filter(|&s| !busy.contains(&(disk, s))).collect::<Vec<_>>();
         let online = self.array.online();
         let mut disks: Vec<(DiskId, Vec<u32>)> = online.iter().map(|m| (m.id, free(m.id))).collect();
         let wanted = (self.array.tolerance.drives() + 1).min(disks.len());

@@ -214,7 +214,7 @@ impl Checker {
 
     async fn verify(&mut self, batch: Vec<(VirtualBlock, BlockEntry)>) {
         let entries: Vec<BlockEntry> = batch.iter().map(|(_, e)| *e).collect();
-        for ((block, _), content) in batch.into_iter().zip(self.engine.fetch_blocks_of(&entries).await) {
+        for ((block, _), content) in batch.into_iter().zip(self.engine.fetch_blocks(&entries).await) {
             match content {
                 Ok(data) => self.report.verified += data.len() as u64,
                 Err(e) => self.find("block.unreadable", format!("virtual block {block}: {e}")),

@@ -26,7 +26,7 @@ use crate::report::{
     Alert, CheckReport, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction, Tolerance, VolumeInfo,
 };
 use crate::segment::table::disks_min;
-use crate::units::{BLOCK_BYTES, DiskId, Epoch, Seqno, Uuid, VirtualBlock, VolumeId};
+use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, VolumeId};
 use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
 use crate::volume::recovery::{read_label, write_labels};
@@ -220,7 +220,7 @@ impl Pool {
             created_s: engine.env.wall_clock_s(),
             attachment: String::new(),
         };
-        engine.commit_catalogue(vec![Op::PutVolume(record)]).await.context(format!("creating volume '{name}'"))?;
+        engine.commit_ops(vec![Op::PutVolume(record)]).await.context(format!("creating volume '{name}'"))?;
         let handle = Arc::new(Volume::new(engine.clone(), id, name.into(), blocks));
         self.0.volumes.lock().insert(id, handle);
         self.volume_info(name).await
@@ -236,10 +236,10 @@ impl Pool {
         if blocks < record.blocks {
             // First no new requests beyond the end, then those under way, then the space.
             handle.set_blocks(blocks);
-            engine.drain().await?;
-            engine.unmap_range(record.id, blocks, record.blocks - blocks).await?;
+            engine.flush().await?;
+            engine.commit_unmap(record.id, Lba(blocks), record.blocks - blocks, Seqno(0)).await?;
         }
-        engine.commit_catalogue(vec![Op::PutVolume(VolumeRecord { blocks, ..record })]).await?;
+        engine.commit_ops(vec![Op::PutVolume(VolumeRecord { blocks, ..record })]).await?;
         handle.set_blocks(blocks);
         self.volume_info(name).await
     }
@@ -256,7 +256,7 @@ impl Pool {
             ));
         }
         let id = record.id;
-        engine.commit_catalogue(vec![Op::PutVolume(VolumeRecord { deleting: true, ..record })]).await?;
+        engine.commit_ops(vec![Op::PutVolume(VolumeRecord { deleting: true, ..record })]).await?;
         if let Some(handle) = self.0.volumes.lock().remove(&id) {
             handle.retire();
         }
@@ -320,7 +320,7 @@ impl Pool {
         if attachment.len() > 255 {
             return Err(Error::invalid("an attachment is described by at most 255 bytes"));
         }
-        self.0.engine.commit_catalogue(vec![Op::PutVolume(VolumeRecord { attachment, ..record })]).await
+        self.0.engine.commit_ops(vec![Op::PutVolume(VolumeRecord { attachment, ..record })]).await
     }
 
     /// Takes a failed or missing disk back after checking that it is the one it claims to be.
@@ -497,31 +497,14 @@ async fn refuse_foreign(disk: &Arc<dyn Disk>) -> Result<()> {
 
 async fn delete_in_background(engine: Arc<Engine>, id: VolumeId) {
     let result = async {
-        engine.drain().await?;
+        engine.flush().await?;
         let blocks = engine.state.read().volumes.get(&id).map_or(0, |v| v.blocks);
-        engine.unmap_range(id, 0, blocks).await?;
-        engine.commit_catalogue(vec![Op::DropVolume(id)]).await
+        engine.commit_unmap(id, Lba(0), blocks, Seqno(0)).await?;
+        engine.commit_ops(vec![Op::DropVolume(id)]).await
     };
     if let Err(e) = result.await
         && !engine.is_dead()
     {
         tracing::error!(volume = id.0, error = %e, "a volume could not be deleted; it is tried again when the pool is opened");
-    }
-}
-
-impl Engine {
-    /// Commits changes of the catalogue; durable when this completes.
-    pub async fn commit_catalogue(self: &Arc<Self>, ops: Vec<Op>) -> Result<()> {
-        self.commit_ops(ops).await
-    }
-
-    /// Completes when all operations taken in before the call are committed and durable.
-    pub async fn drain(&self) -> Result<()> {
-        self.flush().await
-    }
-
-    /// Gives a range of blocks back.
-    pub async fn unmap_range(self: &Arc<Self>, volume: VolumeId, first: u64, count: u64) -> Result<()> {
-        self.commit_unmap(volume, crate::units::Lba(first), count, Seqno(0)).await
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::disk::AlignedBuf;
 use crate::format::layout::PoolGeometry;
 use crate::format::page::Location;
-use crate::format::part::{Item, PART_BLOCKS, PART_BYTES_MAX, PART_OVERHEAD, Part, item_bytes_max};
+use crate::format::part::{Content, Item, PART_BLOCKS, PART_BYTES_MAX, PART_OVERHEAD, Part, item_bytes_max};
 use crate::redundancy::array::Extent;
 
 enum Stripe {
@@ -134,8 +134,8 @@ impl Appender {
         inner.items.push(item);
     }
 
-    /// Appends the summary of the frames since the last one. None when there are none.
-    pub fn close_part(&self, ready: &mut Vec<ReadyStripe>) -> Option<Location> {
+    /// Appends the summary of the frames since the last one; returns its place and the fingerprints in it. None when there are none.
+    pub fn close_part(&self, ready: &mut Vec<ReadyStripe>) -> Option<(Location, Vec<u128>)> {
         let (part, previous) = {
             let mut inner = self.inner.lock();
             if inner.items.is_empty() {
@@ -145,10 +145,15 @@ impl Appender {
             inner.blocks = 0;
             (std::mem::take(&mut inner.items), inner.last_part)
         };
+        let fingerprints = part.iter().flat_map(|i| match &i.content {
+            Content::Data(blocks) => blocks.iter().map(|(_, fp)| *fp).collect(),
+            _ => Vec::new(),
+        });
+        let fingerprints = fingerprints.collect();
         let (segment, incarnation) = (self.extent.segment, self.extent.incarnation);
         let at = self.append(&Part { segment, incarnation, previous, items: part }.encode(), ready);
         self.inner.lock().last_part = at;
-        Some(at)
+        Some((at, fingerprints))
     }
 
     /// Pads to the end of the stripe, so that everything appended can be written.

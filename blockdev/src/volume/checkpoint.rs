@@ -183,6 +183,7 @@ impl Engine {
         for (id, incarnation) in freed {
             if state.segments.get(*id).is_some_and(|s| s.record.incarnation == *incarnation && s.record.live == 0) {
                 state.segments.remove(*id);
+                self.index.lock().drop_lists_of_segment(*id);
             }
         }
         state.table.release(interval);
@@ -222,9 +223,7 @@ impl Engine {
                 continue;
             }
             let mut ready = Vec::new();
-            if let Some(at) = open.close_part(&mut ready) {
-                draft.layout.push(Op::ClosePart { at });
-            }
+            self.close_part(open, &mut ready, &mut draft);
             open.pad(&mut ready);
             draft.ready.extend(ready.into_iter().map(|r| (open.clone(), r)));
         }
@@ -310,9 +309,7 @@ impl Engine {
         if let Some(open) = own.open.clone() {
             let mut draft = Draft::default();
             let mut ready = Vec::new();
-            if let Some(at) = open.close_part(&mut ready) {
-                draft.layout.push(Op::ClosePart { at });
-            }
+            self.close_part(&open, &mut ready, &mut draft);
             open.pad(&mut ready);
             draft.ready.extend(ready.into_iter().map(|r| (open.clone(), r)));
             self.note_layout(&mut frozen, draft).await?;

@@ -4,10 +4,11 @@
 //! system", 1992): (1 - u) * age / (1 + u). Blocks move by changing the block table only. Pages of a metadata segment are
 //! not copied but made dirty: the next checkpoint writes them elsewhere. A segment with something unreadable is set aside.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use rustc_hash::FxHashSet;
 
 use super::Engine;
 use super::commit::Draft;
@@ -34,7 +35,7 @@ type Live = (VirtualBlock, u128, BlockEntry);
 impl Engine {
     /// The task that cleans when free segments run low.
     pub(super) async fn clean_loop(self: Arc<Self>) {
-        let mut aside: HashSet<u64> = HashSet::new();
+        let mut aside: FxHashSet<u64> = FxHashSet::default();
         loop {
             let wanted = self.cleaner_wanted.notified();
             let timer = self.env.sleep(PAUSE);
@@ -54,7 +55,7 @@ impl Engine {
         }
     }
 
-    async fn clean_until_enough(self: &Arc<Self>, aside: &mut HashSet<u64>) -> Result<()> {
+    async fn clean_until_enough(self: &Arc<Self>, aside: &mut FxHashSet<u64>) -> Result<()> {
         let space = self.space();
         if space.free_segments >= self.low_water(&space) {
             return Ok(());
@@ -85,7 +86,7 @@ impl Engine {
     }
 
     /// The sealed segment whose cleaning pays most.
-    fn choose_victim(&self, aside: &HashSet<u64>) -> Option<SegmentRecord> {
+    fn choose_victim(&self, aside: &FxHashSet<u64>) -> Option<SegmentRecord> {
         let state = self.state.read();
         let appenders = self.appenders.read();
         let newest = state.segments.next_incarnation;

@@ -12,6 +12,7 @@ use super::destage::{Plan, Reduced, ReducedFrame, ReducedWrite};
 use super::group_commit::Queued;
 use super::state::Blocked;
 use crate::codec::Codec;
+use crate::dedupe::ListId;
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{BlockKind, Location};
@@ -259,9 +260,7 @@ impl Engine {
         };
         let mut ready = Vec::new();
         if open.part_is_full(blocks) {
-            if let Some(at) = open.close_part(&mut ready) {
-                draft.layout.push(Op::ClosePart { at });
-            }
+            self.close_part(open, &mut ready, draft);
         }
         let at = open.append(stored, &mut ready);
         open.describe(crate::format::part::Item { offset: at.offset, len: at.len, content }, blocks);
@@ -269,12 +268,18 @@ impl Engine {
         Ok(at)
     }
 
+    /// Closes the part; from now on its fingerprints can be found.
+    pub(super) fn close_part(&self, open: &Appender, ready: &mut Vec<ReadyStripe>, draft: &mut Draft) {
+        if let Some((at, fingerprints)) = open.close_part(ready) {
+            draft.layout.push(Op::ClosePart { at });
+            self.index.lock().add_list(ListId::new(at.segment, at.offset), fingerprints.into_iter());
+        }
+    }
+
     /// Closes the part and the segment.
     pub(super) fn seal(&self, open: &Arc<Appender>, draft: &mut Draft) {
         let mut ready = Vec::new();
-        if let Some(at) = open.close_part(&mut ready) {
-            draft.layout.push(Op::ClosePart { at });
-        }
+        self.close_part(open, &mut ready, draft);
         open.seal(&mut ready);
         draft.layout.push(Op::SealSegment(open.extent.segment));
         draft.ready.extend(ready.into_iter().map(|r| (open.clone(), r)));
@@ -355,7 +360,7 @@ impl Engine {
     }
 
     /// Gives a range back, in several records when much is mapped.
-    pub(super) async fn commit_unmap(self: &Arc<Self>, volume: VolumeId, lba: Lba, count: u64, seqno: Seqno) -> Result<()> {
+    pub async fn commit_unmap(self: &Arc<Self>, volume: VolumeId, lba: Lba, count: u64, seqno: Seqno) -> Result<()> {
         let _pass = self.gate.enter();
         let end = lba.0 + count;
         let mut at = lba.0;
@@ -391,7 +396,7 @@ impl Engine {
     }
 
     /// Commits changes of the catalogue; durable when this completes.
-    pub(super) async fn commit_ops(self: &Arc<Self>, ops: Vec<Op>) -> Result<()> {
+    pub async fn commit_ops(self: &Arc<Self>, ops: Vec<Op>) -> Result<()> {
         self.check_alive()?;
         let _pass = self.gate.enter();
         let number = {

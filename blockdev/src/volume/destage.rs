@@ -20,7 +20,7 @@ use crate::dedupe::{ListId, Lookup};
 use crate::env::compute;
 use crate::format::part::Content;
 use crate::planted::{self, Bug};
-use crate::units::{BLOCK_SIZE, Lba, SegmentId, Seqno, VirtualBlock, VolumeId};
+use crate::units::{BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
 
 /// Batches between destaging and committing.
 pub const BATCHES_IN_FLIGHT: usize = 4;
@@ -226,9 +226,8 @@ impl Engine {
 
     /// Reads the fingerprint list a hook points to.
     async fn load_list(&self, list: ListId) {
-        let (segment, offset) = (SegmentId((list >> 32) as u32), list as u32);
         let mut entries = Vec::new();
-        if let Some(part) = self.read_part(segment, offset).await {
+        if let Some(part) = self.read_part(list.segment(), list.part()).await {
             for item in part.items {
                 if let Content::Data(blocks) = item.content {
                     entries.extend(blocks.into_iter().filter(|(v, _)| !v.is_none()).map(|(v, fp)| (fp, v)));

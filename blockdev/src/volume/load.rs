@@ -8,7 +8,6 @@ use bytes::Bytes;
 use super::Engine;
 use super::state::{Blocked, State};
 use crate::codec::{self, Codec};
-use crate::env::BoxFuture;
 use crate::error::{Error, Result};
 use crate::format::page::{BlockKind, DIRECTORY_PAGE_SIZE, DirectoryPage, Location, MapPage, TABLE_PAGE_SIZE, TablePage};
 use crate::format::part::{PART_BYTES_MAX, Part};
@@ -111,7 +110,7 @@ impl Engine {
     }
 
     /// Makes a metadata page resident.
-    pub fn load(&self, miss: Miss) -> BoxFuture2<'_, Result<()>> {
+    pub fn load(&self, miss: Miss) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
             match miss {
                 Miss::Map(block) => self.load_map_page(block).await,
@@ -198,5 +197,5 @@ impl Engine {
 }
 
 /// A boxed future that borrows.
-pub type BoxFuture2<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub type LocalFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

@@ -117,7 +117,7 @@ impl Engine {
     }
 
     /// The content of blocks, one result for each. Frames next to each other are read together.
-    pub(super) async fn fetch_blocks(&self, entries: &[BlockEntry]) -> Vec<Result<Bytes>> {
+    pub async fn fetch_blocks(&self, entries: &[BlockEntry]) -> Vec<Result<Bytes>> {
         let mut out: Vec<Result<Bytes>> = Vec::with_capacity(entries.len());
         let mut frames: BTreeMap<Location, Wanted> = BTreeMap::new();
         for (i, entry) in entries.iter().enumerate() {

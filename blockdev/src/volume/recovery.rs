@@ -14,12 +14,11 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::checkpoint::Checkpoints;
 use super::commit::{Committer, STRIPES_IN_FLIGHT};
 use super::frame_cache::FrameCache;
-use super::gate::Gate;
 use super::group_commit::LogQueue;
 use super::intake::Intake;
 use super::state::State;
 use super::{Counters, Durable, Engine, PoolConfig};
-use crate::dedupe::DedupeIndex;
+use crate::dedupe::{DedupeIndex, ListId};
 use crate::disk::{AlignedBuf, Disk};
 use crate::env::Env;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -339,7 +338,7 @@ impl Engine {
             for (item, blocks) in end.items {
                 appender.describe(item, blocks);
             }
-            if let Some(at) = appender.close_part(&mut ready)
+            if let Some((at, _)) = appender.close_part(&mut ready)
                 && let Some(s) = self.state.write().segments.get_mut(id)
             {
                 s.record.last_part = at;
@@ -379,8 +378,7 @@ impl Engine {
                     Content::Data(blocks) => blocks.iter().map(|(_, fp)| *fp).collect::<Vec<_>>(),
                     _ => Vec::new(),
                 });
-                let list = u64::from(id.0) << 32 | u64::from(at.offset);
-                self.index.lock().add_list(list, fingerprints);
+                self.index.lock().add_list(ListId::new(id, at.offset), fingerprints);
                 at = part.previous;
             }
         }
