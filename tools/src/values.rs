@@ -10,7 +10,9 @@ pub const NAME_LEN_MAX: usize = 63;
 
 /// Reads a size such as `10G`, `1.5TiB`, `4096`. Suffixes are binary (K = KiB = 1024 bytes); the result is in bytes.
 pub fn parse_size(text: &str) -> Result<u64> {
-    let bad = |why: &str| Error::invalid(format!("'{text}' is not a size: {why}; write for example 4096, 512M, 10G or 1.5TiB"));
+    let bad = |why: &str| {
+        Error::invalid(format!("'{text}' is not a size: {why}; write for example 4096, 512M, 10G or 1.5TiB"))
+    };
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(split);
@@ -120,8 +122,25 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for text in [
-            "", " ", "G", "-1", "+1", "1e9", "1..5G", "1.", ".5G", "1.2.3", "10GB", "10X", "1G5", "0x10", "١G",
-            "18446744073709551616", "99999999999P", "1.0000000000001G", "340282366920938463463374607431768211456",
+            "",
+            " ",
+            "G",
+            "-1",
+            "+1",
+            "1e9",
+            "1..5G",
+            "1.",
+            ".5G",
+            "1.2.3",
+            "10GB",
+            "10X",
+            "1G5",
+            "0x10",
+            "١G",
+            "18446744073709551616",
+            "99999999999P",
+            "1.0000000000001G",
+            "340282366920938463463374607431768211456",
         ] {
             assert!(parse_size(text).is_err(), "{text:?} was accepted");
         }

@@ -13,7 +13,9 @@ pub enum Command {
     /// Each value and where it comes from
     ///
     /// Without --config, asks the running daemon; if none runs in DIR, shows what one started there would use.
-    #[command(after_help = "Examples:\n  ashlar config show --dir /srv/lab\n  ashlar config show --config /etc/ashlar.toml -o json")]
+    #[command(
+        after_help = "Examples:\n  ashlar config show --dir /srv/lab\n  ashlar config show --config /etc/ashlar.toml -o json"
+    )]
     Show {
         /// Reads this file instead of asking a daemon
         #[arg(long, value_name = "FILE")]

@@ -9,7 +9,10 @@ use crate::output::{Align, Table, show, size};
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// The pool's drives: state, size, errors, path
-    #[command(visible_alias = "ls", after_help = "Example:\n  ashlar disk list -o json | jq '.[] | select(.state != \"online\")'")]
+    #[command(
+        visible_alias = "ls",
+        after_help = "Example:\n  ashlar disk list -o json | jq '.[] | select(.state != \"online\")'"
+    )]
     List,
 }
 

@@ -53,7 +53,15 @@ pub struct Global {
     #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     pub socket: Option<PathBuf>,
     /// How to answer: for people, or exact and stable for scripts
-    #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT", help_heading = "Global options")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value = "table",
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
     pub output: Format,
 }
 

@@ -13,6 +13,9 @@ use crate::output::{Align, Table, bar, duration, pairs, percent, ratio, show, si
 use crate::values::{parse_pool_name, parse_size};
 use crate::wire::Job;
 
+/// Findings of a check that people are shown.
+const FINDINGS_SHOWN: usize = 30;
+
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Health, space, data reduction, drives, alerts
@@ -32,7 +35,9 @@ pub enum Command {
     ///
     /// Writes labels to the disks; all they hold is lost. A disk with a partition table, a file system or another pool
     /// on it is refused without --force.
-    #[command(after_help = "Examples:\n  ashlar pool create store --disk /dev/sdb /dev/sdc /dev/sdd --config /etc/ashlar.toml\n  ashlar pool create test --disk a.img --disk b.img --tolerance none")]
+    #[command(
+        after_help = "Examples:\n  ashlar pool create store --disk /dev/sdb /dev/sdc /dev/sdd --config /etc/ashlar.toml\n  ashlar pool create test --disk a.img --disk b.img --tolerance none"
+    )]
     Create {
         /// Letters, digits, `.`, `_`, `-`; at most 63
         #[arg(value_parser = parse_pool_name)]
@@ -91,7 +96,9 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
                 if no_wait { Ok(job) } else { super::job::wait(&client, job.id).await }
             })?;
             if no_wait {
-                show(global.output, &job, |job| format!("job {} runs; `ashlar job wait {}` waits for it", job.id, job.id))?;
+                show(global.output, &job, |job| {
+                    format!("job {} runs; `ashlar job wait {}` waits for it", job.id, job.id)
+                })?;
                 return Ok(Exit::Ok);
             }
             let report = job.report.ok_or_else(|| Failure::other("the daemon gave no report of the check"))?;
@@ -113,7 +120,10 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let next = config.map_or("FILE".into(), |f| f.display().to_string());
             show(global.output, &result, |_| {
                 let word = tolerance_word(tolerance);
-                format!("pool {name} made of {} disks, tolerance {word}; serve it with `ashlar serve --config {next}`", disk.len())
+                format!(
+                    "pool {name} made of {} disks, tolerance {word}; serve it with `ashlar serve --config {next}`",
+                    disk.len()
+                )
             })?;
         }
     }
@@ -131,7 +141,10 @@ fn write_config(path: &std::path::Path, name: &str, disks: &[PathBuf]) -> Comman
     let file = config::File { name: Some(name.into()), disks, ..config::File::default() };
     let text = toml::to_string(&file).map_err(|e| Failure::other(format!("writing the configuration: {e}")))?;
     std::fs::write(path, text).map_err(|e| {
-        Failure::other(format!("the pool is made, but its configuration file {} cannot be written: {e}", path.display()))
+        Failure::other(format!(
+            "the pool is made, but its configuration file {} cannot be written: {e}",
+            path.display()
+        ))
     })
 }
 
@@ -239,8 +252,11 @@ pub fn describe_check(report: &CheckReport) -> String {
         0 => text.push_str("\nthe pool is sound\n"),
         n => {
             text.push_str(&format!("\n{}:\n", plural(n, "finding")));
-            for finding in &report.findings {
+            for finding in report.findings.iter().take(FINDINGS_SHOWN) {
                 text.push_str(&format!("  [{}] {}\n", finding.code, finding.message));
+            }
+            if n > FINDINGS_SHOWN {
+                text.push_str(&format!("  and {} more; -o json shows all\n", n - FINDINGS_SHOWN));
             }
         }
     }
@@ -271,7 +287,11 @@ mod tests {
             reduction: Reduction { total_ratio: Some(2.5), ..Reduction::default() },
             disks: vec![],
             volumes: 1,
-            alerts: vec![Alert { severity: "warning".into(), code: "pool.degraded".into(), message: "replace it".into() }],
+            alerts: vec![Alert {
+                severity: "warning".into(),
+                code: "pool.degraded".into(),
+                message: "replace it".into(),
+            }],
         };
         let text = describe(&status);
         for expected in [
@@ -290,10 +310,13 @@ mod tests {
     fn a_check_tells_its_findings() {
         let mut report = CheckReport::default();
         assert!(describe_check(&report).contains("the pool is sound"));
-        report.findings.push(Finding { code: "refcount.low".into(), message: "block 7".into() });
+        let finding = Finding { code: "refcount.low".into(), message: "block 7".into() };
+        report.findings.push(finding.clone());
         let text = describe_check(&report);
         assert!(text.contains("1 finding:\n  [refcount.low] block 7"), "{text}");
         assert!(!text.contains("sound"));
+        report.findings.resize(FINDINGS_SHOWN + 5, finding);
+        assert!(describe_check(&report).contains("and 5 more"));
     }
 
     #[test]

@@ -14,7 +14,9 @@ pub enum Command {
     /// Make a thin volume: it takes space as it is written
     ///
     /// Sizes are binary (10G = 10 GiB), multiples of 4 KiB, at most 256 TiB; the sum may exceed the pool.
-    #[command(after_help = "Examples:\n  ashlar volume create data --size 10G\n  ashlar volume create big --size 1.5TiB -o json")]
+    #[command(
+        after_help = "Examples:\n  ashlar volume create data --size 10G\n  ashlar volume create big --size 1.5TiB -o json"
+    )]
     Create {
         /// Letters, digits, `.`, `_`, `-`; at most 63
         #[arg(value_parser = parse_volume_name)]
@@ -32,7 +34,9 @@ pub enum Command {
         name: String,
     },
     /// Change a volume's size, also while it is in use
-    #[command(after_help = "Examples:\n  ashlar volume resize data --size 20G\n  ashlar volume resize data --size +5G\n  ashlar volume resize data --size 5G --shrink   # data beyond 5 GiB is lost")]
+    #[command(
+        after_help = "Examples:\n  ashlar volume resize data --size 20G\n  ashlar volume resize data --size +5G\n  ashlar volume resize data --size 5G --shrink   # data beyond 5 GiB is lost"
+    )]
     Resize {
         /// The volume
         name: String,
@@ -52,7 +56,9 @@ pub enum Command {
     /// Present a volume: prints the URI, the path, or the device
     ///
     /// A volume is presented by one protocol at a time, until it is detached; restarts of the daemon do not matter.
-    #[command(after_help = "Examples:\n  ashlar volume attach data --via nbd            # nbd+unix:///data?socket=…\n  nbdinfo \"$(ashlar volume attach data --via nbd)\"\n  ashlar volume attach data --via fuse           # a file\n  ashlar volume attach data --via fuse --loop    # /dev/loopN; needs root")]
+    #[command(
+        after_help = "Examples:\n  ashlar volume attach data --via nbd            # nbd+unix:///data?socket=…\n  nbdinfo \"$(ashlar volume attach data --via nbd)\"\n  ashlar volume attach data --via fuse           # a file\n  ashlar volume attach data --via fuse --loop    # /dev/loopN; needs root"
+    )]
     Attach {
         /// The volume
         name: String,

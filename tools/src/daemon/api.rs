@@ -15,9 +15,7 @@ use utoipa_axum::routes;
 
 use super::state::Appliance;
 use crate::values::{check_name, check_volume_size};
-use crate::wire::{
-    AttachRequest, Attachment, ConfigRow, ErrorBody, Health, Job, Volume, VolumeCreate, VolumeResize,
-};
+use crate::wire::{AttachRequest, Attachment, ConfigRow, ErrorBody, Health, Job, Volume, VolumeCreate, VolumeResize};
 
 type Shared = State<Arc<Appliance>>;
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -110,7 +108,9 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
     };
     let router = router
         .route("/v1/openapi.json", axum::routing::get(document))
-        .fallback(|| async { ApiError(Error::new(ErrorKind::NotFound, "there is no such resource; see /v1/openapi.json")) })
+        .fallback(|| async {
+            ApiError(Error::new(ErrorKind::NotFound, "there is no such resource; see /v1/openapi.json"))
+        })
         .method_not_allowed_fallback(|| async {
             let message = "the resource does not take this method; see /v1/openapi.json".into();
             let body = ErrorBody { kind: ErrorKind::Unsupported, message };

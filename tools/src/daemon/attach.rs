@@ -159,7 +159,12 @@ impl Attachments {
             return Err(Error::new(ErrorKind::NotFound, format!("volume '{name}' is not attached")));
         };
         if attachment.error.is_none() {
-            self.withdraw(attachment).await.context(format!("detaching volume '{name}'"))?;
+            self.withdraw(attachment).await.map_err(|e| {
+                let used = e.kind() == ErrorKind::Busy;
+                let at = attachment.target();
+                let hint = if used { format!("{at} is in use, unmount or close it first; ") } else { String::new() };
+                e.context(format!("detaching volume '{name}': {hint}the system says"))
+            })?;
             attachment.error = Some("being detached".into());
         }
         self.engine.set_attachment(name, None).await?;
@@ -173,7 +178,10 @@ impl Attachments {
         if let Some(attachment) = table.get(name) {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("volume '{name}' is attached via {}; detach it first: ashlar volume detach {name}", attachment.via),
+                format!(
+                    "volume '{name}' is attached via {}; detach it first: ashlar volume detach {name}",
+                    attachment.via
+                ),
             ));
         }
         self.engine.delete_volume(name).await

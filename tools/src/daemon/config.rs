@@ -311,7 +311,8 @@ fn parse_threads(text: &str) -> Result<usize> {
 }
 
 fn parse_address(text: &str) -> Result<Option<SocketAddr>> {
-    let bad = |_| Error::invalid(format!("'{text}' is not an address and port, such as 127.0.0.1:10809 or [::1]:10809"));
+    let bad =
+        |_| Error::invalid(format!("'{text}' is not an address and port, such as 127.0.0.1:10809 or [::1]:10809"));
     text.parse().map(Some).map_err(bad)
 }
 
@@ -336,7 +337,9 @@ impl Config {
         let path = match (sources.file, &dir) {
             (Some(file), _) => absolute(file)?,
             (None, Some(dir)) => dir.join(FILE_NAME),
-            (None, None) => return Err(Error::invalid("name a configuration file (--config) or an appliance directory (--dir)")),
+            (None, None) => {
+                return Err(Error::invalid("name a configuration file (--config) or an appliance directory (--dir)"));
+            }
         };
         let file = read_file(&path)?;
         let base = path.parent().unwrap_or(Path::new("/")).to_owned();
@@ -406,7 +409,9 @@ impl Config {
             check_name("pool", name)?;
         }
         if self.disks.value.is_empty() {
-            return Err(Error::invalid("no disks are configured; list them in the configuration file as disks = [\"/dev/…\", …]"));
+            return Err(Error::invalid(
+                "no disks are configured; list them in the configuration file as disks = [\"/dev/…\", …]",
+            ));
         }
         if self.memory.value < MEMORY_MIN {
             let (least, origin) = (MEMORY_MIN >> 20, &self.memory.origin);

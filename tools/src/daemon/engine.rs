@@ -114,7 +114,9 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     let name = pool.status().await.name;
     if let Some(wanted) = config.name.value.as_ref().filter(|wanted| **wanted != name) {
         pool.close().await?;
-        return Err(Error::invalid(format!("the disks hold the pool '{name}', and the configuration wants '{wanted}'")));
+        return Err(Error::invalid(format!(
+            "the disks hold the pool '{name}', and the configuration wants '{wanted}'"
+        )));
     }
     tracing::info!(pool = name, "the pool is open");
     Ok((Arc::new(pool), faults))

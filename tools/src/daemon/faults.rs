@@ -73,11 +73,16 @@ impl Faults {
             Err(_) => Some(PathBuf::from(disk)),
         };
         let matches = |path: &Path, wanted: &Path| {
-            path == wanted || path.file_name() == Some(wanted.as_os_str()) || path.file_stem() == Some(wanted.as_os_str())
+            path == wanted
+                || path.file_name() == Some(wanted.as_os_str())
+                || path.file_stem() == Some(wanted.as_os_str())
         };
         let found = wanted.and_then(|w| self.drives.iter().find(|(path, _)| matches(path, &w)));
         found.map(|(path, drive)| (path, drive.as_ref())).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no disk '{disk}'; `ashlar disk list` shows their index and path"))
+            Error::new(
+                ErrorKind::NotFound,
+                format!("there is no disk '{disk}'; `ashlar disk list` shows their index and path"),
+            )
         })
     }
 }

@@ -46,12 +46,14 @@ impl Jobs {
             let id = table.last_id;
             let state = JobState::Running;
             let (started_s, kind) = (now_s(), kind.to_owned());
-            let job = Job { id, kind, state, done: 0, total: 0, started_s, finished_s: None, report: None, error: None };
+            let job =
+                Job { id, kind, state, done: 0, total: 0, started_s, finished_s: None, report: None, error: None };
             table.jobs.insert(id, job.clone());
             job
         };
         let (jobs, id) = (self.clone(), job.id);
-        let progress: Progress = Arc::new(move |done, total| jobs.change(id, |job| (job.done, job.total) = (done, total)));
+        let progress: Progress =
+            Arc::new(move |done, total| jobs.change(id, |job| (job.done, job.total) = (done, total)));
         let task = tokio::spawn(work(progress));
         let jobs = self.clone();
         tokio::spawn(async move {
@@ -85,8 +87,7 @@ impl Jobs {
             }
         });
         let mut table = self.table.lock();
-        let finished: Vec<u64> =
-            table.jobs.values().filter(|j| j.state != JobState::Running).map(|j| j.id).collect();
+        let finished: Vec<u64> = table.jobs.values().filter(|j| j.state != JobState::Running).map(|j| j.id).collect();
         for id in finished.iter().take(finished.len().saturating_sub(FINISHED_MAX)) {
             table.jobs.remove(id);
         }

@@ -38,11 +38,16 @@ pub fn serve(config: &Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("ashlar")
+        // A loop device on a file of ours writes to us what memory pressure flushes: our threads must not wait for that.
+        .on_thread_start(|| {
+            blockdev::frontend::loopdev::set_io_flusher();
+        })
         .enable_all()
         .build()
         .map_err(|e| Error::io(format!("starting the runtime: {e}")))?;
     let ended = runtime.block_on(run(config));
-    if let Err(e) = &ended {
+    // Told on standard error by the command; a log elsewhere needs it too.
+    if let (Err(e), Some(_)) = (&ended, &config.log_file.value) {
         tracing::error!(error = %e, "the daemon failed");
     }
     // Blocking threads (an open of a hung device) must not keep the process.

@@ -65,8 +65,7 @@ pub fn mounts_of(devices: &[PathBuf]) -> Result<Vec<Mount>> {
         let rest = source.to_str().zip(device.to_str()).and_then(|(s, d)| s.strip_prefix(d));
         rest.is_some_and(|r| r.is_empty() || r.strip_prefix('p').is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())))
     };
-    let mut found: Vec<Mount> =
-        mounts()?.into_iter().filter(|m| devices.iter().any(|d| is_of(&m.source, d))).collect();
+    let mut found: Vec<Mount> = mounts()?.into_iter().filter(|m| devices.iter().any(|d| is_of(&m.source, d))).collect();
     found.reverse();
     Ok(found)
 }

@@ -93,7 +93,10 @@ impl Lab {
     /// The laboratory in `dir`, which must exist.
     pub fn open(dir: &Path) -> CommandResult<Self> {
         Self::find(dir)?.ok_or_else(|| {
-            Failure::not_found(format!("there is no laboratory in {0}; make one with `ashlar lab up --dir {0}`", dir.display()))
+            Failure::not_found(format!(
+                "there is no laboratory in {0}; make one with `ashlar lab up --dir {0}`",
+                dir.display()
+            ))
         })
     }
 
@@ -175,7 +178,13 @@ impl Lab {
     pub fn make_dirs(&self) -> CommandResult {
         for name in ["disks", "run", "mnt", "log"] {
             let path = self.dir.join(name);
-            std::fs::create_dir_all(&path).map_err(|e| failed("making the directory", &path, &e))?;
+            match std::fs::create_dir(&path) {
+                // A FUSE mount whose server was killed exists and cannot be looked at; the daemon clears it.
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+                    return Err(failed("making the directory", &path, &e));
+                }
+                _ => {}
+            }
         }
         Ok(())
     }

@@ -110,7 +110,11 @@ fn fits(lab: &Lab, wanted: &Wanted) -> CommandResult {
     differ("name", m.name.clone(), wanted.name.clone());
     differ("disks", m.disks.to_string(), wanted.disks.map(|d| d.to_string()));
     differ("disk size", size(m.disk_size), wanted.disk_size.map(size));
-    differ("tolerance", format!("{:?}", m.tolerance).to_lowercase(), wanted.tolerance.map(|t| format!("{t:?}").to_lowercase()));
+    differ(
+        "tolerance",
+        format!("{:?}", m.tolerance).to_lowercase(),
+        wanted.tolerance.map(|t| format!("{t:?}").to_lowercase()),
+    );
     if differences.is_empty() {
         return Ok(());
     }

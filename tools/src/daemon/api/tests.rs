@@ -201,11 +201,9 @@ async fn an_attachment_that_cannot_be_kept_is_undone() {
 #[tokio::test]
 async fn attachments_come_back_after_a_restart() {
     let d = daemon();
-    for (name, body) in [
-        ("a", json!({ "via": "nbd" })),
-        ("b", json!({ "via": "fuse", "loop": true })),
-        ("c", json!({ "via": "fuse" })),
-    ] {
+    for (name, body) in
+        [("a", json!({ "via": "nbd" })), ("b", json!({ "via": "fuse", "loop": true })), ("c", json!({ "via": "fuse" }))]
+    {
         d.create(name).await;
         assert_eq!(d.attach(name, body).await.0, StatusCode::OK);
     }

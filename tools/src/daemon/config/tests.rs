@@ -87,7 +87,12 @@ fn a_missing_file_is_told() {
 
 #[test]
 fn what_the_lab_writes_can_be_read() {
-    let file = File { name: Some("lab".into()), disks: Some(vec!["disks/disk0.img".into()]), lab: Some(true), ..File::default() };
+    let file = File {
+        name: Some("lab".into()),
+        disks: Some(vec!["disks/disk0.img".into()]),
+        lab: Some(true),
+        ..File::default()
+    };
     let text = toml::to_string(&file).unwrap();
     assert_eq!(toml::from_str::<File>(&text).unwrap(), file);
     assert!(!text.contains("[nbd]"), "{text}");
