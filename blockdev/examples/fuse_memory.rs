@@ -125,7 +125,8 @@ fn main() -> Result<()> {
     let mut loops = Vec::new();
     for name in &arguments.names {
         let memory = Arc::new(MemoryDevice::new(arguments.size));
-        let path = if arguments.defer { server.add(name, Arc::new(Deferred(memory)))? } else { server.add(name, memory)? };
+        let path =
+            if arguments.defer { server.add(name, Arc::new(Deferred(memory)))? } else { server.add(name, memory)? };
         if arguments.attach {
             let attached = loopdev::attach(&path, LoopOptions::default())?;
             println!("{} direct_io={} block={}", attached.device.display(), attached.direct_io, attached.block_size);

@@ -210,8 +210,10 @@ pub fn set_capacity(device: &Path) -> Result<u64> {
     let run = move || -> Result<u64> {
         let sysfs = sysfs_of(&path)?;
         if let Ok(backing) = std::fs::read_to_string(sysfs.join("loop/backing_file")) {
-            // Kernels before 6.18 take the cached size of the inode, which a stat brings up to date.
-            let _ = std::fs::metadata(backing.trim_end_matches('\n'));
+            // The kernel takes the size from its cached attributes. Where this fails the device keeps the older size.
+            if let Err(error) = refresh_attributes(Path::new(backing.trim_end_matches('\n'))) {
+                tracing::debug!(backing, %error, "cannot refresh the size of a backing file");
+            }
         }
         let node = open_device(&path, 0)?;
         // SAFETY: the descriptor is open for the call and this request takes no pointer.
@@ -270,7 +272,8 @@ fn open_device(path: &Path, flags: i32) -> Result<File> {
 
 /// Runs `work` on a thread of its own with no files open but the standard streams, and gives its result.
 ///
-/// See the top of this module for why. `work` must open what it needs itself.
+/// See the top of this module for why. Numbers of open files mean nothing across this border: `work` must open what it needs
+/// itself, and neither bring an open file in nor give one back.
 pub fn with_private_files<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let thread = std::thread::Builder::new().name("private-files".into()).spawn(move || {
         leave_shared_files();
@@ -280,7 +283,7 @@ pub fn with_private_files<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
     thread.join().map_err(|_| Error::io("a thread for a loop device or a mount panicked"))
 }
 
-/// Gives the calling thread its own, empty table of open files. Linux before 5.9 lacks the call: the thread then keeps
+/// Gives the calling thread its own, empty table of open files; for the very start of a thread, before it holds any. Linux before 5.9 lacks the call: the thread then keeps
 /// sharing, which only matters if the process is killed meanwhile.
 pub(super) fn leave_shared_files() {
     // SAFETY: CLOSE_RANGE_UNSHARE gives this thread a table of its own without the descriptors from 3 upwards. No file
@@ -299,6 +302,17 @@ pub fn set_io_flusher() -> bool {
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: the call changes flags of this thread only and takes no pointer.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1 as libc::c_ulong, 0, 0, 0) == 0 }
+}
+
+/// Makes the kernel ask the server of `path` for its attributes, however fresh the cached ones seem.
+fn refresh_attributes(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut out = std::mem::MaybeUninit::<libc::statx>::uninit();
+    // SAFETY: the path is terminated and lives through the call; the kernel fills `out`, which is as large as it expects.
+    let result = unsafe {
+        libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_STATX_FORCE_SYNC, libc::STATX_SIZE, out.as_mut_ptr())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// mount(2).

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ const FSTYPE: &str = "fuse.ashlar";
 /// Longest request, in bytes, of either direction.
 pub(super) const REQUEST_MAX: u32 = 1 << 20;
 
-/// How long whoever serves a mount we find may take to answer a stat.
+/// How long whoever serves a mount we find may take to open its directory.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Dead mounts stacked on one directory that are cleared before we give up.
@@ -28,10 +29,10 @@ const STALE_MAX: usize = 16;
 struct MountEntry {
     id: u64,
     parent: u64,
-    /// `major:minor` of the file system.
-    device: String,
     mountpoint: PathBuf,
     fstype: String,
+    /// What was given as the device.
+    source: String,
 }
 
 fn parse_mountinfo(text: &[u8]) -> Vec<MountEntry> {
@@ -43,12 +44,13 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut text = || fields.next().and_then(|field| std::str::from_utf8(field).ok());
     let id = text()?.parse().ok()?;
     let parent = text()?.parse().ok()?;
-    let device = text()?.to_owned();
+    let _device = fields.next()?;
     let _root_within_the_file_system = fields.next()?;
     let mountpoint = PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.next()?)));
     let _optional = fields.by_ref().find(|field| *field == b"-")?;
     let fstype = std::str::from_utf8(fields.next()?).ok()?.to_owned();
-    Some(MountEntry { id, parent, device, mountpoint, fstype })
+    let source = String::from_utf8(unescape(fields.next()?)).ok()?;
+    Some(MountEntry { id, parent, mountpoint, fstype, source })
 }
 
 /// Undoes the `\ooo` escapes of blanks and backslashes.
@@ -80,7 +82,9 @@ fn topmost<'a>(entries: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry>
 /// Our mount. Dropped without [`MountPoint::unmount`], it is detached lazily.
 pub(super) struct MountPoint {
     path: PathBuf,
-    device: String,
+    /// The device name given to mount(2). It tells this mount from any other, which the numbers of mounts and devices do
+    /// not: the kernel gives those to the next mount.
+    source: String,
     created: bool,
     gone: bool,
 }
@@ -115,18 +119,16 @@ impl MountPoint {
             fuse.as_raw_fd()
         );
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        loopdev::mount("ashlar", path, FSTYPE, flags, &data).map_err(|e| match e.raw_os_error() {
+        static MOUNTS: AtomicU64 = AtomicU64::new(1);
+        let source = format!("ashlar-{}-{}", std::process::id(), MOUNTS.fetch_add(1, Ordering::Relaxed));
+        loopdev::mount(&source, path, FSTYPE, flags, &data).map_err(|e| match e.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Error::new(
                 ErrorKind::Unavailable,
                 "mounting needs root (CAP_SYS_ADMIN); present the volume by NBD instead",
             ),
             _ => from_io(&e, "mount"),
         })?;
-        let mut mount = Self { path: path.to_owned(), device: String::new(), created, gone: false };
-        let entry = mounted_at(path)?.filter(|entry| entry.fstype == FSTYPE);
-        let entry = entry.ok_or_else(|| Error::io("the mount does not appear in /proc/self/mountinfo"))?;
-        mount.device = entry.device;
-        Ok((mount, fuse))
+        Ok((Self { path: path.to_owned(), source, created, gone: false }, fuse))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -135,7 +137,7 @@ impl MountPoint {
 
     /// Whether our mount is the one seen at the path.
     fn on_top(&self) -> Result<bool> {
-        Ok(mounted_at(&self.path)?.is_some_and(|entry| entry.device == self.device))
+        Ok(mounted_at(&self.path)?.is_some_and(|entry| entry.source == self.source))
     }
 
     /// Unmounts, trying for `patience` while files are open. True if it was unmounted; false if users remain.
@@ -235,7 +237,8 @@ fn is_dead(path: &Path) -> Result<bool> {
     let probed = path.to_owned();
     let probe = move || {
         loopdev::leave_shared_files();
-        let _ = send.send(std::fs::metadata(probed));
+        // Attributes may come from the kernel's cache; opening the directory always asks the server.
+        let _ = send.send(std::fs::read_dir(probed).map(drop));
     };
     let thread = std::thread::Builder::new().name("fuse-probe".into()).spawn(probe);
     thread.map_err(|e| from_io(&e, "start a thread")).context("look at the mount")?;
@@ -254,7 +257,7 @@ mod tests {
     use super::*;
 
     const SAMPLE: &[u8] = br"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
-40 22 0:33 / /mnt/a\040b\134 rw,nosuid master:2 propagate_from:3 - fuse.ashlar ashlar rw,user_id=0
+40 22 0:33 / /mnt/a\040b\134 rw,nosuid master:2 propagate_from:3 - fuse.ashlar ashlar-1-2 rw,user_id=0
 41 22 0:34 / /srv rw - tmpfs none rw
 43 41 0:36 / /srv rw - fuse.ashlar ashlar rw
 nonsense
@@ -268,9 +271,9 @@ nonsense
         let expected = MountEntry {
             id: 40,
             parent: 22,
-            device: "0:33".into(),
             mountpoint: r"/mnt/a b\".into(),
             fstype: "fuse.ashlar".into(),
+            source: "ashlar-1-2".into(),
         };
         assert_eq!(entries[1], expected);
     }
