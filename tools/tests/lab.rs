@@ -138,6 +138,29 @@ fn a_laboratory_from_up_to_down() {
 }
 
 #[test]
+fn files_come_back_after_a_kill() {
+    let root = std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
+    if !root || !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("mounting needs root and /dev/fuse: left out");
+        return;
+    }
+    let lab = Lab::new();
+    lab.ok(UP);
+    lab.ok("volume create data --size 1G");
+    let path = lab.ok("volume attach data --via fuse");
+    assert_eq!(path, lab.dir().canonicalize().unwrap().join("mnt/data").display().to_string());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 30);
+    lab.ok("lab kill");
+    assert!(std::fs::File::open(&path).is_err());
+    lab.ok("lab start");
+    assert_eq!(lab.json("volume show data")["attachment"]["path"], path.as_str());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 30);
+    lab.ok("lab kill");
+    lab.ok("lab down");
+    assert!(!lab.dir().exists());
+}
+
+#[test]
 fn disks_fail_and_stay_failed_until_restored() {
     let lab = Lab::new();
     lab.ok(UP);
