@@ -395,9 +395,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Commits changes of the catalogue; durable when this completes.
+    /// Commits changes of the catalogue; durable when this completes, and so is every host operation before it.
     pub async fn commit_ops(self: &Arc<Self>, ops: Vec<Op>) -> Result<()> {
         self.check_alive()?;
+        self.flush().await?;
         let _pass = self.gate.enter();
         let number = {
             let mut committer = self.committer.lock().await;

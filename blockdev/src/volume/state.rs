@@ -182,7 +182,7 @@ impl State {
                     let to = match *block {
                         BlockRef::Zero => VirtualBlock::NONE,
                         BlockRef::Shared(v) => {
-                            self.table.update(v, |e| e.refcount = e.refcount.saturating_add(1))?;
+                            self.share(v)?;
                             v
                         }
                         BlockRef::New { block, frame, index, fingerprint } => {
@@ -272,6 +272,20 @@ impl State {
         self.segments.add_live(&entry.frame, entry.share());
         self.unique_bytes += BLOCK_BYTES;
         self.stored_bytes += entry.share();
+        Ok(())
+    }
+
+    /// Adds a reference. An earlier operation of the same record may have given the last one back: then the block comes back to life.
+    fn share(&mut self, block: VirtualBlock) -> Need<()> {
+        let entry = self.table.update(block, |e| {
+            e.refcount = e.refcount.saturating_add(1);
+            *e
+        })?;
+        if entry.refcount == 1 {
+            self.segments.add_live(&entry.frame, entry.share());
+            self.unique_bytes += BLOCK_BYTES;
+            self.stored_bytes += entry.share();
+        }
         Ok(())
     }
 

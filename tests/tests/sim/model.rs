@@ -1,0 +1,131 @@
+//! What the volumes should hold: every operation in order, so that any prefix can be compared with what is read.
+
+use std::collections::BTreeMap;
+
+use blockdev::env::Rng;
+use blockdev::units::BLOCK_SIZE;
+
+/// Content of a block by its tag: 0 is zeroes; others fill the block with something half compressible that starts with the tag.
+pub fn content(tag: u64) -> Vec<u8> {
+    let mut out = vec![0; BLOCK_SIZE];
+    if tag != 0 {
+        let mut rng = Rng::new(tag);
+        rng.fill(&mut out[..BLOCK_SIZE / 2]);
+        out[..8].copy_from_slice(&tag.to_le_bytes());
+        // Some blocks do not compress at all.
+        if tag % 5 == 0 {
+            rng.fill(&mut out[BLOCK_SIZE / 2..]);
+        }
+    }
+    out
+}
+
+/// The tag of a block that was read; None when it is not a block that was ever written.
+pub fn tag_of(block: &[u8]) -> Option<u64> {
+    let mut first = [0; 8];
+    first.copy_from_slice(&block[..8]);
+    let tag = u64::from_le_bytes(first);
+    (content(tag) == block).then_some(tag)
+}
+
+/// What one operation does to one volume.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Tags at consecutive blocks; all 0 for discards.
+    Write { volume: usize, lba: u64, tags: Vec<u64> },
+    /// New size in blocks.
+    Resize { volume: usize, blocks: u64 },
+}
+
+/// Tags of all blocks and sizes of all volumes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    pub volumes: BTreeMap<usize, Vec<u64>>,
+}
+
+impl Image {
+    fn apply(&mut self, step: &Step) {
+        match step {
+            Step::Write { volume, lba, tags } => {
+                let blocks = self.volumes.entry(*volume).or_default();
+                blocks[*lba as usize..*lba as usize + tags.len()].copy_from_slice(tags);
+            }
+            Step::Resize { volume, blocks } => self.volumes.entry(*volume).or_default().resize(*blocks as usize, 0),
+        }
+    }
+
+    /// Where two images differ, for messages.
+    pub fn difference(&self, other: &Self) -> String {
+        for (volume, blocks) in &self.volumes {
+            let Some(theirs) = other.volumes.get(volume) else { return format!("volume {volume} is missing") };
+            if blocks.len() != theirs.len() {
+                return format!("volume {volume}: {} blocks, expected {}", theirs.len(), blocks.len());
+            }
+            let wrong: Vec<usize> = (0..blocks.len()).filter(|&i| blocks[i] != theirs[i]).collect();
+            if let Some(&i) = wrong.first() {
+                return format!(
+                    "volume {volume}: {} blocks differ, first {i}: expected {:x}, found {:x}", wrong.len(), blocks[i], theirs[i]
+                );
+            }
+        }
+        "nothing".into()
+    }
+}
+
+/// All operations since the last recovery, in the order in which they were issued.
+#[derive(Default)]
+pub struct Model {
+    base: Image,
+    steps: Vec<Step>,
+    /// Steps that must be there after a crash.
+    durable: usize,
+}
+
+impl Model {
+    /// An operation is about to be issued.
+    pub fn issue(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    /// A flush completed that was issued when there were `steps` steps.
+    pub fn flushed(&mut self, steps: usize) {
+        self.durable = self.durable.max(steps);
+    }
+
+    /// Steps issued.
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// The image after all steps.
+    pub fn now(&self) -> Image {
+        let mut image = self.base.clone();
+        self.steps.iter().for_each(|s| image.apply(s));
+        image
+    }
+
+    /// The prefix that equals what was found after a crash; the model goes on from there. The steps that were lost are returned.
+    pub fn recover(&mut self, found: &Image) -> Result<usize, String> {
+        let mut image = self.base.clone();
+        let mut nearest = String::new();
+        for n in 0..=self.steps.len() {
+            if n > 0 {
+                image.apply(&self.steps[n - 1]);
+            }
+            if n >= self.durable && image == *found {
+                let lost = self.steps.len() - n;
+                self.base = image;
+                self.steps.clear();
+                self.durable = 0;
+                return Ok(lost);
+            }
+            if n == self.durable {
+                nearest = image.difference(found);
+            }
+        }
+        Err(format!(
+            "no prefix of {} steps, {} of them flushed, gives what was found; against the flushed prefix: {nearest}; against all: {}",
+            self.steps.len(), self.durable, image.difference(found)
+        ))
+    }
+}
