@@ -1,1 +1,16 @@
-fn main() {}
+//! The `ashlar` command: daemon, REST API, command line and laboratory in one binary.
+
+use std::process::ExitCode;
+
+mod cli;
+mod client;
+mod daemon;
+mod exit;
+mod lab;
+mod output;
+mod values;
+mod wire;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,155 @@
+//! The command line: what can be said, and who does it. One file per noun.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::client::{Client, socket_in};
+use crate::exit::{CommandResult, Exit, Failure, HELP};
+use crate::output::Format;
+
+mod config;
+mod disk;
+mod job;
+mod lab;
+mod pool;
+mod serve;
+mod volume;
+
+const EXAMPLES: &str = "\
+Examples:
+  A laboratory with six files as disks, a volume, and a file system on it:
+    ashlar lab up --dir /tmp/lab
+    export ASHLAR_DIR=/tmp/lab
+    ashlar volume create data --size 10G
+    ashlar volume attach data --via nbd          # prints the URI for qemu, fio, nbdcopy
+    ashlar pool status
+    ashlar lab down
+
+  A real appliance:
+    ashlar pool create store --disk /dev/sdb /dev/sdc /dev/sdd --config /etc/ashlar.toml
+    ashlar serve --config /etc/ashlar.toml";
+
+/// A storage appliance: thin volumes that are deduplicated, compressed and protected against drive failure.
+///
+/// `ashlar serve` is the daemon. Every other command talks to it over a unix socket, except `lab` and `pool create`.
+#[derive(Debug, Parser)]
+#[command(name = "ashlar", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{HELP}"))]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options every command takes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Global {
+    /// Directory of the appliance
+    #[arg(long, global = true, env = "ASHLAR_DIR", value_name = "DIR", help_heading = "Global options")]
+    pub dir: Option<PathBuf>,
+    /// Socket of the daemon's API, instead of the one in DIR
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    pub socket: Option<PathBuf>,
+    /// How to answer: for people, or exact and stable for scripts
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value = "table",
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
+    pub output: Format,
+}
+
+impl Global {
+    /// The daemon these options choose.
+    pub fn client(&self) -> Client {
+        match (&self.socket, &self.dir) {
+            (Some(socket), _) => Client::new(socket.clone(), None),
+            (None, Some(dir)) => Client::new(socket_in(dir), Some(dir.clone())),
+            (None, None) => Client::new("/run/ashlar/api.sock".into(), None),
+        }
+    }
+
+    /// The directory, which laboratory commands need.
+    pub fn need_dir(&self) -> CommandResult<PathBuf> {
+        let Some(dir) = &self.dir else {
+            return Err(Failure::usage("name the laboratory's directory: --dir DIR (or set ASHLAR_DIR)"));
+        };
+        std::path::absolute(dir).map_err(|e| Failure::usage(format!("the directory {}: {e}", dir.display())))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Status, statistics and check of the pool; making one
+    #[command(subcommand)]
+    Pool(pool::Command),
+    /// Volumes: create, list, resize, delete, attach
+    #[command(subcommand)]
+    Volume(volume::Command),
+    /// Drives of the pool
+    #[command(subcommand)]
+    Disk(disk::Command),
+    /// Long work of the daemon
+    #[command(subcommand)]
+    Job(job::Command),
+    /// A whole appliance from files, for trying and testing
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Run the daemon
+    Serve(serve::Command),
+    /// The configuration and where each value comes from
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Completions for a shell
+    #[command(after_help = "Example:\n  ashlar completions bash > /etc/bash_completion.d/ashlar")]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the command line, does it, and gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command, &cli.global) {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(failure) => {
+            failure.report(cli.global.output);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn run(command: Command, global: &Global) -> CommandResult<Exit> {
+    match command {
+        Command::Pool(command) => pool::run(command, global),
+        Command::Volume(command) => volume::run(command, global),
+        Command::Disk(command) => disk::run(command, global),
+        Command::Job(command) => job::run(command, global),
+        Command::Lab(command) => lab::run(command, global),
+        Command::Serve(command) => serve::run(command, global),
+        Command::Config(command) => config::run(command, global),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ashlar", &mut text);
+            crate::output::say(String::from_utf8_lossy(&text))?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+/// Runs a conversation with the daemon on this thread.
+pub fn talk<T>(conversation: impl Future<Output = CommandResult<T>>) -> CommandResult<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::other(format!("starting the runtime: {e}")))?.block_on(conversation)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! `ashlar pool`.
+
+use std::path::PathBuf;
+
+use blockdev::report::{CheckReport, PoolStats, PoolStatus, Tolerance};
+use hyper::Method;
+
+use super::Global;
+use crate::daemon::config;
+use crate::daemon::engine::{self, NewPool};
+use crate::exit::{CommandResult, Exit, Failure};
+use crate::output::{Align, Table, bar, duration, pairs, percent, ratio, show, size};
+use crate::values::{parse_pool_name, parse_size};
+use crate::wire::Job;
+
+/// Findings of a check that people are shown.
+const FINDINGS_SHOWN: usize = 30;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Health, space, data reduction, drives, alerts
+    #[command(after_help = "Examples:\n  ashlar pool status\n  ashlar pool status -o json | jq .health")]
+    Status,
+    /// Counters since the pool was opened
+    Stats,
+    /// Walk everything read-only: maps, reference counts, space, checksums, parity
+    ///
+    /// Exit code 7 when something is wrong. Volumes stay in use meanwhile.
+    Check {
+        /// Only start it; `ashlar job show ID` tells how far it is
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Make a pool of disks, on this machine and without a daemon
+    ///
+    /// Writes labels to the disks; all they hold is lost. A disk with a partition table, a file system or another pool
+    /// on it is refused without --force.
+    #[command(
+        after_help = "Examples:\n  ashlar pool create store --disk /dev/sdb /dev/sdc /dev/sdd --config /etc/ashlar.toml\n  ashlar pool create test --disk a.img --disk b.img --tolerance none"
+    )]
+    Create {
+        /// Letters, digits, `.`, `_`, `-`; at most 63
+        #[arg(value_parser = parse_pool_name)]
+        name: String,
+        /// Block devices, partitions, loop devices or plain files
+        #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+        disk: Vec<PathBuf>,
+        /// Drives that may fail without loss; without it, single, or none for one disk
+        #[arg(long, value_parser = parse_tolerance, value_name = "none|single|double")]
+        tolerance: Option<Tolerance>,
+        /// Bytes of a chunk, the unit of space on a disk; chosen by the disks' size when left out
+        #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+        chunk_size: Option<u64>,
+        /// Overwrite what is on the disks
+        #[arg(long)]
+        force: bool,
+        /// Also write a configuration file for `ashlar serve`; an existing one is left alone and is an error
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// For clap: `none`, `single`, `double`.
+pub fn parse_tolerance(text: &str) -> Result<Tolerance, String> {
+    match text {
+        "none" => Ok(Tolerance::None),
+        "single" => Ok(Tolerance::Single),
+        "double" => Ok(Tolerance::Double),
+        _ => Err("use none, single or double".into()),
+    }
+}
+
+/// One word for a tolerance.
+pub fn tolerance_word(tolerance: Tolerance) -> &'static str {
+    match tolerance {
+        Tolerance::None => "none",
+        Tolerance::Single => "single",
+        Tolerance::Double => "double",
+    }
+}
+
+pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
+    let client = global.client();
+    match command {
+        Command::Status => {
+            let status: PoolStatus = super::talk(client.get("/v1/pool"))?;
+            show(global.output, &status, describe)?;
+        }
+        Command::Stats => {
+            let stats: PoolStats = super::talk(client.get("/v1/pool/stats"))?;
+            show(global.output, &stats, describe_stats)?;
+        }
+        Command::Check { no_wait } => {
+            let job: Job = super::talk(async {
+                let job: Job = client.send(Method::POST, "/v1/pool/check").await?;
+                if no_wait { Ok(job) } else { super::job::wait(&client, job.id).await }
+            })?;
+            if no_wait {
+                show(global.output, &job, |job| {
+                    format!("job {} runs; `ashlar job wait {}` waits for it", job.id, job.id)
+                })?;
+                return Ok(Exit::Ok);
+            }
+            let report = job.report.ok_or_else(|| Failure::other("the daemon gave no report of the check"))?;
+            show(global.output, &report, describe_check)?;
+            return Ok(if report.is_clean() { Exit::Ok } else { Exit::Corrupt });
+        }
+        Command::Create { name, disk, tolerance, chunk_size, force, config } => {
+            let tolerance = tolerance.unwrap_or(default_tolerance(disk.len()));
+            if let Some(file) = &config
+                && file.exists()
+            {
+                return Err(Failure::conflict(format!("the configuration file {} exists already", file.display())));
+            }
+            engine::create(&NewPool { name: name.clone(), disks: disk.clone(), tolerance, chunk_size, force })?;
+            if let Some(file) = &config {
+                write_config(file, &name, &disk)?;
+            }
+            let result = serde_json::json!({ "pool": name, "disks": disk, "tolerance": tolerance, "config": config });
+            let next = config.map_or("FILE".into(), |f| f.display().to_string());
+            show(global.output, &result, |_| {
+                let word = tolerance_word(tolerance);
+                format!(
+                    "pool {name} made of {} disks, tolerance {word}; serve it with `ashlar serve --config {next}`",
+                    disk.len()
+                )
+            })?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// What a pool of so many disks tolerates unless told otherwise.
+pub fn default_tolerance(disks: usize) -> Tolerance {
+    if disks > 1 { Tolerance::Single } else { Tolerance::None }
+}
+
+fn write_config(path: &std::path::Path, name: &str, disks: &[PathBuf]) -> CommandResult {
+    let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());
+    let disks = Some(disks.iter().map(absolute).collect());
+    let file = config::File { name: Some(name.into()), disks, ..config::File::default() };
+    let text = toml::to_string(&file).map_err(|e| Failure::other(format!("writing the configuration: {e}")))?;
+    std::fs::write(path, text).map_err(|e| {
+        Failure::other(format!(
+            "the pool is made, but its configuration file {} cannot be written: {e}",
+            path.display()
+        ))
+    })
+}
+
+fn describe(status: &PoolStatus) -> String {
+    let reduction = &status.reduction;
+    let mut text = pairs(
+        &[
+            ("pool", format!("{} ({})", status.name, status.uuid)),
+            ("health", status.health.clone()),
+            ("tolerance", format!("{}, layout {}", tolerance_word(status.tolerance), status.layout)),
+            (
+                "capacity",
+                format!(
+                    "{} {} % of {} used, {} available ({} raw)",
+                    bar(status.used, status.usable, 30),
+                    percent(status.used, status.usable),
+                    size(status.usable),
+                    size(status.available),
+                    size(status.raw)
+                ),
+            ),
+            ("provisioned", format!("{} in {}", size(status.provisioned), plural(status.volumes, "volume"))),
+            (
+                "reduction",
+                format!(
+                    "{} (dedupe {}, compression {})",
+                    ratio(reduction.total_ratio),
+                    ratio(reduction.dedupe_ratio),
+                    ratio(reduction.compression_ratio)
+                ),
+            ),
+            (
+                "data",
+                format!(
+                    "{} written and kept by hosts, {} unique, {} stored",
+                    size(reduction.logical),
+                    size(reduction.unique),
+                    size(reduction.stored)
+                ),
+            ),
+        ],
+        0,
+    );
+    text.push_str("\ndisks:\n");
+    text.push_str(&super::disk::table(&status.disks, 2));
+    if status.alerts.is_empty() {
+        text.push_str("\nalerts: none\n");
+    } else {
+        text.push_str("\nalerts:\n");
+        for alert in &status.alerts {
+            text.push_str(&format!("  {} [{}] {}\n", alert.severity, alert.code, alert.message));
+        }
+    }
+    text
+}
+
+fn plural(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+fn describe_stats(stats: &PoolStats) -> String {
+    let mut text = pairs(
+        &[
+            ("open for", duration(stats.uptime_s)),
+            ("host reads", format!("{} requests, {}", stats.host_reads, size(stats.host_read))),
+            ("host writes", format!("{} requests, {}", stats.host_writes, size(stats.host_written))),
+            ("host flushes", stats.host_flushes.to_string()),
+            ("disks read", size(stats.disk_read)),
+            ("disks written", size(stats.disk_written)),
+            ("write amplification", stats.write_amplification.map_or_else(|| "-".into(), |w| format!("{w:.2}"))),
+            ("dedupe", format!("{} blocks shared, {} candidates differed", stats.dedupe_hits, stats.dedupe_misses)),
+            ("log records", stats.log_records.to_string()),
+            ("checkpoints", stats.checkpoints.to_string()),
+            ("segments", format!("{} in use, {} free", stats.segments_used, stats.segments_free)),
+            ("waiting for the cleaner", size(stats.dead)),
+            ("cleaner", format!("{} moved, {} segments given back", size(stats.cleaner_moved), stats.cleaner_segments)),
+        ],
+        0,
+    );
+    let total: u64 = stats.memory.values().sum();
+    text.push_str(&format!("\nmemory: {} of {}\n", size(total), size(stats.memory_budget)));
+    if !stats.memory.is_empty() {
+        let mut table = Table::new(&[("OWNER", Align::Left), ("BYTES", Align::Right)]);
+        for (owner, bytes) in &stats.memory {
+            table.row([owner.clone(), size(*bytes)]);
+        }
+        text.push_str(&table.render(2));
+    }
+    text
+}
+
+/// The result of a check for people.
+pub fn describe_check(report: &CheckReport) -> String {
+    let mut text = pairs(
+        &[
+            ("volumes", report.volumes.to_string()),
+            ("mapped blocks", report.mapped_blocks.to_string()),
+            ("stored blocks", report.stored_blocks.to_string()),
+            ("verified", size(report.verified)),
+            ("stripes", report.stripes.to_string()),
+        ],
+        0,
+    );
+    match report.findings.len() {
+        0 => text.push_str("\nthe pool is sound\n"),
+        n => {
+            text.push_str(&format!("\n{}:\n", plural(n, "finding")));
+            for finding in report.findings.iter().take(FINDINGS_SHOWN) {
+                text.push_str(&format!("  [{}] {}\n", finding.code, finding.message));
+            }
+            if n > FINDINGS_SHOWN {
+                text.push_str(&format!("  and {} more; -o json shows all\n", n - FINDINGS_SHOWN));
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use blockdev::report::{Alert, Finding, Reduction};
+    use blockdev::units::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn status_tells_what_matters() {
+        let status = PoolStatus {
+            name: "store".into(),
+            uuid: Uuid([1; 16]),
+            health: "degraded".into(),
+            tolerance: Tolerance::Double,
+            layout: "4+2".into(),
+            epoch: 7,
+            raw: 12 << 30,
+            usable: 8 << 30,
+            used: 2 << 30,
+            available: 6 << 30,
+            provisioned: 10 << 30,
+            reduction: Reduction { total_ratio: Some(2.5), ..Reduction::default() },
+            disks: vec![],
+            volumes: 1,
+            alerts: vec![Alert {
+                severity: "warning".into(),
+                code: "pool.degraded".into(),
+                message: "replace it".into(),
+            }],
+        };
+        let text = describe(&status);
+        for expected in [
+            "health:       degraded\n",
+            "tolerance:    double, layout 4+2\n",
+            "25 % of 8 GiB used, 6 GiB available (12 GiB raw)",
+            "provisioned:  10 GiB in 1 volume\n",
+            "2.50:1 (dedupe -, compression -)",
+            "warning [pool.degraded] replace it",
+        ] {
+            assert!(text.contains(expected), "{expected:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_check_tells_its_findings() {
+        let mut report = CheckReport::default();
+        assert!(describe_check(&report).contains("the pool is sound"));
+        let finding = Finding { code: "refcount.low".into(), message: "block 7".into() };
+        report.findings.push(finding.clone());
+        let text = describe_check(&report);
+        assert!(text.contains("1 finding:\n  [refcount.low] block 7"), "{text}");
+        assert!(!text.contains("sound"));
+        report.findings.resize(FINDINGS_SHOWN + 5, finding);
+        assert!(describe_check(&report).contains("and 5 more"));
+    }
+
+    #[test]
+    fn stats_are_shown_with_memory() {
+        let stats = PoolStats { memory: [("index".to_owned(), 5 << 20)].into(), ..PoolStats::default() };
+        let text = describe_stats(&stats);
+        assert!(text.contains("memory: 5 MiB of 0 B\n  OWNER  BYTES\n  index  5 MiB\n"), "{text}");
+    }
+}

@@ -1,0 +1,67 @@
+//! `ashlar serve`.
+
+use std::path::PathBuf;
+
+use super::Global;
+use crate::daemon::config::{Config, Flags, Machine, Sources};
+use crate::exit::{CommandResult, Exit, Failure};
+
+const EXAMPLES: &str = "\
+Examples:
+  ashlar serve --config /etc/ashlar.toml
+  ashlar serve --dir /srv/lab --memory 2G --log debug
+
+A configuration file:
+  name = \"store\"                       # the pool's name
+  disks = [\"/dev/sdb\", \"/dev/sdc\"]     # in any order: disks are known by their labels
+  memory = \"4G\"                        # write buffer, caches and dedupe index together
+  compression = \"zstd\"                 # zstd, lz4 or off, for new data
+
+  [nbd]
+  listen = \"0.0.0.0:10809\"             # TCP besides the unix socket
+  tls_cert = \"server.pem\"
+  tls_key = \"server.key\"
+  tls_ca = \"clients.pem\"               # only clients with a certificate from here
+
+  [fuse]
+  mountpoint = \"/srv/volumes\"
+
+Values are taken, later ones winning, from: defaults, the file, the environment (ASHLAR_MEMORY, ASHLAR_COMPRESSION,
+ASHLAR_THREADS, ASHLAR_NBD_LISTEN, ASHLAR_LOG), options. `ashlar config show` tells each value and its origin.
+SIGTERM or SIGINT stops the daemon: front ends are detached and the pool is closed.";
+
+/// Run the daemon.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Command {
+    /// Configuration file; with --dir alone, DIR/ashlar.toml
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+    /// Leave the terminal's session (used by `lab`)
+    #[arg(long, hide = true)]
+    background: bool,
+}
+
+pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
+    if command.background {
+        rustix::process::setsid().map_err(|e| Failure::other(format!("leaving the session: {e}")))?;
+    }
+    let config = load(command.config.as_deref(), &command.flags, global)?;
+    crate::daemon::serve(&config)?;
+    Ok(Exit::Ok)
+}
+
+/// The configuration a daemon started now would use.
+pub fn load(file: Option<&std::path::Path>, flags: &Flags, global: &Global) -> CommandResult<Config> {
+    let sources = Sources {
+        // A named file stands for itself: a directory from the environment must not bend its defaults.
+        dir: if file.is_some() { None } else { global.dir.as_deref() },
+        file,
+        flags,
+        env: &|name| std::env::var(name).ok(),
+        machine: Machine::here(),
+    };
+    Ok(Config::load(&sources)?)
+}

@@ -1,0 +1,105 @@
+use clap::Parser;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once("ashlar").chain(line.split_whitespace()))
+}
+
+#[test]
+fn the_command_tree_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn what_scripts_rely_on_parses() {
+    for line in [
+        "lab up --dir DIR",
+        "lab up --dir DIR --disks 6 --disk-size 2G --tolerance single",
+        "lab up --dir DIR --tolerance double --memory 512M --compression lz4 --name x",
+        "--dir DIR pool status",
+        "--dir DIR pool check",
+        "--dir DIR pool stats -o json",
+        "--dir DIR volume create NAME --size 10G",
+        "--dir DIR volume list -o json",
+        "--dir DIR volume ls",
+        "--dir DIR volume show NAME",
+        "--dir DIR volume resize NAME --size 20G",
+        "--dir DIR volume resize NAME --size +1G --shrink",
+        "--dir DIR volume delete NAME",
+        "--dir DIR volume attach NAME --via nbd",
+        "--dir DIR volume attach NAME --via fuse --loop",
+        "--dir DIR volume attach NAME --via ublk",
+        "--dir DIR volume detach NAME",
+        "--dir DIR disk list",
+        "--socket /s job list",
+        "lab stop --dir DIR",
+        "lab start --dir DIR",
+        "lab kill --dir DIR",
+        "lab status --dir DIR -o json",
+        "lab disk-fail --dir DIR 2",
+        "lab disk-restore --dir DIR disk2",
+        "lab down --dir DIR",
+        "pool create NAME --disk /dev/a /dev/b --tolerance none --force",
+        "pool create NAME --disk /dev/a --disk /dev/b --config f.toml",
+        "serve --config FILE",
+        "serve --dir DIR --memory 1G --log debug",
+        "config show --config FILE",
+        "completions bash",
+    ] {
+        assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+    }
+}
+
+#[test]
+fn what_is_wrong_is_refused_as_usage() {
+    for line in [
+        "",
+        "volume",
+        "volume create",
+        "volume create NAME",
+        "volume create ../x --size 1G",
+        "volume create NAME --size 1",
+        "volume create NAME --size 300T",
+        "volume create NAME --size 10GB",
+        "volume attach NAME",
+        "volume attach NAME --via scsi",
+        "lab up --dir DIR --tolerance triple",
+        "lab up --dir DIR --disks many",
+        "pool create NAME",
+        "pool create -x --disk a",
+        "pool status -o xml",
+        "job show x",
+        "completions tcl",
+    ] {
+        let error = parse(line).err().unwrap_or_else(|| panic!("{line:?} was accepted"));
+        assert_eq!(error.exit_code(), Exit::Usage as i32, "{line}");
+    }
+}
+
+#[test]
+fn the_daemon_is_chosen() {
+    let global = |line: &str| parse(line).unwrap().global;
+    let client = |line: &str| format!("{:?}", global(line).client());
+    assert!(client("--dir /d pool status").contains("/d/run/api.sock"));
+    assert!(client("--dir /d --socket /s pool status").contains("\"/s\""));
+    assert_eq!(global("--dir /d pool status").need_dir().unwrap(), std::path::Path::new("/d"));
+    assert_eq!(global("pool status -o json").output, Format::Json);
+}
+
+#[test]
+fn help_teaches() {
+    let mut command = Cli::command();
+    let text = command.render_long_help().to_string();
+    for expected in ["ashlar lab up", "Exit codes:", "ASHLAR_DIR", "volume attach"] {
+        assert!(text.contains(expected), "{expected:?} is not in the help");
+    }
+    fn walk(command: &mut clap::Command, path: String) {
+        for sub in command.get_subcommands_mut() {
+            let path = format!("{path} {}", sub.get_name());
+            assert!(sub.is_hide_set() || sub.get_about().is_some(), "{path} has no description");
+            walk(sub, path);
+        }
+    }
+    walk(&mut command, "ashlar".into());
+}

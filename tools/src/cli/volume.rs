@@ -1,0 +1,279 @@
+//! `ashlar volume`.
+
+use hyper::Method;
+
+use super::Global;
+use crate::client::segment;
+use crate::exit::{CommandResult, Exit};
+use crate::output::{Align, Format, Table, pairs, ratio, say, say_json, show, size, timestamp};
+use crate::values::{parse_size, parse_volume_name, parse_volume_size};
+use crate::wire::{AttachRequest, Attachment, Via, Volume, VolumeCreate, VolumeResize};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make a thin volume: it takes space as it is written
+    ///
+    /// Sizes are binary (10G = 10 GiB), multiples of 4 KiB, at most 256 TiB; the sum may exceed the pool.
+    #[command(
+        after_help = "Examples:\n  ashlar volume create data --size 10G\n  ashlar volume create big --size 1.5TiB -o json"
+    )]
+    Create {
+        /// Letters, digits, `.`, `_`, `-`; at most 63
+        #[arg(value_parser = parse_volume_name)]
+        name: String,
+        /// Size hosts see, such as 10G
+        #[arg(long, value_parser = parse_volume_size)]
+        size: u64,
+    },
+    /// All volumes: size, space taken, where they are attached
+    #[command(visible_alias = "ls", after_help = "Example:\n  ashlar volume list -o json | jq -r '.[].name'")]
+    List,
+    /// One volume in full
+    Show {
+        /// The volume
+        name: String,
+    },
+    /// Change a volume's size, also while it is in use
+    #[command(
+        after_help = "Examples:\n  ashlar volume resize data --size 20G\n  ashlar volume resize data --size +5G\n  ashlar volume resize data --size 5G --shrink   # data beyond 5 GiB is lost"
+    )]
+    Resize {
+        /// The volume
+        name: String,
+        /// New size; +SIZE adds
+        #[arg(long, value_parser = parse_new_size)]
+        size: NewSize,
+        /// Allow the volume to become smaller: data beyond the new end is lost
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Delete a volume and its data
+    #[command(visible_alias = "rm", after_help = "An attached volume must be detached first.")]
+    Delete {
+        /// The volume
+        name: String,
+    },
+    /// Present a volume: prints the URI, the path, or the device
+    ///
+    /// A volume is presented by one protocol at a time, until it is detached; restarts of the daemon do not matter.
+    #[command(
+        after_help = "Examples:\n  ashlar volume attach data --via nbd            # nbd+unix:///data?socket=…\n  nbdinfo \"$(ashlar volume attach data --via nbd)\"\n  ashlar volume attach data --via fuse           # a file\n  ashlar volume attach data --via fuse --loop    # /dev/loopN; needs root"
+    )]
+    Attach {
+        /// The volume
+        name: String,
+        /// By which protocol
+        #[arg(long, value_enum)]
+        via: Via,
+        /// With fuse: also set a loop device with direct I/O up on the file
+        #[arg(long = "loop")]
+        loop_device: bool,
+    },
+    /// End the presentation of a volume
+    #[command(after_help = "A file system on the volume must be unmounted first.")]
+    Detach {
+        /// The volume
+        name: String,
+    },
+}
+
+/// A size, or one to add to the present one; bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewSize {
+    To(u64),
+    By(u64),
+}
+
+fn parse_new_size(text: &str) -> blockdev::error::Result<NewSize> {
+    match text.strip_prefix('+') {
+        Some(more) => parse_size(more).map(NewSize::By),
+        None => parse_volume_size(text).map(NewSize::To),
+    }
+}
+
+fn path(name: &str) -> String {
+    format!("/v1/volumes/{}", segment(name))
+}
+
+pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
+    let client = global.client();
+    let format = global.output;
+    match command {
+        Command::Create { name, size: bytes } => {
+            let request = VolumeCreate { name, size: bytes };
+            let volume: Volume = super::talk(client.call(Method::POST, "/v1/volumes", Some(&request)))?;
+            show(format, &volume, |v| format!("volume {} created: {}, thin", v.info.name, size(v.info.size)))?;
+        }
+        Command::List => {
+            let volumes: Vec<Volume> = super::talk(client.get("/v1/volumes"))?;
+            show(format, &volumes, |all| list(all))?;
+        }
+        Command::Show { name } => {
+            let volume: Volume = super::talk(client.get(&path(&name)))?;
+            show(format, &volume, describe)?;
+        }
+        Command::Resize { name, size: wanted, shrink } => {
+            let volume = super::talk(async {
+                let bytes = match wanted {
+                    NewSize::To(bytes) => bytes,
+                    NewSize::By(more) => {
+                        let volume: Volume = client.get(&path(&name)).await?;
+                        volume.info.size.saturating_add(more)
+                    }
+                };
+                let request = VolumeResize { size: bytes, shrink };
+                client.call::<Volume>(Method::PATCH, &path(&name), Some(&request)).await
+            })?;
+            show(format, &volume, |v| format!("volume {} has {} now", v.info.name, size(v.info.size)))?;
+        }
+        Command::Delete { name } => {
+            super::talk(client.send::<()>(Method::DELETE, &path(&name)))?;
+            done(format, &name, "deleted")?;
+        }
+        Command::Attach { name, via, loop_device } => {
+            let request = AttachRequest { via, loop_device };
+            let to = format!("{}/attachment", path(&name));
+            let attachment: Attachment = super::talk(client.call(Method::PUT, &to, Some(&request)))?;
+            show(format, &attachment, |a| a.target().to_owned())?;
+        }
+        Command::Detach { name } => {
+            super::talk(client.send::<()>(Method::DELETE, &format!("{}/attachment", path(&name))))?;
+            done(format, &name, "detached")?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn done(format: Format, name: &str, what: &str) -> CommandResult {
+    match format {
+        Format::Json => say_json(&serde_json::json!({ "volume": name, "result": what })),
+        Format::Table => say(format!("volume {name} {what}")),
+    }
+}
+
+/// How much less space the data of a volume takes than it shows.
+fn reduction(volume: &Volume) -> Option<f64> {
+    let savings = volume.info.savings?;
+    let kept = volume.info.mapped.checked_sub(savings)?;
+    (volume.info.mapped > 0 && kept > 0).then(|| volume.info.mapped as f64 / kept as f64)
+}
+
+fn optional_size(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "-".into(), size)
+}
+
+/// `nbd`, or `nbd (failed)`.
+fn attached_word(volume: &Volume) -> String {
+    match &volume.attachment {
+        None => "-".into(),
+        Some(a) if a.error.is_some() => format!("{} (failed)", a.via),
+        Some(a) => a.via.to_string(),
+    }
+}
+
+fn list(volumes: &[Volume]) -> String {
+    if volumes.is_empty() {
+        return "no volumes; make one with `ashlar volume create NAME --size 10G`".into();
+    }
+    let mut table = Table::new(&[
+        ("NAME", Align::Left),
+        ("SIZE", Align::Right),
+        ("MAPPED", Align::Right),
+        ("UNIQUE", Align::Right),
+        ("SAVINGS", Align::Right),
+        ("REDUCTION", Align::Right),
+        ("STATE", Align::Left),
+        ("ATTACHED", Align::Left),
+        ("AT", Align::Left),
+    ]);
+    for volume in volumes {
+        table.row([
+            volume.info.name.clone(),
+            size(volume.info.size),
+            size(volume.info.mapped),
+            optional_size(volume.info.unique),
+            optional_size(volume.info.savings),
+            ratio(reduction(volume)),
+            volume.info.state.clone(),
+            attached_word(volume),
+            volume.attachment.as_ref().map_or("-", |a| a.target()).to_owned(),
+        ]);
+    }
+    table.render(0)
+}
+
+fn describe(volume: &Volume) -> String {
+    let info = &volume.info;
+    let mut lines = vec![
+        ("name", info.name.clone()),
+        ("id", info.id.to_string()),
+        ("state", info.state.clone()),
+        ("size", format!("{} ({} bytes)", size(info.size), info.size)),
+        ("mapped", size(info.mapped)),
+        ("unique", optional_size(info.unique)),
+        ("savings", optional_size(info.savings)),
+        ("reduction", ratio(reduction(volume))),
+        ("created", timestamp(info.created_s)),
+        ("attached", attached_word(volume)),
+    ];
+    if let Some(attachment) = &volume.attachment {
+        lines.extend(attachment.uris.iter().map(|uri| ("uri", uri.clone())));
+        lines.extend(attachment.path.iter().map(|path| ("path", path.clone())));
+        lines.extend(attachment.device.iter().map(|device| ("device", device.clone())));
+        lines.extend(attachment.error.iter().map(|error| ("problem", error.clone())));
+    }
+    pairs(&lines, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use blockdev::report::VolumeInfo;
+
+    use super::*;
+
+    fn volume(name: &str) -> Volume {
+        let info = VolumeInfo {
+            name: name.into(),
+            id: 3,
+            size: 10 << 30,
+            mapped: 4 << 30,
+            unique: Some(1 << 30),
+            savings: Some(3 << 30),
+            attached: None,
+            state: "online".into(),
+            created_s: 0,
+        };
+        Volume { info, attachment: None }
+    }
+
+    #[test]
+    fn volumes_are_listed() {
+        let mut attached = volume("b");
+        attached.attachment = Some(Attachment {
+            volume: "b".into(),
+            via: Via::Nbd,
+            uri: Some("nbd://x/b".into()),
+            uris: vec!["nbd://x/b".into()],
+            path: None,
+            device: None,
+            error: None,
+        });
+        let text = list(&[volume("a"), attached.clone()]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "NAME    SIZE  MAPPED  UNIQUE  SAVINGS  REDUCTION  STATE   ATTACHED  AT");
+        assert_eq!(lines[1], "a     10 GiB   4 GiB   1 GiB    3 GiB     4.00:1  online  -         -");
+        assert_eq!(lines[2], "b     10 GiB   4 GiB   1 GiB    3 GiB     4.00:1  online  nbd       nbd://x/b");
+        assert!(list(&[]).contains("volume create"));
+        assert!(describe(&attached).contains("uri:        nbd://x/b\n"), "{}", describe(&attached));
+        attached.info.savings = Some(4 << 30);
+        assert_eq!(reduction(&attached), None);
+    }
+
+    #[test]
+    fn new_sizes_are_absolute_or_more() {
+        assert_eq!(parse_new_size("+1G").unwrap(), NewSize::By(1 << 30));
+        assert_eq!(parse_new_size("1G").unwrap(), NewSize::To(1 << 30));
+        assert!(parse_new_size("-1G").is_err());
+        assert!(parse_new_size("++1G").is_err());
+    }
+}

@@ -1,0 +1,286 @@
+//! The REST API, version 1. Every answer that is not 2xx carries an [`ErrorBody`].
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, Path, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use blockdev::error::{Error, ErrorKind};
+use blockdev::report::{DiskInfo, PoolStats, PoolStatus};
+use serde::de::DeserializeOwned;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::state::Appliance;
+use crate::values::{check_name, check_volume_size};
+use crate::wire::{AttachRequest, Attachment, ConfigRow, ErrorBody, Health, Job, Volume, VolumeCreate, VolumeResize};
+
+type Shared = State<Arc<Appliance>>;
+type Answer<T> = Result<Json<T>, ApiError>;
+
+/// An error on its way to the client.
+pub struct ApiError(Error);
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+/// The HTTP status of an error.
+pub fn status_of(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::AlreadyExists | ErrorKind::Busy => StatusCode::CONFLICT,
+        ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+        ErrorKind::ReadOnly => StatusCode::FORBIDDEN,
+        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::Unavailable | ErrorKind::Fenced => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Io | ErrorKind::Corrupt => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let kind = self.0.kind();
+        let status = status_of(kind);
+        if status.is_server_error() {
+            tracing::warn!(error = %self.0, ?kind, "request failed");
+        }
+        (status, Json(ErrorBody { kind, message: self.0.to_string() })).into_response()
+    }
+}
+
+/// A JSON body; what is wrong with it is told as an [`ErrorBody`] too.
+pub struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection) => Err(ApiError(Error::invalid(format!("the request body: {}", rejection.body_text())))),
+        }
+    }
+}
+
+/// Runs a change to its end even when the client hangs up, which drops the handler's future half way.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(change).await.unwrap_or_else(|e| Err(Error::io(format!("the request ended unexpectedly: {e}"))))
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Ashlar",
+    description = "Storage appliance: pool, volumes, attachments. Sizes are bytes. Errors are {kind, message}."
+))]
+struct Description;
+
+/// Routes and their description.
+pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
+    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(health))
+        .routes(routes!(config))
+        .routes(routes!(pool_status))
+        .routes(routes!(pool_stats))
+        .routes(routes!(pool_check))
+        .routes(routes!(disks))
+        .routes(routes!(volumes, volume_create))
+        .routes(routes!(volume, volume_resize, volume_delete))
+        .routes(routes!(volume_attach, volume_detach))
+        .routes(routes!(jobs))
+        .routes(routes!(job))
+        .routes(routes!(disk_fail))
+        .routes(routes!(disk_restore))
+        .routes(routes!(shutdown))
+        .with_state(appliance)
+        .split_for_parts();
+    let text = description.to_json().unwrap_or_else(|e| format!("{{\"error\":{:?}}}", e.to_string()));
+    let document = move || {
+        let text = text.clone();
+        async move { ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text) }
+    };
+    let router = router
+        .route("/v1/openapi.json", axum::routing::get(document))
+        .fallback(|| async {
+            ApiError(Error::new(ErrorKind::NotFound, "there is no such resource; see /v1/openapi.json"))
+        })
+        .method_not_allowed_fallback(|| async {
+            let message = "the resource does not take this method; see /v1/openapi.json".into();
+            let body = ErrorBody { kind: ErrorKind::Unsupported, message };
+            (StatusCode::METHOD_NOT_ALLOWED, Json(body))
+        });
+    (router, description)
+}
+
+/// Whether the daemon serves.
+#[utoipa::path(get, path = "/v1/health", tag = "daemon", responses((status = 200, body = Health)))]
+async fn health(State(app): Shared) -> Json<Health> {
+    let status = app.engine.status().await;
+    Json(Health {
+        status: if *app.stopping.borrow() { "stopping" } else { "ok" }.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        pool: status.name,
+        pool_health: status.health,
+    })
+}
+
+/// The configuration in effect and where each value came from.
+#[utoipa::path(get, path = "/v1/config", tag = "daemon", responses((status = 200, body = [ConfigRow])))]
+async fn config(State(app): Shared) -> Json<Vec<ConfigRow>> {
+    Json(app.config.clone())
+}
+
+/// Stops the daemon: front ends are detached, the pool is closed. Answers before that is done.
+#[utoipa::path(post, path = "/v1/shutdown", tag = "daemon", responses((status = 202, body = Health)))]
+async fn shutdown(State(app): Shared) -> impl IntoResponse {
+    app.stopping.send_replace(true);
+    (StatusCode::ACCEPTED, health(State(app)).await)
+}
+
+/// The pool at a glance.
+#[utoipa::path(get, path = "/v1/pool", tag = "pool", responses((status = 200, body = PoolStatus)))]
+async fn pool_status(State(app): Shared) -> Json<PoolStatus> {
+    Json(app.status().await)
+}
+
+/// Counters since the pool was opened.
+#[utoipa::path(get, path = "/v1/pool/stats", tag = "pool", responses((status = 200, body = PoolStats)))]
+async fn pool_stats(State(app): Shared) -> Json<PoolStats> {
+    Json(app.engine.stats().await)
+}
+
+/// Starts a check of the whole pool, read-only, as a job; gives the running one if there is one.
+#[utoipa::path(post, path = "/v1/pool/check", tag = "pool", responses((status = 202, body = Job)))]
+async fn pool_check(State(app): Shared) -> impl IntoResponse {
+    let engine = app.engine.clone();
+    let job = app.jobs.start("pool.check", |progress| async move { engine.check(progress).await });
+    (StatusCode::ACCEPTED, Json(job))
+}
+
+/// The drives of the pool.
+#[utoipa::path(get, path = "/v1/disks", tag = "pool", responses((status = 200, body = [DiskInfo])))]
+async fn disks(State(app): Shared) -> Json<Vec<DiskInfo>> {
+    Json(app.engine.status().await.disks)
+}
+
+/// All volumes, by name.
+#[utoipa::path(get, path = "/v1/volumes", tag = "volumes", responses((status = 200, body = [Volume])))]
+async fn volumes(State(app): Shared) -> Json<Vec<Volume>> {
+    Json(app.volumes().await)
+}
+
+/// Makes a volume.
+#[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = VolumeCreate,
+    responses((status = 201, body = Volume), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn volume_create(State(app): Shared, Body(request): Body<VolumeCreate>) -> Result<impl IntoResponse, ApiError> {
+    check_name("volume", &request.name)?;
+    check_volume_size(request.size)?;
+    let info = to_the_end(async move { app.engine.create_volume(&request.name, request.size).await }).await?;
+    Ok((StatusCode::CREATED, Json(Volume { info, attachment: None })))
+}
+
+/// One volume.
+#[utoipa::path(get, path = "/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path)),
+    responses((status = 200, body = Volume), (status = 404, body = ErrorBody)))]
+async fn volume(State(app): Shared, Path(name): Path<String>) -> Answer<Volume> {
+    Ok(Json(app.volume(&name).await?))
+}
+
+/// Changes a volume's size, also while it is in use. Making it smaller must be asked for.
+#[utoipa::path(patch, path = "/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path)),
+    request_body = VolumeResize,
+    responses((status = 200, body = Volume), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn volume_resize(
+    State(app): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<VolumeResize>,
+) -> Answer<Volume> {
+    check_volume_size(request.size)?;
+    let size = app.engine.volume_info(&name).await?.size;
+    if request.size < size && !request.shrink {
+        return Err(ApiError(Error::invalid(format!(
+            "volume '{name}' has {size} bytes; making it smaller ({} bytes) drops the data beyond the new end for good: \
+             ask for it with --shrink",
+            request.size
+        ))));
+    }
+    let volume = to_the_end(async move {
+        app.attachments.resize(&name, request.size).await?;
+        app.volume(&name).await
+    });
+    Ok(Json(volume.await?))
+}
+
+/// Deletes a volume that is not attached.
+#[utoipa::path(delete, path = "/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn volume_delete(State(app): Shared, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { app.attachments.delete(&name).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Presents a volume, by one protocol at a time. The same again changes nothing.
+#[utoipa::path(put, path = "/v1/volumes/{name}/attachment", tag = "volumes", params(("name" = String, Path)),
+    request_body = AttachRequest,
+    responses((status = 200, body = Attachment), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+        (status = 501, body = ErrorBody)))]
+async fn volume_attach(
+    State(app): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<AttachRequest>,
+) -> Answer<Attachment> {
+    Ok(Json(to_the_end(async move { app.attachments.attach(&name, &request).await }).await?))
+}
+
+/// Ends the presentation of a volume.
+#[utoipa::path(delete, path = "/v1/volumes/{name}/attachment", tag = "volumes", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn volume_detach(State(app): Shared, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { app.attachments.detach(&name).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Jobs since the daemon started, oldest first; finished ones are forgotten after a while.
+#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", responses((status = 200, body = [Job])))]
+async fn jobs(State(app): Shared) -> Json<Vec<Job>> {
+    Json(app.jobs.list())
+}
+
+/// One job.
+#[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = u64, Path)),
+    responses((status = 200, body = Job), (status = 404, body = ErrorBody)))]
+async fn job(State(app): Shared, Path(id): Path<String>) -> Answer<Job> {
+    let id = id.parse().map_err(|_| Error::invalid(format!("'{id}' is not the number of a job")))?;
+    Ok(Json(app.jobs.get(id)?))
+}
+
+/// Laboratory: the disk answers every request with an error from now on.
+#[utoipa::path(post, path = "/v1/lab/disks/{disk}/fail", tag = "lab", params(("disk" = String, Path)),
+    responses((status = 200, body = [DiskInfo]), (status = 404, body = ErrorBody), (status = 501, body = ErrorBody)))]
+async fn disk_fail(State(app): Shared, Path(disk): Path<String>) -> Answer<Vec<DiskInfo>> {
+    set_fault(&app, &disk, true).await
+}
+
+/// Laboratory: the disk works again.
+#[utoipa::path(post, path = "/v1/lab/disks/{disk}/restore", tag = "lab", params(("disk" = String, Path)),
+    responses((status = 200, body = [DiskInfo]), (status = 404, body = ErrorBody), (status = 501, body = ErrorBody)))]
+async fn disk_restore(State(app): Shared, Path(disk): Path<String>) -> Answer<Vec<DiskInfo>> {
+    set_fault(&app, &disk, false).await
+}
+
+async fn set_fault(app: &Appliance, disk: &str, fail: bool) -> Answer<Vec<DiskInfo>> {
+    let known = app.engine.status().await.disks;
+    app.faults()?.set(disk, &known, fail)?;
+    Ok(Json(app.engine.status().await.disks))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+use axum::body::Body as RawBody;
+use axum::http::Method;
+use blockdev::report::{CheckReport, Finding};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tower::ServiceExt;
+
+use super::*;
+use crate::daemon::attach::Attachments;
+use crate::daemon::double::{Memory, MemoryEngine};
+use crate::wire::{JobState, Via};
+
+struct Daemon {
+    engine: Arc<MemoryEngine>,
+    memory: Arc<Memory>,
+    appliance: Arc<Appliance>,
+    router: Router,
+}
+
+fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
+    let memory = Arc::new(Memory::default());
+    let appliance = Arc::new(Appliance {
+        attachments: Attachments::new(engine.clone(), memory.fronts()),
+        engine: engine.clone(),
+        jobs: Arc::default(),
+        faults: None,
+        config: vec![],
+        stopping: watch::Sender::new(false),
+    });
+    let (router, _) = router(appliance.clone());
+    Daemon { engine, memory, appliance, router }
+}
+
+fn daemon() -> Daemon {
+    daemon_on(Arc::default())
+}
+
+impl Daemon {
+    async fn raw(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+        let request = Request::builder().method(method).uri(path).header(header::CONTENT_TYPE, "application/json");
+        let answer = self.router.clone().oneshot(request.body(RawBody::from(body.to_owned())).unwrap()).await.unwrap();
+        let status = answer.status();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        let value = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
+        (status, value)
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        self.raw(method, path, &if body.is_null() { String::new() } else { body.to_string() }).await
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, Value) {
+        self.call(Method::GET, path, Value::Null).await
+    }
+
+    async fn create(&self, name: &str) {
+        let (status, _) = self.call(Method::POST, "/v1/volumes", json!({ "name": name, "size": 1 << 20 })).await;
+        assert_eq!(status, StatusCode::CREATED);
+    }
+
+    async fn attach(&self, name: &str, body: Value) -> (StatusCode, Value) {
+        self.call(Method::PUT, &format!("/v1/volumes/{name}/attachment"), body).await
+    }
+}
+
+fn assert_error(answer: (StatusCode, Value), status: StatusCode, kind: &str, message: &str) {
+    assert_eq!(answer.0, status, "{}", answer.1);
+    assert_eq!(answer.1["kind"], kind);
+    let text = answer.1["message"].as_str().unwrap();
+    assert!(text.contains(message), "{text:?} does not contain {message:?}");
+}
+
+#[tokio::test]
+async fn volumes_live_and_die() {
+    let d = daemon();
+    let (status, volume) = d.call(Method::POST, "/v1/volumes", json!({ "name": "a", "size": 8192 })).await;
+    assert_eq!((status, &volume["size"]), (StatusCode::CREATED, &json!(8192)));
+    let again = d.call(Method::POST, "/v1/volumes", json!({ "name": "a", "size": 8192 })).await;
+    assert_error(again, StatusCode::CONFLICT, "already_exists", "'a'");
+    d.create("b").await;
+    let (_, all) = d.get("/v1/volumes").await;
+    assert_eq!(all.as_array().unwrap().iter().map(|v| v["name"].clone()).collect::<Vec<_>>(), ["a", "b"]);
+
+    let (status, volume) = d.call(Method::PATCH, "/v1/volumes/a", json!({ "size": 16384 })).await;
+    assert_eq!((status, &volume["size"]), (StatusCode::OK, &json!(16384)));
+    let smaller = d.call(Method::PATCH, "/v1/volumes/a", json!({ "size": 4096 })).await;
+    assert_error(smaller, StatusCode::BAD_REQUEST, "invalid_argument", "--shrink");
+    let (status, _) = d.call(Method::PATCH, "/v1/volumes/a", json!({ "size": 4096, "shrink": true })).await;
+    assert_eq!(status, StatusCode::OK);
+
+    assert_eq!(d.call(Method::DELETE, "/v1/volumes/a", Value::Null).await.0, StatusCode::NO_CONTENT);
+    for (method, path, body) in [
+        (Method::GET, "/v1/volumes/a", Value::Null),
+        (Method::DELETE, "/v1/volumes/a", Value::Null),
+        (Method::PATCH, "/v1/volumes/a", json!({ "size": 4096 })),
+        (Method::PUT, "/v1/volumes/a/attachment", json!({ "via": "nbd" })),
+        (Method::DELETE, "/v1/volumes/a/attachment", Value::Null),
+    ] {
+        assert_error(d.call(method, path, body).await, StatusCode::NOT_FOUND, "not_found", "'a'");
+    }
+}
+
+#[tokio::test]
+async fn bad_requests_are_explained() {
+    let d = daemon();
+    d.create("a").await;
+    for (body, message) in [
+        (r#"{"name":"../x","size":4096}"#, "cannot be the name"),
+        (r#"{"name":"x","size":4095}"#, "multiple of 4096"),
+        (r#"{"name":"x","size":0}"#, "size of 0"),
+        (r#"{"name":"x","size":-1}"#, "invalid value"),
+        (r#"{"name":"x"}"#, "missing field `size`"),
+        (r#"{"name":"x","size":4096,"colour":1}"#, "unknown field `colour`"),
+        (r#"{"name":"x","#, "request body"),
+        ("", "request body"),
+    ] {
+        let answer = d.raw(Method::POST, "/v1/volumes", body).await;
+        assert_error(answer, StatusCode::BAD_REQUEST, "invalid_argument", message);
+    }
+    let answer = d.attach("a", json!({ "via": "scsi" })).await;
+    assert_error(answer, StatusCode::BAD_REQUEST, "invalid_argument", "scsi");
+    assert_error(d.get("/v2/volumes").await, StatusCode::NOT_FOUND, "not_found", "openapi");
+    assert_error(d.get("/v1/jobs/7").await, StatusCode::NOT_FOUND, "not_found", "job 7");
+    assert_error(d.get("/v1/jobs/x").await, StatusCode::BAD_REQUEST, "invalid_argument", "'x'");
+    let answer = d.call(Method::DELETE, "/v1/pool", Value::Null).await;
+    assert_error(answer, StatusCode::METHOD_NOT_ALLOWED, "unsupported", "method");
+    let answer = d.call(Method::POST, "/v1/lab/disks/0/fail", Value::Null).await;
+    assert_error(answer, StatusCode::NOT_IMPLEMENTED, "unsupported", "laboratory");
+}
+
+#[tokio::test]
+async fn one_protocol_at_a_time() {
+    let d = daemon();
+    d.create("a").await;
+    let (status, first) = d.attach("a", json!({ "via": "nbd" })).await;
+    assert_eq!((status, first["uri"].as_str().unwrap()), (StatusCode::OK, "nbd+unix:///a?socket=/s"));
+    assert_eq!(first["uris"].as_array().unwrap().len(), 2);
+    assert_eq!(d.attach("a", json!({ "via": "nbd" })).await, (StatusCode::OK, first.clone()));
+    let other = d.attach("a", json!({ "via": "fuse" })).await;
+    assert_error(other, StatusCode::CONFLICT, "busy", "one protocol at a time");
+    let (_, shown) = d.get("/v1/volumes/a").await;
+    assert_eq!((&shown["attachment"], &shown["attached"]), (&first, &json!("nbd")));
+    let deleted = d.call(Method::DELETE, "/v1/volumes/a", Value::Null).await;
+    assert_error(deleted, StatusCode::CONFLICT, "busy", "attached via nbd");
+
+    let detach = || d.call(Method::DELETE, "/v1/volumes/a/attachment", Value::Null);
+    assert_eq!(detach().await.0, StatusCode::NO_CONTENT);
+    assert!(d.memory.shown.lock().is_empty());
+    assert_error(detach().await, StatusCode::NOT_FOUND, "not_found", "not attached");
+    assert_eq!(d.attach("a", json!({ "via": "fuse" })).await.1["path"], "/mnt/a");
+    for body in [json!({ "via": "ublk" }), json!({ "via": "nbd", "loop": true })] {
+        d.create(&format!("x{}", d.engine.volumes_len())).await;
+        let name = format!("x{}", d.engine.volumes_len() - 1);
+        let (status, error) = d.attach(&name, body).await;
+        assert!(status == StatusCode::NOT_IMPLEMENTED || status == StatusCode::BAD_REQUEST, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn loop_devices_come_and_go_with_their_file() {
+    let d = daemon();
+    d.create("a").await;
+    d.attach("a", json!({ "via": "fuse" })).await;
+    let (_, with) = d.attach("a", json!({ "via": "fuse", "loop": true })).await;
+    assert_eq!(with["device"], "/dev/loop-a");
+    assert_eq!(d.attach("a", json!({ "via": "fuse", "loop": true })).await.1, with);
+    assert_eq!(d.get("/v1/volumes/a").await.1["attached"], "fuse+loop");
+    d.call(Method::PATCH, "/v1/volumes/a", json!({ "size": 2 << 20 })).await;
+    assert_eq!(d.memory.refreshed.load(Ordering::Relaxed), 1);
+
+    d.memory.mounted.store(true, Ordering::Relaxed);
+    let busy = d.call(Method::DELETE, "/v1/volumes/a/attachment", Value::Null).await;
+    assert_error(busy, StatusCode::CONFLICT, "busy", "detaching volume 'a'");
+    assert_eq!(d.get("/v1/volumes/a").await.1["attachment"], with);
+    d.create("b").await;
+    let refused = d.attach("b", json!({ "via": "fuse", "loop": true })).await;
+    assert_error(refused, StatusCode::NOT_IMPLEMENTED, "unsupported", "loop device");
+    assert_eq!(*d.memory.shown.lock(), BTreeSet::from(["a".to_owned()]));
+
+    d.memory.mounted.store(false, Ordering::Relaxed);
+    assert_eq!(d.call(Method::DELETE, "/v1/volumes/a/attachment", Value::Null).await.0, StatusCode::NO_CONTENT);
+    assert!(d.memory.loops.lock().is_empty() && d.memory.shown.lock().is_empty());
+}
+
+#[tokio::test]
+async fn an_attachment_that_cannot_be_kept_is_undone() {
+    let d = daemon();
+    d.create("a").await;
+    d.engine.fail_attachments.store(true, Ordering::Relaxed);
+    let refused = d.attach("a", json!({ "via": "nbd" })).await;
+    assert_error(refused, StatusCode::INSUFFICIENT_STORAGE, "no_space", "full");
+    assert!(d.memory.shown.lock().is_empty());
+    assert_eq!(d.get("/v1/volumes/a").await.1["attachment"], Value::Null);
+    assert_eq!(d.attach("a", json!({ "via": "nbd" })).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn attachments_come_back_after_a_restart() {
+    let d = daemon();
+    for (name, body) in
+        [("a", json!({ "via": "nbd" })), ("b", json!({ "via": "fuse", "loop": true })), ("c", json!({ "via": "fuse" }))]
+    {
+        d.create(name).await;
+        assert_eq!(d.attach(name, body).await.0, StatusCode::OK);
+    }
+    d.create("d").await;
+    let before = d.get("/v1/volumes").await;
+    d.appliance.attachments.stop().await;
+    assert!(d.memory.shown.lock().is_empty() && d.memory.loops.lock().is_empty());
+
+    let again = daemon_on(d.engine.clone());
+    again.appliance.attachments.restore().await;
+    assert_eq!(again.get("/v1/volumes").await, before);
+
+    let broken = daemon_on(d.engine.clone());
+    broken.memory.broken.store(true, Ordering::Relaxed);
+    broken.appliance.attachments.restore().await;
+    let (_, status) = broken.get("/v1/pool").await;
+    assert_eq!(status["alerts"].as_array().unwrap().len(), 3);
+    assert!(status["alerts"][0]["message"].as_str().unwrap().contains("out of order"));
+    let deleted = broken.call(Method::DELETE, "/v1/volumes/a", Value::Null).await;
+    assert_error(deleted, StatusCode::CONFLICT, "busy", "attached");
+    broken.memory.broken.store(false, Ordering::Relaxed);
+    assert_eq!(broken.attach("a", json!({ "via": "nbd" })).await.0, StatusCode::OK);
+    assert_eq!(broken.call(Method::DELETE, "/v1/volumes/c/attachment", Value::Null).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(broken.get("/v1/pool").await.1["alerts"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_check_is_a_job() {
+    let d = daemon();
+    d.create("a").await;
+    d.engine.findings.lock().push(Finding { code: "refcount.low".into(), message: "x".into() });
+    let (status, job) = d.call(Method::POST, "/v1/pool/check", Value::Null).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    let job = loop {
+        let (_, job) = d.get(&format!("/v1/jobs/{}", job["id"])).await;
+        let job: Job = serde_json::from_value(job).unwrap();
+        if job.state != JobState::Running {
+            break job;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!((job.done, job.total), (2, 2));
+    let report: CheckReport = job.report.unwrap();
+    assert_eq!((report.volumes, report.findings.len()), (1, 1));
+    assert_eq!(d.get("/v1/jobs").await.1.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_rest_answers() {
+    let d = daemon();
+    assert_eq!(d.get("/v1/health").await.1["status"], "ok");
+    assert_eq!(d.get("/v1/pool").await.1["name"], "memory");
+    assert_eq!(d.get("/v1/pool/stats").await.1["host_writes"], 5);
+    assert_eq!(d.get("/v1/disks").await.1[0]["state"], "online");
+    assert_eq!(d.get("/v1/config").await.1, json!([]));
+    let (status, health) = d.call(Method::POST, "/v1/shutdown", Value::Null).await;
+    assert_eq!((status, &health["status"]), (StatusCode::ACCEPTED, &json!("stopping")));
+    assert!(*d.appliance.stopping.borrow());
+}
+
+#[tokio::test]
+async fn the_description_fits_the_api() {
+    let d = daemon();
+    let (status, document) = d.get("/v1/openapi.json").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(document["openapi"].as_str().unwrap().starts_with("3."));
+    let mut operations = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            assert!(operation["summary"].is_string(), "{method} {path} is not described");
+            operations.insert(operation["operationId"].as_str().unwrap().to_owned());
+            // Everything described is served: neither the resource nor the method is unknown.
+            let url = path.replace("{name}", "nothing").replace("{id}", "1").replace("{disk}", "0");
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let (status, answer) = d.call(method.clone(), &url, Value::Null).await;
+            assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+            assert!(!answer["message"].as_str().unwrap_or("").contains("no such resource"), "{method} {path}");
+        }
+    }
+    assert_eq!(operations.len(), 18, "{operations:?}");
+    for reference in document.to_string().split("\"$ref\":\"#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap();
+        assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not described");
+    }
+}
+
+#[test]
+fn words_of_protocols_agree() {
+    for via in [Via::Nbd, Via::Fuse, Via::Ublk] {
+        assert_eq!(serde_json::to_value(via).unwrap(), via.to_string());
+    }
+}

@@ -1,0 +1,284 @@
+//! Attachments: which volume is presented by which front end, one protocol at a time, kept across restarts by the pool.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use blockdev::error::{Context, Error, ErrorKind, Result};
+use blockdev::frontend::BlockDevice;
+use tokio::sync::Mutex;
+
+use super::engine::Engine;
+use crate::wire::{AttachRequest, Attachment, Via};
+
+/// Where a front end shows a volume.
+#[derive(Clone, Debug, Default)]
+pub struct Target {
+    /// URIs, the one to prefer first.
+    pub uris: Vec<String>,
+    /// Path of a file.
+    pub path: Option<PathBuf>,
+}
+
+/// A front end that presents volumes under their names.
+#[async_trait]
+pub trait Presenter: Send + Sync {
+    /// Shows `device` as `name`.
+    async fn present(&self, name: &str, device: Arc<dyn BlockDevice>) -> Result<Target>;
+    /// Shows it no longer. [`ErrorKind::Busy`] when a host uses it in a way that cannot be ended safely.
+    async fn withdraw(&self, name: &str) -> Result<()>;
+    /// Lets requests under way end and stops serving.
+    async fn stop(&self);
+}
+
+/// Loop devices on top of the files of the FUSE front end.
+#[async_trait]
+pub trait Loops: Send + Sync {
+    /// A loop device with direct I/O on `file`.
+    async fn set_up(&self, file: &Path) -> Result<PathBuf>;
+    /// Makes it take its file's present size.
+    async fn refresh(&self, device: &Path) -> Result<()>;
+    /// Takes it down; [`ErrorKind::Busy`] when it is mounted or open.
+    async fn take_down(&self, device: &Path) -> Result<()>;
+}
+
+/// The front ends of an appliance.
+pub struct FrontEnds {
+    /// NBD.
+    pub nbd: Arc<dyn Presenter>,
+    /// FUSE.
+    pub fuse: Arc<dyn Presenter>,
+    /// Loop devices.
+    pub loops: Arc<dyn Loops>,
+}
+
+/// How a volume is to be presented: what the pool remembers, as `nbd`, `fuse` or `fuse+loop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Spec {
+    via: Via,
+    loop_device: bool,
+}
+
+impl Spec {
+    fn text(self) -> String {
+        if self.loop_device { format!("{}+loop", self.via) } else { self.via.to_string() }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "nbd" => Some(Self { via: Via::Nbd, loop_device: false }),
+            "fuse" => Some(Self { via: Via::Fuse, loop_device: false }),
+            "fuse+loop" => Some(Self { via: Via::Fuse, loop_device: true }),
+            _ => None,
+        }
+    }
+}
+
+/// The attachments of an appliance.
+pub struct Attachments {
+    engine: Arc<dyn Engine>,
+    fronts: FrontEnds,
+    // Held over whole changes, so that attach, detach and delete of a volume never run into each other.
+    table: Mutex<BTreeMap<String, Attachment>>,
+}
+
+impl Attachments {
+    /// No attachments yet; see [`Attachments::restore`].
+    pub fn new(engine: Arc<dyn Engine>, fronts: FrontEnds) -> Self {
+        Self { engine, fronts, table: Mutex::default() }
+    }
+
+    /// Presents again what was presented when the daemon last ran. What cannot be presented is kept, with the reason.
+    pub async fn restore(&self) {
+        let mut table = self.table.lock().await;
+        for volume in self.engine.volumes().await {
+            let Some(text) = volume.attached else { continue };
+            let name = volume.name;
+            let attachment = match Spec::parse(&text) {
+                None => unpresented(&name, Via::Ublk, format!("this version cannot present a volume via '{text}'")),
+                Some(spec) => match self.present(&name, spec).await {
+                    Ok(attachment) => {
+                        tracing::info!(volume = name, via = %spec.via, target = attachment.target(), "attached again");
+                        attachment
+                    }
+                    Err(e) => {
+                        tracing::error!(volume = name, via = %spec.via, error = %e, "cannot attach again");
+                        unpresented(&name, spec.via, e.to_string())
+                    }
+                },
+            };
+            table.insert(name, attachment);
+        }
+    }
+
+    /// Presents a volume. The same again changes nothing; another protocol is [`ErrorKind::Busy`].
+    pub async fn attach(&self, name: &str, request: &AttachRequest) -> Result<Attachment> {
+        let spec = Spec { via: request.via, loop_device: request.loop_device };
+        if spec.loop_device && spec.via != Via::Fuse {
+            return Err(Error::invalid("a loop device goes on top of a file: use it with --via fuse"));
+        }
+        let mut table = self.table.lock().await;
+        self.engine.volume_info(name).await?;
+        if let Some(present) = table.get(name) {
+            if present.via != spec.via {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "volume '{name}' is attached via {}, and a volume is presented by one protocol at a time; \
+                         detach it first: ashlar volume detach {name}",
+                        present.via
+                    ),
+                ));
+            }
+            if present.error.is_none() && (present.device.is_some() || !spec.loop_device) {
+                return Ok(present.clone());
+            }
+        }
+        let attachment = match table.get(name) {
+            // Attached as a plain file so far: only the loop device is missing.
+            Some(present) if present.error.is_none() => self.add_loop(present.clone()).await?,
+            _ => self.present(name, spec).await?,
+        };
+        if let Err(e) = self.engine.set_attachment(name, Some(spec.text())).await {
+            if let Err(e) = self.withdraw(&attachment).await {
+                tracing::warn!(volume = name, error = %e, "undoing an attachment");
+            }
+            table.remove(name);
+            return Err(e.context(format!("remembering the attachment of volume '{name}'")));
+        }
+        table.insert(name.to_owned(), attachment.clone());
+        Ok(attachment)
+    }
+
+    /// Ends the presentation of a volume.
+    pub async fn detach(&self, name: &str) -> Result<()> {
+        let mut table = self.table.lock().await;
+        self.engine.volume_info(name).await?;
+        let Some(attachment) = table.get_mut(name) else {
+            return Err(Error::new(ErrorKind::NotFound, format!("volume '{name}' is not attached")));
+        };
+        if attachment.error.is_none() {
+            self.withdraw(attachment).await.map_err(|e| {
+                let used = e.kind() == ErrorKind::Busy;
+                let at = attachment.target();
+                let hint = if used { format!("{at} is in use, unmount or close it first; ") } else { String::new() };
+                e.context(format!("detaching volume '{name}': {hint}the system says"))
+            })?;
+            attachment.error = Some("being detached".into());
+        }
+        self.engine.set_attachment(name, None).await?;
+        table.remove(name);
+        Ok(())
+    }
+
+    /// Deletes a volume, which must not be attached.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        let table = self.table.lock().await;
+        if let Some(attachment) = table.get(name) {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "volume '{name}' is attached via {}; detach it first: ashlar volume detach {name}",
+                    attachment.via
+                ),
+            ));
+        }
+        self.engine.delete_volume(name).await
+    }
+
+    /// Changes a volume's size, in bytes, wherever it is presented.
+    pub async fn resize(&self, name: &str, size: u64) -> Result<()> {
+        let table = self.table.lock().await;
+        self.engine.resize_volume(name, size).await?;
+        match table.get(name).and_then(|a| a.device.as_deref()) {
+            Some(device) => self.fronts.loops.refresh(Path::new(device)).await.context(format!("resizing {device}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a volume is presented.
+    pub async fn get(&self, name: &str) -> Option<Attachment> {
+        self.table.lock().await.get(name).cloned()
+    }
+
+    /// Everything that is presented, or should be.
+    pub async fn all(&self) -> BTreeMap<String, Attachment> {
+        self.table.lock().await.clone()
+    }
+
+    /// Takes loop devices down and stops the front ends; the pool still remembers what to present next time.
+    pub async fn stop(&self) {
+        let table = self.table.lock().await;
+        for attachment in table.values() {
+            if let Some(device) = &attachment.device
+                && let Err(e) = self.fronts.loops.take_down(Path::new(device)).await
+            {
+                tracing::warn!(volume = attachment.volume, device, error = %e, "leaving a loop device behind");
+            }
+        }
+        tokio::join!(self.fronts.nbd.stop(), self.fronts.fuse.stop());
+    }
+
+    fn front(&self, via: Via) -> Result<&Arc<dyn Presenter>> {
+        match via {
+            Via::Nbd => Ok(&self.fronts.nbd),
+            Via::Fuse => Ok(&self.fronts.fuse),
+            Via::Ublk => Err(Error::new(
+                ErrorKind::Unsupported,
+                "this build has no ublk; use --via nbd, or --via fuse --loop for a Linux block device",
+            )),
+        }
+    }
+
+    async fn present(&self, name: &str, spec: Spec) -> Result<Attachment> {
+        let front = self.front(spec.via)?;
+        let device = self.engine.open_volume(name)?;
+        let what = || format!("attaching volume '{name}' via {}", spec.via);
+        let target = front.present(name, device).await.context(what())?;
+        let attachment = Attachment {
+            volume: name.to_owned(),
+            via: spec.via,
+            uri: target.uris.first().cloned(),
+            uris: target.uris,
+            path: target.path.map(|p| p.display().to_string()),
+            device: None,
+            error: None,
+        };
+        if !spec.loop_device {
+            return Ok(attachment);
+        }
+        match self.add_loop(attachment).await {
+            Ok(attachment) => Ok(attachment),
+            Err(e) => {
+                if let Err(e) = front.withdraw(name).await {
+                    tracing::warn!(volume = name, error = %e, "undoing an attachment");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    async fn add_loop(&self, mut attachment: Attachment) -> Result<Attachment> {
+        let name = &attachment.volume;
+        let Some(path) = &attachment.path else {
+            return Err(Error::invalid(format!("volume '{name}' has no file to set a loop device up on")));
+        };
+        let device = self.fronts.loops.set_up(Path::new(path)).await;
+        let device = device.context(format!("setting a loop device up for volume '{name}'"))?;
+        attachment.device = Some(device.display().to_string());
+        Ok(attachment)
+    }
+
+    async fn withdraw(&self, attachment: &Attachment) -> Result<()> {
+        if let Some(device) = &attachment.device {
+            self.fronts.loops.take_down(Path::new(device)).await?;
+        }
+        self.front(attachment.via)?.withdraw(&attachment.volume).await
+    }
+}
+
+/// An attachment that should be there and is not.
+fn unpresented(volume: &str, via: Via, error: String) -> Attachment {
+    Attachment { volume: volume.to_owned(), via, uri: None, uris: vec![], path: None, device: None, error: Some(error) }
+}

@@ -1,0 +1,482 @@
+//! The daemon's configuration: read once from defaults, file, environment and flags (later ones win), resolved once.
+//!
+//! Relative paths in a file are relative to the directory of that file, so a laboratory can be moved as a whole.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use blockdev::error::{Error, Result};
+use blockdev::report::Compression;
+use serde::{Deserialize, Serialize};
+
+use crate::values::{check_name, parse_size};
+use crate::wire::ConfigRow;
+
+/// Name of the configuration file in an appliance directory.
+pub const FILE_NAME: &str = "ashlar.toml";
+/// Least memory budget, in bytes, the engine works with.
+pub const MEMORY_MIN: u64 = 64 << 20;
+/// Longest path of a unix socket, in bytes (`sun_path` without its terminator).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Built in, or found by the machine's size.
+    Default,
+    /// A configuration file.
+    File(PathBuf),
+    /// An environment variable.
+    Env(&'static str),
+    /// An option of the command.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Env(name) => write!(f, "env {name}"),
+            Self::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// A value and its origin.
+#[derive(Clone, Debug)]
+pub struct Setting<T> {
+    /// In effect.
+    pub value: T,
+    /// From where.
+    pub origin: Origin,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The configuration file, as written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// See [`Config::name`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// See [`Config::state_dir`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+    /// See [`Config::disks`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disks: Option<Vec<PathBuf>>,
+    /// See [`Config::socket`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// See [`Config::memory`]; a size such as `2G`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// See [`Config::compression`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
+    /// See [`Config::threads`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// See [`Config::lab`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lab: Option<bool>,
+    /// NBD front end.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub nbd: NbdFile,
+    /// FUSE front end.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fuse: FuseFile,
+    /// Logging.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub log: LogFile,
+}
+
+/// Section `[nbd]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NbdFile {
+    /// See [`Config::nbd_socket`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// See [`Config::nbd_listen`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// See [`Config::nbd_tls_cert`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// See [`Config::nbd_tls_key`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// See [`Config::nbd_tls_ca`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_ca: Option<PathBuf>,
+}
+
+/// Section `[fuse]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FuseFile {
+    /// See [`Config::fuse_mountpoint`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mountpoint: Option<PathBuf>,
+}
+
+/// Section `[log]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogFile {
+    /// See [`Config::log_filter`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// See [`Config::log_format`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<LogFormat>,
+    /// See [`Config::log_file`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Options of `ashlar serve` that stand above file and environment.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Flags {
+    /// Memory budget of the engine, such as 2G
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// How new data is compressed: zstd, lz4 or off
+    #[arg(long, value_name = "METHOD")]
+    pub compression: Option<String>,
+    /// Threads for front ends and for compression, each
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Also serve NBD on this TCP address, such as 127.0.0.1:10809
+    #[arg(long, value_name = "ADDRESS")]
+    pub nbd_listen: Option<String>,
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,blockdev::log=debug
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// What the configuration is read from.
+pub struct Sources<'a> {
+    /// The appliance directory (`--dir`), if one is used.
+    pub dir: Option<&'a Path>,
+    /// The file (`--config`); without it, and with `dir`, the one in the directory.
+    pub file: Option<&'a Path>,
+    /// Options.
+    pub flags: &'a Flags,
+    /// The environment.
+    pub env: &'a dyn Fn(&str) -> Option<String>,
+    /// Bytes of RAM and number of cores of this machine.
+    pub machine: Machine,
+}
+
+/// Size of the machine, which the defaults follow.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Bytes of RAM.
+    pub ram: u64,
+    /// Cores this process may use.
+    pub cores: usize,
+}
+
+impl Machine {
+    /// This machine.
+    pub fn here() -> Self {
+        let info = rustix::system::sysinfo();
+        let ram = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit.max(1)));
+        Self { ram, cores: std::thread::available_parallelism().map_or(1, |n| n.get()) }
+    }
+
+    /// A quarter of the RAM, at least 256 MiB, at most 8 GiB.
+    fn memory(self) -> u64 {
+        (self.ram / 4).clamp(256 << 20, 8 << 30) & !((1 << 20) - 1)
+    }
+}
+
+/// The configuration in effect.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name the pool on the disks must have; any when unset.
+    pub name: Setting<Option<String>>,
+    /// Where the daemon keeps its lock file and the laboratory its faults.
+    pub state_dir: Setting<PathBuf>,
+    /// The file that is locked while a daemon serves, and holds its process id. Follows from the directories.
+    pub pid_file: PathBuf,
+    /// The disks: block devices or files, in any order; they are known by their labels.
+    pub disks: Setting<Vec<PathBuf>>,
+    /// Unix socket of the REST API.
+    pub socket: Setting<PathBuf>,
+    /// Bytes for write buffer, caches and dedupe index together.
+    pub memory: Setting<u64>,
+    /// How new data is compressed.
+    pub compression: Setting<Compression>,
+    /// Threads of the front ends, and as many again for compression.
+    pub threads: Setting<usize>,
+    /// Whether faults can be injected.
+    pub lab: Setting<bool>,
+    /// Unix socket of the NBD server.
+    pub nbd_socket: Setting<PathBuf>,
+    /// TCP address of the NBD server.
+    pub nbd_listen: Setting<Option<SocketAddr>>,
+    /// Certificate chain (PEM) of the NBD server; with it TLS is required on TCP.
+    pub nbd_tls_cert: Setting<Option<PathBuf>>,
+    /// Key (PEM) of the certificate.
+    pub nbd_tls_key: Setting<Option<PathBuf>>,
+    /// Authorities (PEM) clients' certificates must come from; any client is let in when unset.
+    pub nbd_tls_ca: Setting<Option<PathBuf>>,
+    /// Directory volumes attached by FUSE appear in.
+    pub fuse_mountpoint: Setting<PathBuf>,
+    /// What is logged.
+    pub log_filter: Setting<String>,
+    /// Form of log lines.
+    pub log_format: Setting<LogFormat>,
+    /// File the log is appended to; standard error when unset.
+    pub log_file: Setting<Option<PathBuf>>,
+}
+
+/// Picks the strongest source of one value.
+struct Pick<'a> {
+    file: PathBuf,
+    base: PathBuf,
+    env: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Pick<'_> {
+    fn value<T>(&self, file: Option<T>, default: T) -> Setting<T> {
+        match file {
+            Some(value) => Setting { value, origin: Origin::File(self.file.clone()) },
+            None => Setting { value: default, origin: Origin::Default },
+        }
+    }
+
+    fn optional<T>(&self, file: Option<T>) -> Setting<Option<T>> {
+        self.value(file.map(Some), None)
+    }
+
+    fn path(&self, file: Option<PathBuf>, default: PathBuf) -> Setting<PathBuf> {
+        self.value(file.map(|p| self.base.join(p)), default)
+    }
+
+    fn optional_path(&self, file: Option<PathBuf>) -> Setting<Option<PathBuf>> {
+        self.optional(file.map(|p| self.base.join(p)))
+    }
+
+    /// A value that an environment variable and a flag can set too; both are parsed by `parse`.
+    fn text<T>(
+        &self,
+        below: Setting<T>,
+        (env, flag): (&'static str, &'static str),
+        given: Option<&String>,
+        parse: impl Fn(&str) -> Result<T>,
+    ) -> Result<Setting<T>> {
+        if let Some(text) = given {
+            let value = parse(text).map_err(|e| e.context(flag))?;
+            return Ok(Setting { value, origin: Origin::Flag(flag) });
+        }
+        if let Some(text) = (self.env)(env).filter(|t| !t.is_empty()) {
+            let value = parse(&text).map_err(|e| e.context(env))?;
+            return Ok(Setting { value, origin: Origin::Env(env) });
+        }
+        Ok(below)
+    }
+}
+
+fn parse_compression(text: &str) -> Result<Compression> {
+    match text {
+        "zstd" => Ok(Compression::Zstd),
+        "lz4" => Ok(Compression::Lz4),
+        "off" => Ok(Compression::Off),
+        other => Err(Error::invalid(format!("'{other}' is not a compression method: use zstd, lz4 or off"))),
+    }
+}
+
+fn parse_threads(text: &str) -> Result<usize> {
+    text.parse().map_err(|_| Error::invalid(format!("'{text}' is not a number of threads")))
+}
+
+fn parse_address(text: &str) -> Result<Option<SocketAddr>> {
+    let bad =
+        |_| Error::invalid(format!("'{text}' is not an address and port, such as 127.0.0.1:10809 or [::1]:10809"));
+    text.parse().map(Some).map_err(bad)
+}
+
+/// Reads a configuration file.
+pub fn read_file(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::new(
+            blockdev::error::ErrorKind::NotFound,
+            format!("there is no configuration file {}", path.display()),
+        ),
+        _ => Error::invalid(format!("reading the configuration file {}: {e}", path.display())),
+    })?;
+    toml::from_str(&text).map_err(|e| Error::invalid(format!("the configuration file {}: {e}", path.display())))
+}
+
+impl Config {
+    /// Reads and resolves everything; the first thing that is wrong is the error.
+    pub fn load(sources: &Sources<'_>) -> Result<Self> {
+        let absolute =
+            |p: &Path| std::path::absolute(p).map_err(|e| Error::invalid(format!("the path {}: {e}", p.display())));
+        let dir = sources.dir.map(absolute).transpose()?;
+        let path = match (sources.file, &dir) {
+            (Some(file), _) => absolute(file)?,
+            (None, Some(dir)) => dir.join(FILE_NAME),
+            (None, None) => {
+                return Err(Error::invalid("name a configuration file (--config) or an appliance directory (--dir)"));
+            }
+        };
+        let file = read_file(&path)?;
+        let base = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let config = Self::resolve(file, Pick { file: path, base, env: sources.env }, dir, sources)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn resolve(file: File, pick: Pick<'_>, dir: Option<PathBuf>, sources: &Sources<'_>) -> Result<Self> {
+        let (flags, machine) = (sources.flags, sources.machine);
+        let state_default = dir.clone().unwrap_or_else(|| "/var/lib/ashlar".into());
+        let run = dir.as_ref().map_or_else(|| PathBuf::from("/run/ashlar"), |d| d.join("run"));
+        let mount = dir.as_ref().map_or_else(|| run.join("volumes"), |d| d.join("mnt"));
+        let disks = file.disks.map(|all| all.into_iter().map(|p| pick.base.join(p)).collect());
+        let memory = file.memory.as_deref().map(parse_size).transpose().map_err(|e| e.context("memory"))?;
+        let state_dir = pick.path(file.state_dir, state_default);
+        let pid_file = if dir.is_some() { run.join(PID_FILE) } else { state_dir.value.join(PID_FILE) };
+        Ok(Self {
+            name: pick.optional(file.name),
+            state_dir,
+            pid_file,
+            disks: pick.value(disks, Vec::new()),
+            socket: pick.path(file.socket, run.join("api.sock")),
+            memory: pick.text(
+                pick.value(memory, machine.memory()),
+                ("ASHLAR_MEMORY", "--memory"),
+                flags.memory.as_ref(),
+                parse_size,
+            )?,
+            compression: pick.text(
+                pick.value(file.compression, Compression::default()),
+                ("ASHLAR_COMPRESSION", "--compression"),
+                flags.compression.as_ref(),
+                parse_compression,
+            )?,
+            threads: pick.text(
+                pick.value(file.threads, machine.cores),
+                ("ASHLAR_THREADS", "--threads"),
+                flags.threads.map(|n| n.to_string()).as_ref(),
+                parse_threads,
+            )?,
+            lab: pick.value(file.lab, false),
+            nbd_socket: pick.path(file.nbd.socket, run.join("nbd.sock")),
+            nbd_listen: pick.text(
+                pick.optional(file.nbd.listen),
+                ("ASHLAR_NBD_LISTEN", "--nbd-listen"),
+                flags.nbd_listen.as_ref(),
+                parse_address,
+            )?,
+            nbd_tls_cert: pick.optional_path(file.nbd.tls_cert),
+            nbd_tls_key: pick.optional_path(file.nbd.tls_key),
+            nbd_tls_ca: pick.optional_path(file.nbd.tls_ca),
+            fuse_mountpoint: pick.path(file.fuse.mountpoint, mount),
+            log_filter: pick.text(
+                pick.value(file.log.filter, "info".into()),
+                ("ASHLAR_LOG", "--log"),
+                flags.log.as_ref(),
+                |text| Ok(text.to_owned()),
+            )?,
+            log_format: pick.value(file.log.format, LogFormat::default()),
+            log_file: pick.optional_path(file.log.file),
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Some(name) = &self.name.value {
+            check_name("pool", name)?;
+        }
+        if self.disks.value.is_empty() {
+            return Err(Error::invalid(
+                "no disks are configured; list them in the configuration file as disks = [\"/dev/…\", …]",
+            ));
+        }
+        if self.memory.value < MEMORY_MIN {
+            let (least, origin) = (MEMORY_MIN >> 20, &self.memory.origin);
+            return Err(Error::invalid(format!("memory ({origin}) is less than the {least} MiB the engine needs")));
+        }
+        if !(1..=1024).contains(&self.threads.value) {
+            return Err(Error::invalid(format!("threads ({}) must be 1 to 1024", self.threads.origin)));
+        }
+        for socket in [&self.socket.value, &self.nbd_socket.value] {
+            check_socket_path(socket)?;
+        }
+        if self.nbd_tls_cert.value.is_some() != self.nbd_tls_key.value.is_some() {
+            return Err(Error::invalid("nbd.tls_cert and nbd.tls_key go together: one of them is missing"));
+        }
+        if self.nbd_tls_ca.value.is_some() && self.nbd_tls_cert.value.is_none() {
+            return Err(Error::invalid("nbd.tls_ca needs nbd.tls_cert and nbd.tls_key"));
+        }
+        tracing_subscriber::EnvFilter::try_new(&self.log_filter.value)
+            .map(drop)
+            .map_err(|e| Error::invalid(format!("the log filter ({}): {e}", self.log_filter.origin)))
+    }
+
+    /// Every value and its origin.
+    pub fn rows(&self) -> Vec<ConfigRow> {
+        fn row<T>(key: &str, setting: &Setting<T>, show: impl Fn(&T) -> String) -> ConfigRow {
+            ConfigRow { key: key.into(), value: show(&setting.value), origin: setting.origin.to_string() }
+        }
+        let path = |p: &PathBuf| p.display().to_string();
+        let optional_path = |p: &Option<PathBuf>| p.as_ref().map_or_else(String::new, path);
+        vec![
+            row("name", &self.name, |n| n.clone().unwrap_or_default()),
+            row("state_dir", &self.state_dir, path),
+            row("disks", &self.disks, |all| all.iter().map(path).collect::<Vec<_>>().join(" ")),
+            row("socket", &self.socket, path),
+            row("memory", &self.memory, |m| crate::output::size(*m)),
+            row("compression", &self.compression, |c| format!("{c:?}").to_lowercase()),
+            row("threads", &self.threads, ToString::to_string),
+            row("lab", &self.lab, ToString::to_string),
+            row("nbd.socket", &self.nbd_socket, path),
+            row("nbd.listen", &self.nbd_listen, |a| a.map_or_else(String::new, |a| a.to_string())),
+            row("nbd.tls_cert", &self.nbd_tls_cert, optional_path),
+            row("nbd.tls_key", &self.nbd_tls_key, optional_path),
+            row("nbd.tls_ca", &self.nbd_tls_ca, optional_path),
+            row("fuse.mountpoint", &self.fuse_mountpoint, path),
+            row("log.filter", &self.log_filter, Clone::clone),
+            row("log.format", &self.log_format, |f| format!("{f:?}").to_lowercase()),
+            row("log.file", &self.log_file, optional_path),
+        ]
+    }
+}
+
+/// Name of the lock and pid file.
+pub const PID_FILE: &str = "pid";
+
+/// A unix socket's path has a hard limit in the kernel; says so before `bind` does in fewer words.
+pub fn check_socket_path(path: &Path) -> Result<()> {
+    let len = path.as_os_str().len();
+    if len > SOCKET_PATH_MAX {
+        return Err(Error::invalid(format!(
+            "the socket path {} has {len} bytes and the kernel allows {SOCKET_PATH_MAX}; use a shorter directory",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+//! A stand-in for the engine and the front ends, for tests of what lies above them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use blockdev::error::{Error, ErrorKind, Result};
+use blockdev::frontend::BlockDevice;
+use blockdev::frontend::memory::MemoryDevice;
+use blockdev::report::{
+    CheckReport, DiskInfo, DiskState, Finding, PoolStats, PoolStatus, Reduction, Tolerance, VolumeInfo,
+};
+use blockdev::units::Uuid;
+use parking_lot::Mutex;
+
+use super::attach::{FrontEnds, Loops, Presenter, Target};
+use super::engine::{Engine, Progress};
+
+/// Volumes in memory.
+#[derive(Default)]
+pub struct MemoryEngine {
+    volumes: Mutex<BTreeMap<String, (VolumeInfo, Arc<MemoryDevice>)>>,
+    last_id: AtomicU32,
+    /// What a check finds.
+    pub findings: Mutex<Vec<Finding>>,
+    /// Makes the next change of an attachment fail.
+    pub fail_attachments: AtomicBool,
+    /// Set by [`Engine::close`].
+    pub closed: AtomicBool,
+}
+
+fn missing(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no volume '{name}'"))
+}
+
+impl MemoryEngine {
+    /// How many there are.
+    pub fn volumes_len(&self) -> usize {
+        self.volumes.lock().len()
+    }
+
+    fn change<T>(&self, name: &str, change: impl FnOnce(&mut VolumeInfo, &MemoryDevice) -> T) -> Result<T> {
+        let mut volumes = self.volumes.lock();
+        let (info, device) = volumes.get_mut(name).ok_or_else(|| missing(name))?;
+        Ok(change(info, device))
+    }
+}
+
+#[async_trait]
+impl Engine for MemoryEngine {
+    async fn status(&self) -> PoolStatus {
+        let volumes = self.volumes.lock();
+        let disk = DiskInfo {
+            id: 0,
+            uuid: Uuid([7; 16]),
+            path: "/lab/disks/disk0.img".into(),
+            state: DiskState::Online,
+            size: 1 << 30,
+            allocated: 0,
+            read_errors: 0,
+            write_errors: 0,
+            checksum_errors: 0,
+        };
+        PoolStatus {
+            name: "memory".into(),
+            uuid: Uuid([1; 16]),
+            health: "healthy".into(),
+            tolerance: Tolerance::None,
+            layout: "1+0".into(),
+            epoch: 1,
+            raw: 1 << 30,
+            usable: 1 << 30,
+            used: 0,
+            available: 1 << 30,
+            provisioned: volumes.values().map(|(info, _)| info.size).sum(),
+            reduction: Reduction::default(),
+            disks: vec![disk],
+            volumes: volumes.len(),
+            alerts: vec![],
+        }
+    }
+
+    async fn stats(&self) -> PoolStats {
+        PoolStats { host_writes: 5, ..PoolStats::default() }
+    }
+
+    async fn check(&self, progress: Progress) -> Result<CheckReport> {
+        progress(1, 2);
+        let volumes = self.volumes.lock().len() as u64;
+        Ok(CheckReport { volumes, findings: self.findings.lock().clone(), ..CheckReport::default() })
+    }
+
+    async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
+        let mut volumes = self.volumes.lock();
+        if volumes.contains_key(name) {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a volume '{name}' already")));
+        }
+        let info = VolumeInfo {
+            name: name.into(),
+            id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
+            size,
+            mapped: 0,
+            unique: None,
+            savings: None,
+            attached: None,
+            state: "online".into(),
+            created_s: 1,
+        };
+        volumes.insert(name.into(), (info.clone(), Arc::new(MemoryDevice::new(size))));
+        Ok(info)
+    }
+
+    async fn resize_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
+        self.change(name, |info, device| {
+            device.resize(size);
+            info.size = size;
+            info.clone()
+        })
+    }
+
+    async fn delete_volume(&self, name: &str) -> Result<()> {
+        self.volumes.lock().remove(name).map(drop).ok_or_else(|| missing(name))
+    }
+
+    async fn volumes(&self) -> Vec<VolumeInfo> {
+        self.volumes.lock().values().map(|(info, _)| info.clone()).collect()
+    }
+
+    async fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
+        self.change(name, |info, _| info.clone())
+    }
+
+    fn open_volume(&self, name: &str) -> Result<Arc<dyn BlockDevice>> {
+        let found = self.volumes.lock().get(name).map(|(_, device)| device.clone());
+        found.map(|d| d as Arc<dyn BlockDevice>).ok_or_else(|| missing(name))
+    }
+
+    async fn set_attachment(&self, name: &str, attachment: Option<String>) -> Result<()> {
+        if self.fail_attachments.swap(false, Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::NoSpace, "the pool is full"));
+        }
+        self.change(name, |info, _| info.attached = attachment)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Front ends that only remember.
+#[derive(Default)]
+pub struct Memory {
+    /// Names presented now.
+    pub shown: Mutex<BTreeSet<String>>,
+    /// Loop devices set up now.
+    pub loops: Mutex<BTreeSet<PathBuf>>,
+    /// Makes presenting fail.
+    pub broken: AtomicBool,
+    /// Makes taking down fail with Busy.
+    pub mounted: AtomicBool,
+    /// Calls of [`Loops::refresh`].
+    pub refreshed: AtomicU32,
+}
+
+impl Memory {
+    /// As front ends for everything.
+    pub fn fronts(self: &Arc<Self>) -> FrontEnds {
+        let files = Arc::new(Files(self.clone()));
+        FrontEnds { nbd: self.clone(), fuse: files, loops: self.clone() }
+    }
+}
+
+#[async_trait]
+impl Presenter for Memory {
+    async fn present(&self, name: &str, _: Arc<dyn BlockDevice>) -> Result<Target> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(Error::io("out of order"));
+        }
+        assert!(self.shown.lock().insert(name.to_owned()), "{name} is presented twice");
+        Ok(Target { uris: vec![format!("nbd+unix:///{name}?socket=/s"), format!("nbd://h/{name}")], path: None })
+    }
+
+    async fn withdraw(&self, name: &str) -> Result<()> {
+        assert!(self.shown.lock().remove(name), "{name} is not presented");
+        Ok(())
+    }
+
+    async fn stop(&self) {
+        self.shown.lock().clear();
+    }
+}
+
+/// The same, showing paths.
+struct Files(Arc<Memory>);
+
+#[async_trait]
+impl Presenter for Files {
+    async fn present(&self, name: &str, device: Arc<dyn BlockDevice>) -> Result<Target> {
+        self.0.present(name, device).await?;
+        Ok(Target { uris: vec![], path: Some(Path::new("/mnt").join(name)) })
+    }
+
+    async fn withdraw(&self, name: &str) -> Result<()> {
+        self.0.withdraw(name).await
+    }
+
+    async fn stop(&self) {
+        self.0.stop().await;
+    }
+}
+
+#[async_trait]
+impl Loops for Memory {
+    async fn set_up(&self, file: &Path) -> Result<PathBuf> {
+        if self.mounted.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Unsupported, "no loop devices here"));
+        }
+        let device = PathBuf::from(format!("/dev/loop-{}", file.file_name().unwrap().display()));
+        self.loops.lock().insert(device.clone());
+        Ok(device)
+    }
+
+    async fn refresh(&self, _: &Path) -> Result<()> {
+        self.refreshed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn take_down(&self, device: &Path) -> Result<()> {
+        if self.mounted.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Busy, "it is mounted"));
+        }
+        self.loops.lock().remove(device);
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! The engine as the daemon sees it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use blockdev::disk::uring::attach_runtime;
+use blockdev::disk::{Disk, FaultDisk, FileDisk, OpenOptions};
+use blockdev::env::{Env, RealEnv};
+use blockdev::error::{Error, ErrorKind, Result};
+use blockdev::frontend::BlockDevice;
+use blockdev::pool::{CreateOptions, Pool, PoolConfig};
+use blockdev::report::{CheckReport, PoolStats, PoolStatus, Tolerance, VolumeInfo};
+use tokio::runtime::Handle;
+
+use super::config::Config;
+use super::faults::{Faults, Pullable};
+
+/// Called with steps done and steps in all.
+pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
+/// An open pool.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// The pool at a glance.
+    async fn status(&self) -> PoolStatus;
+    /// Counters.
+    async fn stats(&self) -> PoolStats;
+    /// Walks everything, read-only.
+    async fn check(&self, progress: Progress) -> Result<CheckReport>;
+    /// Makes a volume of `size` bytes.
+    async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo>;
+    /// Changes a volume's size, in bytes.
+    async fn resize_volume(&self, name: &str, size: u64) -> Result<VolumeInfo>;
+    /// Deletes a volume.
+    async fn delete_volume(&self, name: &str) -> Result<()>;
+    /// All volumes.
+    async fn volumes(&self) -> Vec<VolumeInfo>;
+    /// One volume.
+    async fn volume_info(&self, name: &str) -> Result<VolumeInfo>;
+    /// The device of a volume.
+    fn open_volume(&self, name: &str) -> Result<Arc<dyn BlockDevice>>;
+    /// Keeps how the volume is presented across restarts.
+    async fn set_attachment(&self, name: &str, attachment: Option<String>) -> Result<()>;
+    /// Flushes, checkpoints and stops.
+    async fn close(&self) -> Result<()>;
+}
+
+/// A pool to be made.
+#[derive(Clone, Debug)]
+pub struct NewPool {
+    /// Its name.
+    pub name: String,
+    /// Its drives.
+    pub disks: Vec<PathBuf>,
+    /// Drives that may fail.
+    pub tolerance: Tolerance,
+    /// Bytes of a chunk; chosen by the drives' size when None.
+    pub chunk_size: Option<u64>,
+    /// Overwrite what is on the drives.
+    pub force: bool,
+}
+
+/// Labels drives as a new pool.
+pub fn create(new: &NewPool) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Error::io(format!("starting the runtime: {e}")))?;
+    runtime.block_on(async {
+        let env = RealEnv::new(Handle::current(), 1);
+        let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
+        for path in &new.disks {
+            disks.push(FileDisk::open(path, OpenOptions::default())?);
+        }
+        let NewPool { name, tolerance, chunk_size, force, .. } = new.clone();
+        Pool::create(env, disks, CreateOptions { name, tolerance, chunk_size, strip_size: None, force }).await
+    })
+}
+
+/// Opens the configured pool, with fault injection in a laboratory.
+///
+/// A drive that cannot be opened is left out: the pool tells whether it can do without.
+pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> {
+    attach_runtime()?;
+    let env: Arc<dyn Env> = RealEnv::new(Handle::current(), config.threads.value);
+    let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
+    let mut drives: Vec<(PathBuf, Box<dyn Pullable>)> = Vec::new();
+    let mut refused = None;
+    for path in &config.disks.value {
+        let disk = match FileDisk::open(path, OpenOptions::default()) {
+            Ok(disk) => disk,
+            // Somebody else writes to it: to go on without would be to let two pools drift apart.
+            Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
+            Err(e) => {
+                tracing::error!(disk = %path.display(), error = %e, "cannot open a disk");
+                refused = refused.or(Some(e));
+                continue;
+            }
+        };
+        if config.lab.value {
+            let disk = FaultDisk::new(disk, env.clone());
+            drives.push((path.clone(), Box::new(disk.clone())));
+            disks.push(disk);
+        } else {
+            disks.push(disk);
+        }
+    }
+    if let (true, Some(e)) = (disks.is_empty(), refused) {
+        return Err(e.context("no disk can be opened"));
+    }
+    let faults = if config.lab.value { Some(Faults::new(&config.state_dir.value, drives)?) } else { None };
+    let options =
+        PoolConfig { memory: config.memory.value, compression: config.compression.value, ..PoolConfig::default() };
+    let pool = Pool::open(env, disks, options).await?;
+    let name = pool.status().await.name;
+    if let Some(wanted) = config.name.value.as_ref().filter(|wanted| **wanted != name) {
+        pool.close().await?;
+        return Err(Error::invalid(format!(
+            "the disks hold the pool '{name}', and the configuration wants '{wanted}'"
+        )));
+    }
+    tracing::info!(pool = name, "the pool is open");
+    Ok((Arc::new(pool), faults))
+}
+
+impl Pullable for Arc<FaultDisk> {
+    fn set_pulled(&self, pulled: bool) {
+        if pulled { self.fail() } else { self.restore() }
+    }
+}
+
+#[async_trait]
+impl Engine for Pool {
+    async fn status(&self) -> PoolStatus {
+        self.status().await
+    }
+
+    async fn stats(&self) -> PoolStats {
+        self.stats().await
+    }
+
+    async fn check(&self, progress: Progress) -> Result<CheckReport> {
+        self.check(progress).await
+    }
+
+    async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
+        self.create_volume(name, size).await
+    }
+
+    async fn resize_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
+        self.resize_volume(name, size).await
+    }
+
+    async fn delete_volume(&self, name: &str) -> Result<()> {
+        self.delete_volume(name).await
+    }
+
+    async fn volumes(&self) -> Vec<VolumeInfo> {
+        self.volumes().await
+    }
+
+    async fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
+        self.volume_info(name).await
+    }
+
+    fn open_volume(&self, name: &str) -> Result<Arc<dyn BlockDevice>> {
+        self.open_volume(name)
+    }
+
+    async fn set_attachment(&self, name: &str, attachment: Option<String>) -> Result<()> {
+        self.set_attachment(name, attachment).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.close().await
+    }
+}

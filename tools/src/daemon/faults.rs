@@ -1,0 +1,154 @@
+//! Fault injection of the laboratory: drives that are pulled and put back. Faults outlive a restart, as a pulled drive would.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use blockdev::error::{Error, ErrorKind, Result};
+use blockdev::report::DiskInfo;
+use parking_lot::Mutex;
+
+/// Name of the file, in the state directory, with the drives that are pulled: one path a line.
+const FILE_NAME: &str = "pulled-disks";
+
+/// A drive that can be pulled.
+pub trait Pullable: Send + Sync {
+    /// With `pulled`, every request is answered with an error from now on; without, the drive works again.
+    fn set_pulled(&self, pulled: bool);
+}
+
+/// The drives of a laboratory, by configured path and in configured order.
+pub struct Faults {
+    file: PathBuf,
+    drives: Vec<(PathBuf, Box<dyn Pullable>)>,
+    pulled: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Faults {
+    /// Drives whose faults are kept in `state_dir`; those pulled before are pulled at once.
+    pub fn new(state_dir: &Path, drives: Vec<(PathBuf, Box<dyn Pullable>)>) -> Result<Self> {
+        let file = state_dir.join(FILE_NAME);
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(Error::io(format!("reading {}: {e}", file.display()))),
+        };
+        let listed: BTreeSet<&str> = text.lines().collect();
+        let mut pulled = BTreeSet::new();
+        for (path, drive) in &drives {
+            if path.to_str().is_some_and(|p| listed.contains(p)) {
+                tracing::warn!(disk = %path.display(), "the laboratory keeps this disk failed");
+                drive.set_pulled(true);
+                pulled.insert(path.clone());
+            }
+        }
+        Ok(Self { file, drives, pulled: Mutex::new(pulled) })
+    }
+
+    /// Pulls a drive or puts it back; gives its path. Doing so twice changes nothing.
+    ///
+    /// `disk` is an index or a name as the pool lists them in `known`, or a file name with or without its extension.
+    pub fn set(&self, disk: &str, known: &[DiskInfo], pull: bool) -> Result<PathBuf> {
+        let (path, drive) = self.find(disk, known)?;
+        let mut pulled = self.pulled.lock();
+        let mut next = pulled.clone();
+        match pull {
+            true => next.insert(path.clone()),
+            false => next.remove(path),
+        };
+        let text: String = next.iter().map(|p| format!("{}\n", p.display())).collect();
+        std::fs::write(&self.file, text).map_err(|e| Error::io(format!("writing {}: {e}", self.file.display())))?;
+        drive.set_pulled(pull);
+        *pulled = next;
+        tracing::warn!(disk = %path.display(), pull, "laboratory fault");
+        Ok(path.clone())
+    }
+
+    fn find(&self, disk: &str, known: &[DiskInfo]) -> Result<(&PathBuf, &dyn Pullable)> {
+        let wanted = match disk.parse::<u16>() {
+            // A drive that was missing at the start has no path; the laboratory made its drives in configured order.
+            Ok(index) => match known.iter().find(|d| d.id == index) {
+                Some(info) if !info.path.is_empty() => Some(PathBuf::from(&info.path)),
+                _ => self.drives.get(usize::from(index)).map(|(path, _)| path.clone()),
+            },
+            Err(_) => Some(PathBuf::from(disk)),
+        };
+        let matches = |path: &Path, wanted: &Path| {
+            path == wanted
+                || path.file_name() == Some(wanted.as_os_str())
+                || path.file_stem() == Some(wanted.as_os_str())
+        };
+        let found = wanted.and_then(|w| self.drives.iter().find(|(path, _)| matches(path, &w)));
+        found.map(|(path, drive)| (path, drive.as_ref())).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("there is no disk '{disk}'; `ashlar disk list` shows their index and path"),
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use blockdev::report::DiskState;
+    use blockdev::units::Uuid;
+
+    use super::*;
+
+    struct Drive(Arc<AtomicBool>);
+
+    impl Pullable for Drive {
+        fn set_pulled(&self, pulled: bool) {
+            self.0.store(pulled, Ordering::Relaxed);
+        }
+    }
+
+    fn drives(flags: &[Arc<AtomicBool>]) -> Vec<(PathBuf, Box<dyn Pullable>)> {
+        let drive = |(i, flag): (usize, &Arc<AtomicBool>)| {
+            (PathBuf::from(format!("/lab/disks/disk{i}.img")), Box::new(Drive(flag.clone())) as Box<dyn Pullable>)
+        };
+        flags.iter().enumerate().map(drive).collect()
+    }
+
+    fn info(id: u16, path: &str) -> DiskInfo {
+        DiskInfo {
+            id,
+            uuid: Uuid::default(),
+            path: path.into(),
+            state: DiskState::Online,
+            size: 0,
+            allocated: 0,
+            read_errors: 0,
+            write_errors: 0,
+            checksum_errors: 0,
+        }
+    }
+
+    #[test]
+    fn drives_are_found_and_faults_outlive_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let flags: Vec<Arc<AtomicBool>> = (0..3).map(|_| Arc::default()).collect();
+        let state = |flags: &[Arc<AtomicBool>]| flags.iter().map(|f| f.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let faults = Faults::new(dir.path(), drives(&flags)).unwrap();
+        // The pool's indices need not follow the configuration's order.
+        let known = [info(0, "/lab/disks/disk2.img"), info(1, "")];
+        faults.set("0", &known, true).unwrap();
+        assert_eq!(state(&flags), [false, false, true]);
+        faults.set("1", &known, true).unwrap();
+        faults.set("1", &known, true).unwrap();
+        assert_eq!(state(&flags), [false, true, true]);
+        faults.set("disk2", &known, false).unwrap();
+        faults.set("disk0.img", &known, true).unwrap();
+        assert_eq!(state(&flags), [true, true, false]);
+        for wrong in ["7", "disk", "", "/lab/disks", "-1"] {
+            assert_eq!(faults.set(wrong, &known, true).unwrap_err().kind(), ErrorKind::NotFound, "{wrong}");
+        }
+        let flags: Vec<Arc<AtomicBool>> = (0..3).map(|_| Arc::default()).collect();
+        let faults = Faults::new(dir.path(), drives(&flags)).unwrap();
+        assert_eq!(state(&flags), [true, true, false]);
+        faults.set("/lab/disks/disk0.img", &known, false).unwrap();
+        assert_eq!(state(&flags), [false, true, false]);
+    }
+}

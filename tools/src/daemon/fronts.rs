@@ -1,0 +1,173 @@
+//! The front ends of the product: NBD, FUSE, and loop devices over FUSE files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use blockdev::error::{Error, ErrorKind, Result};
+use blockdev::frontend::BlockDevice;
+use blockdev::frontend::fuse::{FuseOptions, FuseServer, Unmounted};
+use blockdev::frontend::loopdev::{self, LoopOptions, with_private_files};
+use blockdev::frontend::nbd::{Exports, Listen, NbdServer, TlsConfig};
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+
+use super::attach::{FrontEnds, Loops, Presenter, Target};
+use super::config::Config;
+use super::instance::clear_socket;
+
+/// Permission bits of the NBD socket: only the daemon's user, as for the API.
+const SOCKET_MODE: u32 = 0o600;
+
+/// Starts what serves without being asked; FUSE is mounted when the first volume is attached by it.
+pub async fn start(config: &Config) -> Result<FrontEnds> {
+    let fuse = Fuse { mountpoint: config.fuse_mountpoint.value.clone(), server: Mutex::new(None) };
+    Ok(FrontEnds { nbd: Arc::new(Nbd::start(config).await?), fuse: Arc::new(fuse), loops: Arc::new(KernelLoops) })
+}
+
+/// Runs work that blocks away from the runtime's threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.unwrap_or_else(|e| Err(Error::io(format!("a front end's thread ended unexpectedly: {e}"))))
+}
+
+/// Volumes attached by NBD.
+#[derive(Default)]
+struct NbdExports(RwLock<BTreeMap<String, Arc<dyn BlockDevice>>>);
+
+impl Exports for NbdExports {
+    fn list(&self) -> Vec<String> {
+        self.0.read().keys().cloned().collect()
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>> {
+        let found = self.0.read().get(name).cloned();
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no volume '{name}' is attached via nbd")))
+    }
+}
+
+struct Nbd {
+    exports: Arc<NbdExports>,
+    /// The unix socket's first.
+    servers: Vec<NbdServer>,
+}
+
+impl Nbd {
+    async fn start(config: &Config) -> Result<Self> {
+        let exports = Arc::new(NbdExports::default());
+        let socket = &config.nbd_socket.value;
+        clear_socket(socket)?;
+        let handle = Handle::current();
+        let local = Listen::Unix(socket.clone(), SOCKET_MODE);
+        let mut servers = vec![NbdServer::start(handle.clone(), local, exports.clone(), None)?];
+        if let Some(address) = config.nbd_listen.value {
+            let tls = config.nbd_tls_cert.value.clone().zip(config.nbd_tls_key.value.clone());
+            let client_ca = config.nbd_tls_ca.value.clone();
+            let tls = tls.map(|(certificate, key)| TlsConfig { certificate, key, client_ca, required: true });
+            if tls.is_none() && !address.ip().is_loopback() {
+                tracing::warn!(%address, "NBD is served to other machines without TLS: anybody who can connect can write");
+            }
+            match NbdServer::start(handle, Listen::Tcp(address), exports.clone(), tls) {
+                Ok(server) => servers.push(server),
+                Err(e) => {
+                    servers[0].shutdown().await;
+                    return Err(e);
+                }
+            }
+        }
+        Ok(Self { exports, servers })
+    }
+}
+
+#[async_trait]
+impl Presenter for Nbd {
+    async fn present(&self, name: &str, device: Arc<dyn BlockDevice>) -> Result<Target> {
+        self.exports.0.write().insert(name.to_owned(), device);
+        Ok(Target { uris: self.servers.iter().map(|s| s.uri(name)).collect(), path: None })
+    }
+
+    async fn withdraw(&self, name: &str) -> Result<()> {
+        self.exports.0.write().remove(name);
+        for server in &self.servers {
+            server.disconnect(name).await;
+        }
+        Ok(())
+    }
+
+    async fn stop(&self) {
+        for server in &self.servers {
+            server.shutdown().await;
+        }
+        self.exports.0.write().clear();
+    }
+}
+
+struct Fuse {
+    mountpoint: PathBuf,
+    server: Mutex<Option<Arc<FuseServer>>>,
+}
+
+#[async_trait]
+impl Presenter for Fuse {
+    async fn present(&self, name: &str, device: Arc<dyn BlockDevice>) -> Result<Target> {
+        let mut mounted = self.server.lock().await;
+        let server = match &*mounted {
+            Some(server) => server.clone(),
+            None => {
+                let (handle, path) = (Handle::current(), self.mountpoint.clone());
+                let server = blocking(move || FuseServer::mount(handle, &path, FuseOptions::default())).await?;
+                tracing::info!(path = %server.mountpoint().display(), "FUSE is mounted");
+                mounted.insert(Arc::new(server)).clone()
+            }
+        };
+        let name = name.to_owned();
+        let path = blocking(move || server.add(&name, device)).await?;
+        Ok(Target { uris: Vec::new(), path: Some(path) })
+    }
+
+    async fn withdraw(&self, name: &str) -> Result<()> {
+        let Some(server) = self.server.lock().await.clone() else {
+            return Err(Error::new(ErrorKind::NotFound, format!("no volume '{name}' is attached via fuse")));
+        };
+        let name = name.to_owned();
+        blocking(move || server.remove(&name, false)).await
+    }
+
+    async fn stop(&self) {
+        let Some(server) = self.server.lock().await.take() else { return };
+        match blocking(move || server.unmount()).await {
+            Ok(Unmounted::Clean) => {}
+            Ok(Unmounted::Forced) => tracing::warn!("FUSE was unmounted although files in it were open"),
+            Err(e) => tracing::error!(error = %e, "unmounting FUSE"),
+        }
+    }
+}
+
+/// The kernel's loop devices. Their files are served by this very process, hence the private file tables.
+struct KernelLoops;
+
+#[async_trait]
+impl Loops for KernelLoops {
+    async fn set_up(&self, file: &Path) -> Result<PathBuf> {
+        let file = file.to_owned();
+        let attached = blocking(move || with_private_files(move || loopdev::attach(&file, LoopOptions::default()))?);
+        let attached = attached.await?;
+        if !attached.direct_io {
+            let device = attached.device.display();
+            tracing::warn!(%device, "the kernel gives this loop device no direct I/O: data is cached twice");
+        }
+        Ok(attached.device)
+    }
+
+    async fn refresh(&self, device: &Path) -> Result<()> {
+        let device = device.to_owned();
+        blocking(move || with_private_files(move || loopdev::set_capacity(&device))?).await.map(drop)
+    }
+
+    async fn take_down(&self, device: &Path) -> Result<()> {
+        let device = device.to_owned();
+        blocking(move || with_private_files(move || loopdev::detach(&device))?).await
+    }
+}

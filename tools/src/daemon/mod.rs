@@ -1,0 +1,168 @@
+//! The daemon: opens the pool, presents its volumes, answers the REST API until it is told to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockdev::error::{Error, Result};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+pub mod api;
+pub mod attach;
+pub mod config;
+pub mod engine;
+pub mod faults;
+pub mod fronts;
+pub mod instance;
+pub mod jobs;
+pub mod state;
+
+#[cfg(test)]
+pub mod double;
+
+use attach::{Attachments, FrontEnds};
+use config::{Config, LogFormat};
+use engine::Engine;
+use faults::Faults;
+use instance::{Instance, clear_socket};
+use state::Appliance;
+
+/// How long requests under way may keep a stopping daemon.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Serves until a signal or a request ends it.
+pub fn serve(config: &Config) -> Result<()> {
+    start_log(config)?;
+    let threads = config.threads.value;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("ashlar")
+        // A loop device on a file of ours writes to us what memory pressure flushes: our threads must not wait for that.
+        .on_thread_start(|| {
+            blockdev::frontend::loopdev::set_io_flusher();
+        })
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io(format!("starting the runtime: {e}")))?;
+    let ended = runtime.block_on(run(config));
+    // Told on standard error by the command; a log elsewhere needs it too.
+    if let (Err(e), Some(_)) = (&ended, &config.log_file.value) {
+        tracing::error!(error = %e, "the daemon failed");
+    }
+    // Blocking threads (an open of a hung device) must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    ended
+}
+
+async fn run(config: &Config) -> Result<()> {
+    for dir in [Some(config.state_dir.value.as_path()), config.pid_file.parent()].into_iter().flatten() {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("making {}: {e}", dir.display())))?;
+    }
+    let stopping = watch::Sender::new(false);
+    watch_signals(stopping.clone())?;
+    let _instance = Instance::claim(&config.pid_file)?;
+    clear_socket(&config.socket.value)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), disks = config.disks.value.len(), "opening the pool");
+    let (engine, faults) = engine::open(config).await?;
+    let served = async {
+        let fronts = fronts::start(config).await?;
+        serve_api(config, engine.clone(), fronts, faults, stopping).await
+    };
+    let served = served.await;
+    let closed = engine.close().await;
+    if closed.is_ok() {
+        tracing::info!("the pool is closed");
+    }
+    served.and(closed)
+}
+
+/// Presents the volumes and answers requests on the API socket until `stopping`.
+pub async fn serve_api(
+    config: &Config,
+    engine: Arc<dyn Engine>,
+    fronts: FrontEnds,
+    faults: Option<Faults>,
+    stopping: watch::Sender<bool>,
+) -> Result<()> {
+    let attachments = Attachments::new(engine.clone(), fronts);
+    attachments.restore().await;
+    let mut stop = stopping.subscribe();
+    let appliance =
+        Arc::new(Appliance { engine, attachments, jobs: Arc::default(), faults, config: config.rows(), stopping });
+    let (router, _) = api::router(appliance.clone());
+    let socket = &config.socket.value;
+    let bound = UnixListener::bind(socket).and_then(|listener| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map(|()| listener)
+    });
+    let result = match bound {
+        Ok(listener) => {
+            tracing::info!(socket = %socket.display(), "serving");
+            let mut told = stop.clone();
+            let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+                let _ = told.wait_for(|stop| *stop).await;
+            });
+            let mut server = tokio::spawn(async move { server.await });
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => {
+                    if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+                        tracing::warn!("requests under way are cut off");
+                        server.abort();
+                    }
+                    Ok(())
+                }
+                ended = &mut server => Err(Error::io(format!("the API server ended unexpectedly: {ended:?}"))),
+            }
+        }
+        Err(e) => Err(Error::io(format!("listening on {}: {e}", socket.display()))),
+    };
+    tracing::info!("stopping: front ends first");
+    appliance.attachments.stop().await;
+    let _ = std::fs::remove_file(socket);
+    result
+}
+
+/// SIGTERM and SIGINT stop the daemon in order; a second one ends it at once, which the pool survives like a crash.
+fn watch_signals(stopping: watch::Sender<bool>) -> Result<()> {
+    let listen = |kind| signal(kind).map_err(|e| Error::io(format!("listening for signals: {e}")));
+    let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            if stopping.send_replace(true) {
+                tracing::error!("told to stop twice: ending without closing the pool");
+                std::process::exit(1);
+            }
+            tracing::info!("told to stop");
+        }
+    });
+    Ok(())
+}
+
+fn start_log(config: &Config) -> Result<()> {
+    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+    let filter =
+        EnvFilter::try_new(&config.log_filter.value).map_err(|e| Error::invalid(format!("the log filter: {e}")))?;
+    let to_file = config.log_file.value.is_some();
+    let writer = match &config.log_file.value {
+        None => BoxMakeWriter::new(std::io::stderr),
+        Some(path) => {
+            let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+            let file = opened.map_err(|e| Error::io(format!("opening the log file {}: {e}", path.display())))?;
+            BoxMakeWriter::new(Arc::new(file))
+        }
+    };
+    let colours = !to_file && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
+    match config.log_format.value {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    }
+    .map_err(|e| Error::io(format!("starting the log: {e}")))
+}

@@ -1,0 +1,80 @@
+//! What the daemon's request handlers share.
+
+use std::sync::Arc;
+
+use blockdev::error::{Error, ErrorKind, Result};
+use blockdev::report::{Alert, PoolStatus};
+use tokio::sync::watch;
+
+use super::attach::Attachments;
+use super::engine::Engine;
+use super::faults::Faults;
+use super::jobs::Jobs;
+use crate::wire::{ConfigRow, Volume};
+
+/// A running appliance.
+pub struct Appliance {
+    /// The pool.
+    pub engine: Arc<dyn Engine>,
+    /// Presented volumes.
+    pub attachments: Attachments,
+    /// Long work.
+    pub jobs: Arc<Jobs>,
+    /// Fault injection; only in a laboratory.
+    pub faults: Option<Faults>,
+    /// The configuration in effect.
+    pub config: Vec<ConfigRow>,
+    /// Set once the daemon is to stop.
+    pub stopping: watch::Sender<bool>,
+}
+
+impl Appliance {
+    /// The pool's status, with alerts about what only the daemon knows.
+    pub async fn status(&self) -> PoolStatus {
+        let mut status = self.engine.status().await;
+        for (name, attachment) in self.attachments.all().await {
+            if let Some(error) = attachment.error {
+                let message = format!(
+                    "volume '{name}' should be attached via {via} and is not: {error}. Attach it again \
+                     (ashlar volume attach {name} --via {via}) or give it up (ashlar volume detach {name})",
+                    via = attachment.via
+                );
+                status.alerts.push(Alert { severity: "warning".into(), code: "volume.attachment".into(), message });
+            }
+        }
+        status.alerts.sort_by_key(|alert| severity_rank(&alert.severity));
+        status
+    }
+
+    /// All volumes and where they are presented, by name.
+    pub async fn volumes(&self) -> Vec<Volume> {
+        let mut attachments = self.attachments.all().await;
+        let infos = self.engine.volumes().await.into_iter();
+        let mut all: Vec<Volume> =
+            infos.map(|info| Volume { attachment: attachments.remove(&info.name), info }).collect();
+        all.sort_by(|a, b| a.info.name.cmp(&b.info.name));
+        all
+    }
+
+    /// One volume.
+    pub async fn volume(&self, name: &str) -> Result<Volume> {
+        let info = self.engine.volume_info(name).await?;
+        Ok(Volume { attachment: self.attachments.get(name).await, info })
+    }
+
+    /// Fault injection, or why there is none.
+    pub fn faults(&self) -> Result<&Faults> {
+        self.faults.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "faults can be injected in a laboratory only (`ashlar lab up`)")
+        })
+    }
+}
+
+/// Most severe first.
+pub fn severity_rank(severity: &str) -> u8 {
+    match severity {
+        "critical" => 0,
+        "warning" => 1,
+        _ => 2,
+    }
+}

@@ -1,0 +1,169 @@
+//! Values people type: sizes and names. The API checks by the same rules.
+
+use blockdev::error::{Error, Result};
+use blockdev::units::BLOCK_BYTES;
+
+/// Largest volume, in bytes: 256 TiB.
+pub const VOLUME_SIZE_MAX: u64 = 256 << 40;
+/// Longest volume or pool name.
+pub const NAME_LEN_MAX: usize = 63;
+
+/// Reads a size such as `10G`, `1.5TiB`, `4096`. Suffixes are binary (K = KiB = 1024 bytes); the result is in bytes.
+pub fn parse_size(text: &str) -> Result<u64> {
+    let bad = |why: &str| {
+        Error::invalid(format!("'{text}' is not a size: {why}; write for example 4096, 512M, 10G or 1.5TiB"))
+    };
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(split);
+    let shift = match suffix.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        "p" | "pib" => 50,
+        "kb" | "mb" | "gb" | "tb" | "pb" => {
+            return Err(bad("decimal units are not used here, KiB, MiB, GiB, TiB and PiB are"));
+        }
+        _ => return Err(bad("the unit is unknown")),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || fraction.contains('.') || (number.contains('.') && fraction.is_empty()) {
+        return Err(bad("a number is expected"));
+    }
+    let too_large = || bad("it is too large");
+    let whole: u128 = whole.parse().map_err(|_| too_large())?;
+    let mut bytes = whole.checked_mul(1 << shift).ok_or_else(too_large)?;
+    if !fraction.is_empty() {
+        if fraction.len() > 12 {
+            return Err(bad("it has too many decimals"));
+        }
+        let numerator: u128 = fraction.parse().map_err(|_| bad("a number is expected"))?;
+        let scale = 10u128.pow(fraction.len() as u32);
+        bytes += (numerator << shift) / scale;
+    }
+    u64::try_from(bytes).map_err(|_| too_large())
+}
+
+/// [`parse_size`] for a volume: also checks [`check_volume_size`].
+pub fn parse_volume_size(text: &str) -> Result<u64> {
+    let size = parse_size(text)?;
+    check_volume_size(size)?;
+    Ok(size)
+}
+
+/// A volume is a positive multiple of 4 KiB, at most 256 TiB.
+pub fn check_volume_size(size: u64) -> Result<()> {
+    if size == 0 {
+        return Err(Error::invalid("a volume cannot have a size of 0"));
+    }
+    if !size.is_multiple_of(BLOCK_BYTES) {
+        let next = size.next_multiple_of(BLOCK_BYTES);
+        return Err(Error::invalid(format!("the size {size} is not a multiple of 4096 bytes; the next one is {next}")));
+    }
+    if size > VOLUME_SIZE_MAX {
+        return Err(Error::invalid(format!("the size {size} is larger than the 256 TiB a volume can have")));
+    }
+    Ok(())
+}
+
+/// Names of volumes and pools: `[A-Za-z0-9][A-Za-z0-9._-]{0,62}`, so that they are safe as file names and in URIs.
+pub fn check_name(what: &str, name: &str) -> Result<()> {
+    let starts_well = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    let rest_well = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+    if starts_well && rest_well && name.len() <= NAME_LEN_MAX {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "{name:?} cannot be the name of a {what}: use 1 to {NAME_LEN_MAX} of A-Z a-z 0-9 . _ - and start with a letter or digit"
+    )))
+}
+
+/// [`check_name`] for the command line.
+pub fn parse_volume_name(name: &str) -> Result<String> {
+    check_name("volume", name)?;
+    Ok(name.to_owned())
+}
+
+/// [`check_name`] for the command line.
+pub fn parse_pool_name(name: &str) -> Result<String> {
+    check_name("pool", name)?;
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        let cases: [(&str, u64); 14] = [
+            ("0", 0),
+            ("4096", 4096),
+            ("4096b", 4096),
+            ("4k", 4096),
+            ("4 KiB", 4096),
+            ("10G", 10 << 30),
+            ("10gib", 10 << 30),
+            ("1.5TiB", 3 << 39),
+            ("0.5m", 1 << 19),
+            ("2P", 2 << 50),
+            ("1.000", 1),
+            (" 7M ", 7 << 20),
+            ("0.1k", 102),
+            ("18446744073709551615", u64::MAX),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in [
+            "",
+            " ",
+            "G",
+            "-1",
+            "+1",
+            "1e9",
+            "1..5G",
+            "1.",
+            ".5G",
+            "1.2.3",
+            "10GB",
+            "10X",
+            "1G5",
+            "0x10",
+            "١G",
+            "18446744073709551616",
+            "99999999999P",
+            "1.0000000000001G",
+            "340282366920938463463374607431768211456",
+        ] {
+            assert!(parse_size(text).is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn volume_sizes_have_bounds() {
+        assert_eq!(parse_volume_size("256T").unwrap(), VOLUME_SIZE_MAX);
+        for text in ["0", "1", "4097", "257T", "1023"] {
+            assert!(parse_volume_size(text).is_err(), "{text}");
+        }
+        assert!(parse_volume_size("4097").unwrap_err().to_string().contains("8192"));
+    }
+
+    #[test]
+    fn names_are_checked() {
+        let longest = "a".repeat(63);
+        for name in ["a", "0", "db-1", "x_y.z", "A..b", longest.as_str()] {
+            assert!(check_name("volume", name).is_ok(), "{name}");
+        }
+        let long = "a".repeat(64);
+        for name in ["", ".", "..", ".a", "-a", "_a", "a/b", "a b", "ä", "a\n", "a\0", long.as_str()] {
+            assert!(check_name("volume", name).is_err(), "{name:?}");
+        }
+    }
+}
