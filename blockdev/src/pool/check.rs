@@ -32,7 +32,8 @@ pub async fn check_array(
     let mut labelled = Vec::new();
     for member in array.online() {
         let Some(disk) = member.online() else { continue };
-        let label = read_label(&disk).await?;
+        // A disk that fails now is left out: redundancy makes up for it, or the check will say what it cannot read.
+        let Ok(label) = read_label(&disk).await else { continue };
         if label.pool == pool {
             let superblocks = crate::volume::recovery::superblocks(&disk, &label).await;
             labelled.push(Labelled { disk, label, superblocks });
