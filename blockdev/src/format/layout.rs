@@ -8,6 +8,8 @@ pub const LABEL_SIZE: usize = 4096;
 pub const SUPERBLOCK_SLOTS: u64 = 4;
 /// Bytes kept at each end of the disk for label and superblocks.
 pub const EDGE: u64 = 64 * 1024;
+/// Largest chunk: with 16 data columns, offsets in a segment stay well within 32 bits.
+pub const CHUNK_MAX: u64 = 128 << 20;
 /// Alternating places of the catalogue.
 pub const CATALOGUE_SLOTS: u64 = 2;
 
@@ -34,7 +36,7 @@ impl PoolGeometry {
     pub fn choose(smallest: u64, total: u64, chunk: Option<u64>, strip: Option<u32>) -> Result<Self> {
         let chunk_size = match chunk {
             Some(c) => c,
-            None => (smallest / 1024).next_power_of_two().clamp(256 << 10, 256 << 20),
+            None => (smallest / 1024).next_power_of_two().clamp(256 << 10, CHUNK_MAX),
         };
         let strip_size = strip.unwrap_or(64 << 10).min(chunk_size.try_into().unwrap_or(u32::MAX));
         let segments = total / chunk_size.max(1);
@@ -64,8 +66,8 @@ impl PoolGeometry {
                 self.chunk_size, self.strip_size
             )));
         }
-        if self.chunk_size > 256 << 20 {
-            return Err(Error::invalid("chunk size must be at most 256 MiB"));
+        if u64::from(self.chunk_size) > CHUNK_MAX {
+            return Err(Error::invalid(format!("chunk size must be at most {} MiB", CHUNK_MAX >> 20)));
         }
         if !aligned(self.catalogue_size) || !aligned(self.log_extent_size) || self.log_extents < 2 {
             return Err(Error::invalid("catalogue and log regions are not aligned or too small"));

@@ -184,6 +184,8 @@ pub struct Engine {
     pub frames: FrameCache,
     /// Grace periods of freed space.
     pub gate: Arc<Gate>,
+    /// Segments in all and free, as of the versions of segment table and array in front.
+    pub(crate) segment_counts: Mutex<((u64, u64), space::Space)>,
     /// Counters.
     pub counters: Counters,
     /// Asks for a checkpoint.

@@ -207,6 +207,7 @@ impl Engine {
             frames: FrameCache::new(config.frame_cache()),
             gate: Arc::default(),
             counters: Counters::default(),
+            segment_counts: Mutex::new(((u64::MAX, 0), super::space::Space::default())),
             checkpoint_wanted: Notify::new(),
             checkpointed: watch::channel(superblock.checkpoint).0,
             checkpoints: tokio::sync::Mutex::new(Checkpoints {
