@@ -45,11 +45,7 @@ impl VolumeDirectory {
             return Err(Errno::EISDIR);
         }
         let node = self.0.tree.by_ino(ino).ok_or(Errno::ENODEV)?;
-        let permit = self.0.gate.enter(bytes, &node.in_flight).ok_or(Errno::ENODEV)?;
-        // A forced removal waits for requests in flight: those that come after it must not start.
-        if self.0.tree.by_ino(ino).is_none() {
-            return Err(Errno::ENODEV);
-        }
+        let permit = self.0.gate.enter(bytes, &node.usage).ok_or(Errno::ENODEV)?;
         Ok((node, permit))
     }
 
