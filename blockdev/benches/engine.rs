@@ -59,10 +59,10 @@ fn compress_alone(data: &[Bytes], threads: usize) -> f64 {
 
 async fn write_all(device: &Arc<dyn BlockDevice>, data: &[Bytes], base: u64) -> f64 {
     let start = Instant::now();
-    let mut flying = VecDeque::new();
+    let mut flying: VecDeque<tokio::task::JoinHandle<blockdev::error::Result<()>>> = VecDeque::new();
     for (i, buffer) in data.iter().enumerate() {
         if flying.len() >= 16 {
-            let oldest: tokio::task::JoinHandle<_> = flying.pop_front().expect("not empty");
+            let oldest = flying.pop_front().expect("not empty");
             oldest.await.expect("joined").expect("written");
         }
         flying.push_back(tokio::spawn(device.write(base + (i * BIG) as u64, buffer.clone(), false)));
