@@ -50,7 +50,9 @@ impl PoolGeometry {
         let strip_size = strip.unwrap_or(64 << 10).min(chunk_size.try_into().unwrap_or(u32::MAX));
         let segments = total / chunk_size.max(1);
         // About 100 bytes of catalogue a segment before compression, and room for volumes.
-        let catalogue_size = segments.saturating_mul(100).clamp(0, 1 << 30) + (48 << 10);
+        // One pointer of the block table's directory for each 128 MiB of unique data, four times as much as is stored.
+        let directory = total / (128 << 20) * 24 * 4;
+        let catalogue_size = segments.saturating_mul(100).saturating_add(directory).clamp(0, 1 << 30) + (48 << 10);
         let catalogue_size = catalogue_size.next_multiple_of(64 << 10).clamp(64 << 10, REGION_SIZE_MAX.into());
         // An extent holds at least one entry with the unfinished stripes of two streams inline.
         let strips = if strip_size < 32 << 10 { 32 } else { 64 };

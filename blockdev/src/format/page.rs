@@ -79,8 +79,9 @@ pub struct BlockEntry {
     pub checksum: u64,
     /// Uncompressed bytes of the frame.
     pub raw_len: u16,
-    /// Checkpoint interval in which the entry was freed; it is reused only once that checkpoint is durable.
-    pub freed_in: u32,
+    /// Checkpoint interval in which the block was given its content or, when free, in which it was freed: a free entry is reused only
+    /// once that checkpoint is durable.
+    pub interval: u32,
 }
 
 impl BlockEntry {
@@ -106,7 +107,7 @@ impl BlockEntry {
         out.put_u8(self.frame_blocks);
         out.put_u16(self.raw_len);
         out.put_u32(self.refcount);
-        out.put_u32(self.freed_in);
+        out.put_u32(self.interval);
         out.put_u64(self.checksum);
     }
 
@@ -120,12 +121,12 @@ impl BlockEntry {
         };
         let (index, frame_blocks) = (get.u8()?, get.u8()?);
         let raw_len = get.u16()?;
-        let (refcount, freed_in) = (get.u32()?, get.u32()?);
+        let (refcount, interval) = (get.u32()?, get.u32()?);
         let checksum = get.u64()?;
         if refcount > 0 && index >= frame_blocks {
             return Err(Error::corrupt("block table: block index beyond its frame"));
         }
-        Ok(Self { frame, codec, index, frame_blocks, kind, refcount, checksum, raw_len, freed_in })
+        Ok(Self { frame, codec, index, frame_blocks, kind, refcount, checksum, raw_len, interval })
     }
 }
 

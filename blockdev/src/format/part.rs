@@ -58,7 +58,7 @@ pub const fn item_bytes_max(blocks: usize) -> usize {
 /// Upper bound of the bytes of a summary without items.
 pub const PART_OVERHEAD: usize = 64;
 /// Upper bound of the bytes of any summary.
-pub const PART_BYTES_MAX: usize = 48 << 10;
+pub const PART_BYTES_MAX: usize = 40 << 10;
 
 /// A virtual block; none where a frame has a place that no block took.
 fn get_block(get: &mut Get<'_>) -> Result<VirtualBlock> {

@@ -56,13 +56,13 @@ impl Log {
     }
 
     /// Writes one entry; durable on all its mirrors when this completes. `full` is called when the log has no room and
-    /// a checkpoint must come first.
+    /// a checkpoint must come first; it says whether to wait for that.
     pub async fn write(
         &self,
         durable: &[(SegmentId, u32)],
         inline: &[(SegmentId, u32, &[u8])],
         records: &[&[u8]],
-        mut full: impl FnMut(),
+        mut full: impl FnMut() -> bool,
     ) -> Result<()> {
         let number = {
             let mut inner = self.inner.lock();
@@ -70,9 +70,11 @@ impl Log {
             inner.next_entry - 1
         };
         loop {
+            let trimmed = self.trimmed.notified();
             let Some((extent, mirrors, offset, data)) = self.place(number, durable, inline, records)? else {
-                let trimmed = self.trimmed.notified();
-                full();
+                if !full() {
+                    return Err(Error::new(ErrorKind::Unavailable, "the pool is stopped"));
+                }
                 self.array.check_quorum()?;
                 trimmed.await;
                 continue;

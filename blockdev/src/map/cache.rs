@@ -125,6 +125,13 @@ impl<P: Clone> PageCache<P> {
         }
     }
 
+    /// Evicts down to `target` when that is exceeded by a quarter: not for every page that is loaded.
+    pub fn evict_beyond(&mut self, target: usize) {
+        if self.slots.len() > target + target / 4 + 64 {
+            self.evict(target);
+        }
+    }
+
     /// Evicts clean pages that were not used lately until at most `target` are left, as far as that goes in one round.
     pub fn evict(&mut self, target: usize) {
         let mut steps = 2 * self.clock.len();

@@ -15,6 +15,8 @@ const FANOUT: u64 = TABLE_FANOUT as u64;
 const DIR_FANOUT: u64 = DIRECTORY_FANOUT as u64;
 /// A page is searched for free entries only when it has at least this many.
 const REUSE_MIN: u32 = 32;
+/// Pages searched in vain before the table grows instead.
+const FRUITLESS_MAX: usize = 8;
 /// Pages looked at for reuse before the table grows instead.
 const REUSE_STEPS: u64 = 64;
 
@@ -153,10 +155,13 @@ impl BlockTable {
     /// before anybody else allocates.
     pub fn allocate(&mut self, count: usize, out: &mut Vec<VirtualBlock>) -> Need<()> {
         let target = out.len() + count;
+        // Pages that look free but whose entries may not be reused yet are not looked at for ever.
+        let mut fruitless = 0;
         while out.len() < target {
             let (page, from) = self.cursor;
             if from >= TABLE_FANOUT {
-                let next = self.next_page()?;
+                let next = self.next_page(fruitless < FRUITLESS_MAX)?;
+                fruitless += 1;
                 self.handed_out.push(next);
                 self.cursor = (next, 0);
                 continue;
@@ -166,11 +171,12 @@ impl BlockTable {
             let entries = self.pages.get(page).ok_or(Miss::Table(page))?;
             let found = (from..TABLE_FANOUT).find(|&slot| {
                 let e = &entries.0[slot];
-                e.refcount == 0 && e.freed_in < released && (page, slot) != (0, 0)
+                e.refcount == 0 && e.interval < released && (page, slot) != (0, 0)
             });
             match found {
                 Some(slot) => {
                     self.cursor.1 = slot + 1;
+                    fruitless = 0;
                     out.push(VirtualBlock(page * FANOUT + slot as u64));
                 }
                 None => self.cursor.1 = TABLE_FANOUT,
@@ -186,9 +192,9 @@ impl BlockTable {
     }
 
     /// A page with enough free entries when a good part of the table is free, else a new page at its end.
-    fn next_page(&mut self) -> Need<u64> {
+    fn next_page(&mut self, reuse: bool) -> Need<u64> {
         let pages = self.len / FANOUT;
-        if pages > 0 && self.used() * 4 < self.len * 3 {
+        if reuse && pages > 0 && self.used() * 4 < self.len * 3 {
             for step in 0..REUSE_STEPS.min(pages) {
                 let page = (self.search + step) % pages;
                 if !self.handed_out.contains(&page) && self.pointer(page)?.used + REUSE_MIN <= TABLE_FANOUT as u32 {

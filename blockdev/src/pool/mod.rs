@@ -29,7 +29,7 @@ use crate::segment::table::disks_min;
 use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, VolumeId};
 use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
-use crate::volume::recovery::{read_label, write_labels};
+use crate::volume::recovery::{next_epoch, read_label, write_labels};
 use crate::volume::{Engine, space::Space};
 
 /// Most disks of a pool.
@@ -129,7 +129,7 @@ impl Pool {
             Member::new(DiskId(i as u16), uuid(&env), size, Some(disk), false)
         });
         let array = DiskArray::new(env.clone(), geometry, tolerance, members.collect());
-        let epoch = Epoch(1);
+        let epoch = next_epoch(&env, Epoch(0));
         let catalogue = Catalogue {
             next_incarnation: 1,
             next_volume: 1,
@@ -233,6 +233,7 @@ impl Pool {
         let _turn = self.0.administration.lock().await;
         let record = self.record(name)?;
         let handle = self.handle(record.id, name)?;
+        let _quiet = handle.exclude_writes().await;
         if blocks < record.blocks {
             // First no new requests beyond the end, then those under way, then the space.
             handle.set_blocks(blocks);
@@ -256,10 +257,12 @@ impl Pool {
             ));
         }
         let id = record.id;
+        let handle = self.handle(id, name)?;
+        let quiet = handle.exclude_writes().await;
         engine.commit_ops(vec![Op::PutVolume(VolumeRecord { deleting: true, ..record })]).await?;
-        if let Some(handle) = self.0.volumes.lock().remove(&id) {
-            handle.retire();
-        }
+        handle.retire();
+        self.0.volumes.lock().remove(&id);
+        drop(quiet);
         let engine = engine.clone();
         self.0.engine.env.spawn(Box::pin(async move { delete_in_background(engine, id).await }));
         Ok(())
@@ -401,7 +404,7 @@ impl Pool {
             health: health.into(),
             tolerance: engine.array.tolerance,
             layout,
-            epoch: engine.epoch.0,
+            epoch: engine.epoch.0 >> 32,
             raw: disks.iter().map(|d| d.size).sum(),
             usable: space.usable,
             used: space.used,

@@ -17,8 +17,6 @@ use crate::format::record::SegmentRecord;
 use crate::report::{DiskInfo, DiskState, Tolerance};
 use crate::units::{ChunkIndex, DiskId, SegmentId, Uuid};
 
-/// A disk that answers this many reads with an error since it was opened is declared failed.
-const READ_ERRORS_MAX: u64 = 64;
 /// Pause before a write is tried again that failed for want of space under a file-backed disk.
 const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
 
@@ -95,6 +93,7 @@ pub struct DiskArray {
     members: RwLock<Vec<Arc<Member>>>,
     /// Raised whenever a disk is declared failed; readers compare it to notice.
     failures: AtomicU64,
+    stopped: AtomicBool,
     /// Raised whenever a disk goes or comes.
     changes: AtomicU64,
     /// Bytes written and read, all kinds.
@@ -168,6 +167,7 @@ impl DiskArray {
             members: RwLock::new(members.into_iter().map(Arc::new).collect()),
             failures: AtomicU64::new(0),
             changes: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
         }
@@ -191,6 +191,11 @@ impl DiskArray {
     /// How often a disk was declared failed so far.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Acquire)
+    }
+
+    /// The pool stops: what waits for space is given up.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// How often a disk went or came so far.
@@ -258,6 +263,9 @@ impl DiskArray {
                 Err(DiskError::NoSpace(why)) => {
                     member.write_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(disk = id.0, why, "no space under a file-backed disk; waiting");
+                    if self.stopped.load(Ordering::Acquire) {
+                        return Err(Error::new(ErrorKind::Unavailable, format!("disk {id}: {why}; the pool is stopped")));
+                    }
                     self.env.sleep(NO_SPACE_RETRY).await;
                 }
                 Err(e) => {
@@ -280,8 +288,9 @@ impl DiskArray {
                 Ok(data)
             }
             Err(e) => {
-                let errors = member.read_errors.fetch_add(1, Ordering::Relaxed) + 1;
-                if matches!(e, DiskError::Failed(_)) || errors >= READ_ERRORS_MAX {
+                // A place that cannot be read says nothing about the rest of the disk.
+                member.read_errors.fetch_add(1, Ordering::Relaxed);
+                if matches!(e, DiskError::Failed(_)) {
                     self.fail(id, &e.to_string());
                 }
                 Err(Error::io(format!("disk {id}: {e}")))

@@ -44,8 +44,15 @@ pub struct Appender {
     pub extent: Arc<Extent>,
     stripe_size: u32,
     capacity: u32,
+    /// Frames and their summary end here; the rest is kept for the summary that a recovery may have to write behind everything else.
+    limit: u32,
     inner: Mutex<Inner>,
     progress: Notify,
+}
+
+/// Bytes at the end of every segment that only a recovery uses: whole stripes with room for one summary.
+pub fn recovery_room(stripe_size: u32) -> u32 {
+    (PART_BYTES_MAX as u32).next_multiple_of(stripe_size)
 }
 
 /// A stripe that is complete and must be written.
@@ -74,7 +81,8 @@ impl Appender {
             frozen: written,
         };
         let (stripe_size, capacity) = (extent.stripe_size(geometry), extent.capacity(geometry));
-        Self { extent, stripe_size, capacity, inner: Mutex::new(inner), progress: Notify::new() }
+        let limit = capacity - recovery_room(stripe_size);
+        Self { extent, stripe_size, capacity, limit, inner: Mutex::new(inner), progress: Notify::new() }
     }
 
     /// Bytes of data in a stripe.
@@ -101,7 +109,13 @@ impl Appender {
     /// Whether a frame of `len` bytes and `blocks` blocks fits, with the summary that must follow.
     pub fn fits(&self, len: usize, blocks: usize) -> bool {
         let inner = self.inner.lock();
-        inner.filled as usize + len + inner.summary_bytes + item_bytes_max(blocks) <= self.capacity as usize
+        inner.filled as usize + len + inner.summary_bytes + item_bytes_max(blocks) <= self.limit as usize
+    }
+
+    /// Whether the summary of what was described still fits behind it.
+    pub fn has_room_for_summary(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.items.is_empty() || inner.filled as usize + inner.summary_bytes <= self.capacity as usize
     }
 
     /// Whether the running part is long enough to be closed before a frame of `blocks` blocks is added.

@@ -125,6 +125,7 @@ impl Engine {
             return Ok(());
         }
         self.note_failures(&mut own);
+        let before = own.unflushed.clone();
         let (frozen, mark) = self.freeze(&mut own).await?;
         let number = own.number + 1;
         let frozen = self.write_pages(&mut own, frozen).await?;
@@ -134,6 +135,10 @@ impl Engine {
             self.log.trim(log_start);
         }
         self.flush_disks(frozen.open.iter()).await?;
+        // A disk that failed in this flush lacks what was written since the previous checkpoint.
+        let since = std::mem::replace(&mut own.unflushed, before);
+        self.note_failures(&mut own);
+        own.unflushed = since;
 
         let mut segments = frozen.segments.records();
         for appender in &frozen.open {
@@ -161,8 +166,15 @@ impl Engine {
             stored_bytes: frozen.stored_bytes,
         };
         self.check_fence().await?;
+        // A task that ended half-way must not become the truth.
+        if let Some(e) = self.failure() {
+            return Err(e);
+        }
+        let encoded = catalogue.encode()?.len() as u64;
+        self.catalogue_bytes.store(encoded, Ordering::Relaxed);
         write_root(&self.array, self.uuid, self.epoch, number, log_start, &catalogue).await?;
 
+        self.noted_failures.store(own.failures, Ordering::Release);
         own.number = number;
         own.forced = false;
         own.record = frozen.record;
@@ -326,13 +338,16 @@ impl Engine {
             open.pad(&mut ready);
             draft.ready.extend(ready.into_iter().map(|r| (open.clone(), r)));
             self.note_layout(&mut frozen, draft).await?;
-            // Metadata segments are written only here: all of it belongs to this checkpoint.
-            frozen.open.iter().for_each(|a| if a.extent.incarnation >= own.unflushed.1 || Arc::ptr_eq(a, &open) { a.freeze() });
             if !frozen.open.iter().any(|a| Arc::ptr_eq(a, &open)) {
                 frozen.open.push(open);
             }
         }
         for appender in &frozen.open {
+            // Metadata segments are written only here: all of what they hold belongs to this checkpoint.
+            let segment = frozen.segments.get(appender.extent.segment);
+            if segment.is_some_and(|s| s.record.stream == Stream::Meta) {
+                appender.freeze();
+            }
             appender.wait_completed(appender.frozen(), || self.is_dead()).await;
         }
         match self.failure() {

@@ -57,7 +57,8 @@ impl Engine {
 
     async fn clean_until_enough(self: &Arc<Self>, aside: &mut FxHashSet<u64>) -> Result<()> {
         let space = self.space();
-        if space.free_segments >= self.low_water(&space) {
+        // While somebody reads a checkpoint no segment comes back: cleaning would only use up what is free.
+        if space.free_segments >= self.low_water(&space) || self.pins.load(Ordering::Acquire) > 0 {
             return Ok(());
         }
         loop {
@@ -69,7 +70,7 @@ impl Engine {
             let mut cleaned = 0;
             while cleaned < ROUND && self.has_room_to_clean() {
                 let Some(victim) = self.choose_victim(aside) else { break };
-                if self.clean_segment(&victim).await? {
+                if self.clean_segment(&victim).await? && self.is_emptied(&victim) {
                     self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);
                 } else {
                     tracing::warn!(segment = victim.id.0, "a segment has blocks that cannot be read; it is set aside");
@@ -83,6 +84,13 @@ impl Engine {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether cleaning left nothing behind. Metadata segments empty with the next checkpoint.
+    fn is_emptied(&self, victim: &SegmentRecord) -> bool {
+        let state = self.state.read();
+        let live = state.segments.get(victim.id).filter(|s| s.record.incarnation == victim.incarnation).map_or(0, |s| s.record.live);
+        live == 0 || victim.stream == Stream::Meta
     }
 
     fn has_room_to_clean(&self) -> bool {
@@ -214,8 +222,10 @@ impl Engine {
         let frames = compute(&self.env, move || compress(groups, compression)).await.ok_or_else(stopped)?;
         let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
 
+        self.wait_for_log().await?;
         let mut committer = self.committer.lock().await;
-        if !self.has_room_to_clean() {
+        let space = self.space();
+        if space.free_segments < space.cleaner_min() + bytes as u64 / space.segment.max(1) {
             return Err(Error::new(ErrorKind::NoSpace, "no free segment is left for the cleaner"));
         }
         let mut moves = Vec::with_capacity(good.len());

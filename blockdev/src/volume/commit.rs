@@ -8,7 +8,7 @@ use rustc_hash::FxBuildHasher;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Engine;
-use super::destage::{Plan, Reduced, ReducedFrame, ReducedWrite};
+use super::destage::{Plan, Reduced, ReducedFrame, ReducedWrite, Stamp};
 use super::group_commit::Queued;
 use super::state::Blocked;
 use crate::codec::Codec;
@@ -25,7 +25,7 @@ use crate::units::{BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
 /// Stripes being written at the same time, over all segments.
 pub(super) const STRIPES_IN_FLIGHT: usize = 24;
 /// Mapped blocks one record gives back at most.
-const UNMAP_BLOCKS: u64 = 4096;
+const UNMAP_BLOCKS: u64 = 512;
 
 /// What only the holder of the commit lock may touch: the open segments of the data and the cold stream.
 #[derive(Default)]
@@ -55,16 +55,19 @@ impl Engine {
     /// The task that commits batches.
     pub(super) async fn commit_batches(self: Arc<Self>, mut batches: mpsc::Receiver<oneshot::Receiver<Reduced>>) {
         while let Some(batch) = batches.recv().await {
-            let Ok(batch) = batch.await else { continue };
+            let batch = match batch.await {
+                Ok(batch) => batch,
+                Err(_) => {
+                    // Its place in the order would be skipped and a later flush answered without it.
+                    self.fail(Error::io("a batch of writes was lost"));
+                    continue;
+                }
+            };
             if self.is_dead() {
                 continue;
             }
             let result = match batch {
-                Reduced::Writes { writes, frames, pass } => {
-                    let result = self.commit_writes(writes, frames).await;
-                    drop(pass);
-                    result
-                }
+                Reduced::Writes { writes, frames } => self.commit_writes(writes, frames).await,
                 Reduced::Unmap { seqno, volume, lba, count, done } => {
                     let result = self.commit_unmap(volume, lba, count, seqno).await;
                     let _ = done.send(result.clone());
@@ -81,6 +84,9 @@ impl Engine {
         let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
         self.wait_for_space(bytes).await?;
         let mut committer = self.committer.lock().await;
+        let _pass = self.gate.enter();
+        // Checkpoints take their instant under the commit lock: the interval stays as it is until this is committed.
+        let interval = self.state.read().table.interval;
         let seqno = writes.last().map_or(Seqno(0), |w| w.seqno);
         // A volume that was deleted meanwhile takes no more writes.
         let (writes, orphans): (Vec<_>, Vec<_>) = {
@@ -99,12 +105,14 @@ impl Engine {
                         out.push(Some(BlockRef::Zero));
                         continue;
                     }
-                    Plan::Stored(v) => Some(*v),
+                    Plan::Stored(v, stamp) => Some((*v, *stamp)),
                     Plan::Pending(cell) => cell.get().copied(),
                     Plan::Unique(..) => None,
                 };
                 let shared = match candidate {
-                    Some(v) if self.is_sharable(v, block.fingerprint as u64).await? => Some(BlockRef::Shared(v)),
+                    Some((v, stamp)) if self.is_sharable(v, stamp, block.fingerprint as u64).await? => {
+                        Some(BlockRef::Shared(v))
+                    }
                     _ => None,
                 };
                 fresh += usize::from(shared.is_none());
@@ -119,12 +127,13 @@ impl Engine {
         // A twin of an earlier block of this very batch becomes a reference to it.
         let mut decided_now: HashSet<VirtualBlock, FxBuildHasher> = HashSet::default();
         let mut record = Record { seqno, ..Record::default() };
-        let mut contents: Vec<Vec<(VirtualBlock, u128)>> = frames.iter().map(|f| Vec::with_capacity(f.blocks.into())).collect();
+        let empty = (VirtualBlock::NONE, 0);
+        let mut contents: Vec<Vec<(VirtualBlock, u128)>> = frames.iter().map(|f| vec![empty; f.blocks.into()]).collect();
         for (write, refs) in writes.iter().zip(refs) {
             let mut blocks = Vec::with_capacity(refs.len());
             for ((block, plan, cell), known) in write.blocks.iter().zip(refs) {
                 let twin = match plan {
-                    Plan::Pending(twin) => twin.get().copied(),
+                    Plan::Pending(twin) => twin.get().map(|(v, _)| *v),
                     _ => None,
                 };
                 let decided = match (known, plan) {
@@ -144,17 +153,21 @@ impl Engine {
                                     codec: Codec::Raw,
                                     blocks: 1,
                                 });
-                                contents.push(Vec::new());
+                                contents.push(vec![empty]);
                                 (frames.len() as u32 - 1, 0)
                             }
                         };
-                        contents[frame as usize].push((id, block.fingerprint));
+                        contents[frame as usize][usize::from(index)] = (id, block.fingerprint);
                         BlockRef::New { block: id, frame, index, fingerprint: block.fingerprint }
                     }
                 };
                 match decided {
                     BlockRef::New { block, .. } | BlockRef::Shared(block) => {
-                        let _ = cell.set(block);
+                        let stamp = match decided {
+                            BlockRef::New { .. } => interval,
+                            _ => self.state.read().table.entry(block).map_or(interval, |e| e.interval),
+                        };
+                        let _ = cell.set((block, stamp));
                         decided_now.insert(block);
                     }
                     BlockRef::Zero => {
@@ -175,11 +188,19 @@ impl Engine {
         self.commit(&mut committer, draft).await?;
         drop(committer);
 
+        for write in &orphans {
+            // Nobody may wait for their identities.
+            for (_, _, cell) in &write.blocks {
+                let _ = cell.set((VirtualBlock::NONE, 0));
+            }
+        }
         for write in writes.into_iter().chain(orphans) {
             self.intake.committed(write.volume, write.lba, write.blocks.len(), write.seqno);
             let mut index = self.index.lock();
             for (block, plan, cell) in &write.blocks {
-                if let (false, Some(v)) = (matches!(plan, Plan::Zero), cell.get()) {
+                if let (false, Some((v, _))) = (matches!(plan, Plan::Zero), cell.get())
+                    && !v.is_none()
+                {
                     index.insert_recent(block.fingerprint, *v);
                 }
             }
@@ -189,15 +210,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether a block may get one more reference: it is in use and has the checksum that was verified.
-    async fn is_sharable(&self, block: VirtualBlock, checksum: u64) -> Result<bool> {
+    /// Whether a block may get one more reference: it is in use and still is what was compared.
+    async fn is_sharable(&self, block: VirtualBlock, stamp: Stamp, checksum: u64) -> Result<bool> {
         let entry = self
             .with_state_mut(|s| {
                 s.table.ensure(block)?;
                 Ok(s.table.entry(block)?)
             })
             .await?;
-        let sum = entry.checksum == checksum || planted::active(Bug::NoVerify);
+        let sum = (entry.checksum == checksum && entry.interval == stamp) || planted::active(Bug::NoVerify);
         Ok(entry.refcount > 0 && entry.refcount < u32::MAX - 1 && entry.kind == BlockKind::Data && sum)
     }
 
@@ -334,7 +355,7 @@ impl Engine {
         let closed = |_| Error::new(ErrorKind::Unavailable, "the pool is stopped");
         let permit = self.stripes.clone().acquire_owned().await.map_err(closed)?;
         let engine = self.clone();
-        self.env.spawn(Box::pin(async move {
+        self.spawn(async move {
             let ReadyStripe { stripe, data } = stripe;
             let extent = appender.extent.clone();
             let (array, columns, parity) = (engine.array.clone(), extent.data, extent.parity);
@@ -343,7 +364,7 @@ impl Engine {
                 0 => Vec::new(),
                 _ => match compute(&engine.env, move || array.parity_of(&source, columns, parity)).await {
                     Some(strips) => strips,
-                    None => return,
+                    None => return engine.fail(Error::io("computing parity did not end well")),
                 },
             };
             if planted::active(Bug::ParityMissing) {
@@ -357,17 +378,19 @@ impl Engine {
                 Err(e) => engine.fail(e),
             }
             drop(permit);
-        }));
+        });
         Ok(())
     }
 
     /// Gives a range back, in several records when much is mapped.
     pub async fn commit_unmap(self: &Arc<Self>, volume: VolumeId, lba: Lba, count: u64, seqno: Seqno) -> Result<()> {
-        let _pass = self.gate.enter();
         let end = lba.0 + count;
         let mut at = lba.0;
         while at < end {
+            self.wait_for_log().await?;
+            self.checkpoint_if_due();
             let mut committer = self.committer.lock().await;
+            let _pass = self.gate.enter();
             // As far as UNMAP_BLOCKS mapped blocks reach.
             let piece = self
                 .with_state(|s| {
@@ -392,6 +415,7 @@ impl Engine {
         }
         // Nothing (more) was mapped: an empty record carries the number on.
         let mut committer = self.committer.lock().await;
+        let _pass = self.gate.enter();
         let record = Record { seqno, ..Record::default() };
         self.commit(&mut committer, Draft { record, ..Draft::default() }).await?;
         Ok(())
@@ -401,9 +425,10 @@ impl Engine {
     pub async fn commit_ops(self: &Arc<Self>, ops: Vec<Op>) -> Result<()> {
         self.check_alive()?;
         self.flush().await?;
-        let _pass = self.gate.enter();
+        self.wait_for_log().await?;
         let number = {
             let mut committer = self.committer.lock().await;
+            let _pass = self.gate.enter();
             let record = Record { ops, ..Record::default() };
             self.commit(&mut committer, Draft { record, ..Draft::default() }).await?
         };

@@ -18,6 +18,7 @@ use super::intake::{HostBlock, HostOp, Numbered};
 use crate::codec::{Codec, Compressor};
 use crate::dedupe::{ListId, Lookup};
 use crate::env::compute;
+use crate::error::Error;
 use crate::format::part::Content;
 use crate::planted::{self, Bug};
 use crate::units::{BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
@@ -36,13 +37,20 @@ const INLINE_BLOCKS: usize = 2;
 pub enum Plan {
     /// Takes no space.
     Zero,
-    /// Equal to a stored block, byte for byte.
-    Stored(VirtualBlock),
+    /// Equal to a stored block, byte for byte: the block and its [`Stamp`] when it was compared.
+    Stored(VirtualBlock, Stamp),
     /// Equal to a block of an earlier batch, or earlier in this one, whose identity will be known when this is committed.
-    Pending(Arc<OnceLock<VirtualBlock>>),
+    Pending(Twin),
     /// New: the frame and the position in it.
     Unique(u32, u8),
 }
+
+/// Checkpoint interval in which a virtual block was given its present content. A block that was freed and given out again has
+/// another one, so what was compared earlier is never taken for what is there now.
+pub type Stamp = u32;
+
+/// Tells later batches which block a unique block became.
+pub type Twin = Arc<OnceLock<(VirtualBlock, Stamp)>>;
 
 /// A compressed frame.
 pub struct ReducedFrame {
@@ -65,7 +73,7 @@ pub struct ReducedWrite {
     /// First block.
     pub lba: Lba,
     /// Content and plan of each block, and the cell that tells later batches its identity.
-    pub blocks: Vec<(HostBlock, Plan, Arc<OnceLock<VirtualBlock>>)>,
+    pub blocks: Vec<(HostBlock, Plan, Twin)>,
     /// Room in the write buffer, given back when the write is committed.
     pub room: tokio::sync::OwnedSemaphorePermit,
 }
@@ -78,8 +86,6 @@ pub enum Reduced {
         writes: Vec<ReducedWrite>,
         /// Frames that [`Plan::Unique`] points to.
         frames: Vec<ReducedFrame>,
-        /// Keeps what was verified from being reused.
-        pass: Pass,
     },
     /// A discard.
     Unmap {
@@ -97,7 +103,7 @@ pub enum Reduced {
 }
 
 /// Blocks of batches that are not committed, by fingerprint.
-type PendingBlocks = HashMap<u128, (Bytes, Arc<OnceLock<VirtualBlock>>), FxBuildHasher>;
+type PendingBlocks = HashMap<u128, (Bytes, Twin), FxBuildHasher>;
 
 impl Engine {
     /// The task that forms batches.
@@ -125,7 +131,7 @@ impl Engine {
                         let reduced = engine.reduce(writes, pass).await;
                         let _ = send.send(reduced);
                     };
-                    self.env.spawn(Box::pin(reduce));
+                    self.spawn(reduce);
                 }
                 None => {}
             }
@@ -192,7 +198,7 @@ impl Engine {
     async fn plan_block(
         &self,
         block: &HostBlock,
-        cell: &Arc<OnceLock<VirtualBlock>>,
+        cell: &Twin,
         pending: &mut PendingBlocks,
     ) -> Plan {
         if block.is_zero() {
@@ -206,7 +212,7 @@ impl Engine {
         }
         let found = self.index.lock().lookup(block.fingerprint);
         match found {
-            Lookup::Recent(candidate) => Plan::Stored(candidate),
+            Lookup::Recent(candidate) => Plan::Stored(candidate, 0),
             _ => {
                 pending.insert(key, (block.data.clone(), cell.clone()));
                 Plan::Unique(0, 0)
@@ -281,7 +287,8 @@ impl Engine {
             groups.push(blocks);
         }
         let compression = self.config.compression;
-        let frames = if unique.len() <= INLINE_BLOCKS {
+        let expected = groups.len();
+        let frames: Vec<ReducedFrame> = if unique.len() <= INLINE_BLOCKS {
             compress(groups, compression)
         } else {
             let mut jobs = Vec::new();
@@ -292,7 +299,12 @@ impl Engine {
             }
             join_all(jobs).await.into_iter().flatten().flatten().collect()
         };
-        Reduced::Writes { writes, frames, pass }
+        // What was compared and read may be moved from now on; commits look again before they share it.
+        drop(pass);
+        if frames.len() != expected {
+            self.fail(Error::io("compressing a batch did not end well"));
+        }
+        Reduced::Writes { writes, frames }
     }
 
     /// Turns candidates that are not equal after all into unique blocks.
@@ -303,7 +315,7 @@ impl Engine {
         let mut wanted: Vec<(usize, usize, VirtualBlock)> = Vec::new();
         for (w, write) in writes.iter().enumerate() {
             for (b, (_, plan, _)) in write.blocks.iter().enumerate() {
-                if let Plan::Stored(candidate) = plan {
+                if let Plan::Stored(candidate, _) = plan {
                     wanted.push((w, b, *candidate));
                 }
             }
@@ -317,11 +329,15 @@ impl Engine {
         let stored = self.read_blocks_matching(&blocks, &sums).await;
         for ((w, b, _), stored) in wanted.into_iter().zip(stored) {
             let (block, plan, _) = &mut writes[w].blocks[b];
-            if stored.as_deref() == Some(&block.data[..]) {
-                self.counters.dedupe_hits.fetch_add(1, Ordering::Relaxed);
-            } else {
-                self.counters.dedupe_misses.fetch_add(1, Ordering::Relaxed);
-                *plan = Plan::Unique(0, 0);
+            match (stored, &mut *plan) {
+                (Some((data, stamp)), Plan::Stored(_, known)) if data == block.data => {
+                    *known = stamp;
+                    self.counters.dedupe_hits.fetch_add(1, Ordering::Relaxed);
+                }
+                _ => {
+                    self.counters.dedupe_misses.fetch_add(1, Ordering::Relaxed);
+                    *plan = Plan::Unique(0, 0);
+                }
             }
         }
     }
@@ -341,7 +357,8 @@ pub fn compress(groups: Vec<Vec<Bytes>>, compression: crate::report::Compression
     COMPRESSOR.with_borrow_mut(|compressor| {
         let pack = |blocks: Vec<Bytes>| {
             let raw = match &blocks[..] {
-                [one] => one.clone(),
+                // A copy: the frame cache must not keep the host's whole buffer for one block of it.
+                [one] => Bytes::copy_from_slice(one),
                 _ => {
                     let mut raw = BytesMut::with_capacity(blocks.len() * BLOCK_SIZE);
                     blocks.iter().for_each(|b| raw.extend_from_slice(b));

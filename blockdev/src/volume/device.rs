@@ -51,6 +51,11 @@ impl Volume {
         self.gone.store(true, Ordering::Release);
     }
 
+    /// Keeps all writes of the volume out, those under way included, until the guard is dropped.
+    pub async fn exclude_writes(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.exclusive.write().await
+    }
+
     fn check_range(&self, offset: u64, len: u64) -> Result<()> {
         if self.gone.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::NotFound, format!("volume {} is deleted", self.name)));
@@ -87,9 +92,12 @@ impl Volume {
         self.engine.check_alive()?;
         if offset % BLOCK_BYTES == 0 && data.len() % BLOCK_SIZE == 0 {
             let _shared = self.exclusive.read().await;
+            // Again: the volume may have shrunk or gone while this waited.
+            self.check_range(offset, data.len() as u64)?;
             return self.write_blocks(offset / BLOCK_BYTES, data).await;
         }
         let _alone = self.exclusive.write().await;
+        self.check_range(offset, data.len() as u64)?;
         let (first, data) = self.complete_blocks(offset, data).await?;
         self.write_blocks(first, data).await
     }
@@ -122,10 +130,10 @@ impl Volume {
             let n = piece.min(all - at);
             let block = |i: usize| HostBlock::of(data.slice((at + i) * BLOCK_SIZE..(at + i + 1) * BLOCK_SIZE));
             let blocks: Vec<HostBlock> = (0..n).map(block).collect();
-            if blocks.iter().any(|b| !b.is_zero()) {
-                engine.check_space(n).await?;
-            }
             let room = engine.intake.reserve(n).await?;
+            if blocks.iter().any(|b| !b.is_zero()) {
+                engine.check_space().await?;
+            }
             engine.check_alive()?;
             engine.intake.write(self.id, Lba(first + at as u64), blocks, room);
         }
@@ -164,6 +172,7 @@ impl Volume {
             self.write_bytes(end * BLOCK_BYTES, Bytes::from(vec![0; tail as usize])).await?;
         }
         let _shared = self.exclusive.read().await;
+        self.check_range(offset, len)?;
         self.unmap(first, end - first).await
     }
 
@@ -228,9 +237,9 @@ impl BlockDevice for VolumeDevice {
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<Result<()>> {
         let volume = self.0.clone();
         Box::pin(async move {
+            let _shared = volume.exclusive.read().await;
             volume.check_range(offset, len)?;
             let (first, end) = (offset.div_ceil(BLOCK_BYTES), (offset + len) / BLOCK_BYTES);
-            let _shared = volume.exclusive.read().await;
             volume.unmap(first, end.saturating_sub(first)).await
         })
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
@@ -103,12 +104,17 @@ impl LogQueue {
 
 impl Engine {
     /// Completes when all operations taken in before the call are durable.
-    pub async fn flush(&self) -> Result<()> {
+    pub async fn flush(self: &Arc<Self>) -> Result<()> {
         let target = self.intake.hurry();
         if planted::active(Bug::FlushAnswersEarly) {
             return Ok(());
         }
-        self.wait_durable(Durable { seqno: target.0, record: 0 }).await
+        self.wait_durable(Durable { seqno: target.0, record: 0 }).await?;
+        // What a failed disk lacks must be on record before anybody relies on the others: it might come back after a crash.
+        while self.noted_failures.load(Ordering::Acquire) < self.array.failures() {
+            self.checkpoint().await?;
+        }
+        Ok(())
     }
 
     /// Completes when a record is durable.
@@ -198,7 +204,11 @@ impl Engine {
         let durable: Vec<(SegmentId, u32)> = ends.iter().map(|(&s, (a, _))| (s, a.flushed())).collect();
         let inline: Vec<(SegmentId, u32, &[u8])> = inline.iter().map(|(s, o, d)| (*s, *o, &d[..])).collect();
         let records: Vec<&[u8]> = records.iter().map(|r| &r[..]).collect();
-        self.log.write(&durable, &inline, &records, || self.checkpoint_wanted.notify_one()).await?;
+        let wait = || {
+            self.checkpoint_wanted.notify_one();
+            !self.is_dead()
+        };
+        self.log.write(&durable, &inline, &records, wait).await?;
         for (appender, end) in ends.values() {
             appender.set_logged(*end);
         }

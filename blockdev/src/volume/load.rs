@@ -135,6 +135,7 @@ impl Engine {
         // Only if it still lies where it was read: else somebody else has loaded, changed and written it meanwhile.
         if state.table.entry(block).is_ok_and(|e| e.refcount > 0 && e.frame == entry.frame) {
             state.maps.pages.insert_clean(block.0, page);
+            state.maps.pages.evict_beyond(self.config.map_pages());
         }
         Ok(())
     }
@@ -150,6 +151,7 @@ impl Engine {
         let mut state = self.state.write();
         if state.table.pointer(page).is_ok_and(|p| p.at == pointer.at) {
             state.table.pages.insert_clean(page, decoded);
+            state.table.pages.evict_beyond(self.config.table_pages());
         }
         Ok(())
     }
@@ -171,6 +173,7 @@ impl Engine {
         let mut state = self.state.write();
         if state.table.roots.get(page as usize).is_some_and(|p| p.at == pointer.at) {
             state.table.directory.insert_clean(page, decoded);
+            state.table.directory.evict_beyond(self.config.table_pages() / 8 + 16);
         }
         Ok(())
     }

@@ -19,10 +19,12 @@ pub mod space;
 pub mod state;
 pub mod usage;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -44,6 +46,9 @@ use gate::Gate;
 use group_commit::LogQueue;
 use intake::Intake;
 use state::State;
+
+/// Least number of map and of table pages in memory: more than any record needs at once.
+const PAGES_MIN: u64 = 1024;
 
 /// Settings of an open pool.
 #[derive(Clone, Debug)]
@@ -86,12 +91,12 @@ impl PoolConfig {
 
     /// Map pages kept in memory.
     pub fn map_pages(&self) -> usize {
-        (self.memory / 4 / 4352).max(64) as usize
+        (self.memory / 4 / 4352).max(PAGES_MIN) as usize
     }
 
     /// Block table pages kept in memory.
     pub fn table_pages(&self) -> usize {
-        (self.memory / 4 / 4352).max(64) as usize
+        (self.memory / 4 / 4352).max(PAGES_MIN) as usize
     }
 
     /// Bytes of uncompressed frames kept in memory.
@@ -184,6 +189,10 @@ pub struct Engine {
     pub frames: FrameCache,
     /// Grace periods of freed space.
     pub gate: Arc<Gate>,
+    /// Disk failures that the newest checkpoint records.
+    pub(crate) noted_failures: AtomicU64,
+    /// Encoded bytes of the newest catalogue.
+    pub(crate) catalogue_bytes: AtomicU64,
     /// Segments in all and free, as of the versions of segment table and array in front.
     pub(crate) segment_counts: Mutex<((u64, u64), space::Space)>,
     /// Counters.
@@ -249,6 +258,7 @@ impl Engine {
 
     fn wake_all(&self) {
         self.intake.interrupt();
+        self.array.stop();
         self.stripes.close();
         self.log_wake.notify_one();
         self.log.interrupt();
@@ -259,18 +269,28 @@ impl Engine {
         self.checkpointed.send_modify(|_| {});
     }
 
-    /// Starts the engine's tasks.
+    /// Runs a task of the engine. One that panics stops the pool: what it was about to do may be half done.
+    pub(crate) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let engine = self.clone();
+        self.env.spawn(Box::pin(async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                engine.fail(Error::io("a task of the engine ended unexpectedly; open the pool again"));
+            }
+        }));
+    }
+
+    /// Starts the tasks that take writes to disk.
     pub fn start(self: &Arc<Self>) {
         let (batches, reduced) = tokio::sync::mpsc::channel(destage::BATCHES_IN_FLIGHT);
-        let engine = self.clone();
-        self.env.spawn(Box::pin(async move { engine.destage(batches).await }));
-        let engine = self.clone();
-        self.env.spawn(Box::pin(async move { engine.commit_batches(reduced).await }));
-        let engine = self.clone();
-        self.env.spawn(Box::pin(async move { engine.write_log().await }));
-        let engine = self.clone();
-        self.env.spawn(Box::pin(async move { engine.checkpoint_loop().await }));
-        let engine = self.clone();
-        self.env.spawn(Box::pin(async move { engine.clean_loop().await }));
+        self.spawn(self.clone().destage(batches));
+        self.spawn(self.clone().commit_batches(reduced));
+        self.spawn(self.clone().write_log());
+    }
+
+    /// Starts what works by itself; only once a recovery has made its checkpoint.
+    pub fn start_background(self: &Arc<Self>) {
+        self.spawn(self.clone().checkpoint_loop());
+        self.spawn(self.clone().clean_loop());
+        self.spawn(self.clone().rebuild_index());
     }
 }

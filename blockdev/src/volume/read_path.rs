@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 
 use super::Engine;
+use super::destage::Stamp;
 use crate::codec;
 use crate::env::compute;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -99,8 +100,8 @@ impl Engine {
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("volume {volume} is gone")))
     }
 
-    /// The content of those blocks that are in use and have the given checksum; None for all others.
-    pub(super) async fn read_blocks_matching(&self, blocks: &[VirtualBlock], sums: &[u64]) -> Vec<Option<Bytes>> {
+    /// The content and stamp of those blocks that are in use and have the given checksum; None for all others.
+    pub(super) async fn read_blocks_matching(&self, blocks: &[VirtualBlock], sums: &[u64]) -> Vec<Option<(Bytes, Stamp)>> {
         let mut out = vec![None; blocks.len()];
         let mut wanted = Vec::new();
         for (i, (&block, &sum)) in blocks.iter().zip(sums).enumerate() {
@@ -110,8 +111,8 @@ impl Engine {
             }
         }
         let found = self.fetch_blocks(&wanted.iter().map(|(_, e)| *e).collect::<Vec<_>>()).await;
-        for ((i, _), block) in wanted.into_iter().zip(found) {
-            out[i] = block.ok();
+        for ((i, entry), block) in wanted.into_iter().zip(found) {
+            out[i] = block.ok().map(|data| (data, entry.interval));
         }
         out
     }

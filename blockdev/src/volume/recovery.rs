@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
@@ -207,6 +207,8 @@ impl Engine {
             frames: FrameCache::new(config.frame_cache()),
             gate: Arc::default(),
             counters: Counters::default(),
+            noted_failures: AtomicU64::new(0),
+            catalogue_bytes: AtomicU64::new(superblock.catalogue_len.into()),
             segment_counts: Mutex::new(((u64::MAX, 0), super::space::Space::default())),
             checkpoint_wanted: Notify::new(),
             checkpointed: watch::channel(superblock.checkpoint).0,
@@ -236,7 +238,8 @@ impl Engine {
         let array = Arc::new(assemble(&env, &disks, &catalogue)?);
         let label = disks[0].label.clone();
         let seen = disks.iter().map(|d| d.label.epoch).max().unwrap_or_default().max(superblock.epoch);
-        let epoch = Epoch(seen.0 + 1);
+        // The low half is random: of two writers that each saw only some of the disks, neither takes the other's log for its own.
+        let epoch = next_epoch(&env, seen);
         write_labels(&array, &label, epoch).await?;
 
         let found = replay::read(&array, superblock.epoch, superblock.log_start, catalogue.record + 1).await?;
@@ -258,8 +261,7 @@ impl Engine {
         engine.start();
         engine.finish_segments(open).await?;
         engine.checkpoint().await?;
-        let again = engine.clone();
-        engine.env.spawn(Box::pin(async move { again.rebuild_index().await }));
+        engine.start_background();
         Ok(engine)
     }
 
@@ -343,6 +345,9 @@ impl Engine {
             for (item, blocks) in end.items {
                 appender.describe(item, blocks);
             }
+            if !appender.has_room_for_summary() {
+                return Err(Error::corrupt(format!("segment {id}: no room is left for the summary of what the log refers to")));
+            }
             if let Some((at, _)) = appender.close_part(&mut ready)
                 && let Some(s) = self.state.write().segments.get_mut(id)
             {
@@ -367,7 +372,7 @@ impl Engine {
     }
 
     /// Fills the dedupe index from part summaries, newest segments first. Advice only: nothing waits for it.
-    async fn rebuild_index(self: Arc<Self>) {
+    pub(super) async fn rebuild_index(self: Arc<Self>) {
         let mut segments: Vec<(u64, SegmentId, Location)> = {
             let state = self.state.read();
             let of = |s: &crate::segment::table::Segment| (s.record.incarnation, s.record.id, s.record.last_part);
@@ -403,6 +408,11 @@ impl OpenEnd {
     fn new(record: &SegmentRecord) -> Self {
         Self { incarnation: record.incarnation, durable: record.written, end: 0, inline: Vec::new(), items: Vec::new() }
     }
+}
+
+/// The epoch after `seen`: one more in the upper half, chance in the lower.
+pub fn next_epoch(env: &Arc<dyn Env>, seen: Epoch) -> Epoch {
+    Epoch(((seen.0 >> 32) + 1) << 32 | env.random_u64() >> 32)
 }
 
 /// Writes every disk's label with a new epoch, one copy after the other.

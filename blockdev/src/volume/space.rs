@@ -1,12 +1,13 @@
 //! How much room there is, who may use it, and what hosts are told when there is none.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Engine;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::Alert;
-use crate::units::BLOCK_SIZE;
+use crate::segment::appender::recovery_room;
 
 /// Share of segments kept for the cleaner and for metadata.
 const RESERVE: f64 = 0.08;
@@ -20,6 +21,8 @@ const PAGE_BYTES: u64 = 3 << 10;
 const OVERHEAD: f64 = 0.03;
 /// Commits wait for a checkpoint when the log is this full.
 const LOG_FULL: f64 = 0.7;
+/// Writes fail when the catalogue fills this share of its region.
+const CATALOGUE_FULL: f64 = 0.85;
 /// Pause between looks at the free space.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -84,7 +87,10 @@ impl Engine {
             known.1 = Space {
                 total_segments: state.segments.total(&self.array),
                 free_segments: state.segments.free(&self.array),
-                segment: width.map_or(0, |w| w.data as u64 * u64::from(self.array.geometry.chunk_size)),
+                segment: width.map_or(0, |w| {
+                    let g = &self.array.geometry;
+                    w.data as u64 * u64::from(g.chunk_size) - u64::from(recovery_room(w.data as u32 * g.strip_size))
+                }),
                 ..Space::default()
             };
             known.0 = version;
@@ -92,22 +98,47 @@ impl Engine {
         known.1
     }
 
-    /// Fails with `NoSpace` when `blocks` more may not fit, counting what is on its way as incompressible.
+    /// Fails with `NoSpace` when what has room in the write buffer may not fit on disk, counted as incompressible.
     ///
     /// What is on its way may turn out smaller: it is waited for before the answer is no.
-    pub async fn check_space(&self, blocks: usize) -> Result<()> {
-        let wanted = |engine: &Self| (blocks * BLOCK_SIZE + engine.intake.memory()) as u64;
-        if self.space().available() >= wanted(self) {
+    pub async fn check_space(self: &Arc<Self>) -> Result<()> {
+        let fits = || self.space().available() >= self.intake.memory() as u64 && !self.catalogue_is_full();
+        if fits() {
             return Ok(());
         }
         self.flush().await?;
-        if self.space().available() >= wanted(self) {
+        if fits() {
             return Ok(());
         }
         Err(Error::new(
             ErrorKind::NoSpace,
             format!("pool {} is full: delete volumes, discard data or add drives", self.name),
         ))
+    }
+
+    /// Whether the catalogue has nearly outgrown its region.
+    fn catalogue_is_full(&self) -> bool {
+        let used = self.catalogue_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        used as f64 > f64::from(self.array.geometry.catalogue_size) * CATALOGUE_FULL
+    }
+
+    /// Whether commits must wait for a checkpoint: the log is nearly full, or too many pages are dirty.
+    fn needs_checkpoint(&self) -> bool {
+        if self.log.fullness() > LOG_FULL {
+            return true;
+        }
+        let state = self.state.read();
+        state.maps.pages.dirty_len() > self.config.map_pages() || state.table.pages.dirty_len() > self.config.table_pages()
+    }
+
+    /// Waits until there is room in the log and for dirty pages.
+    pub(super) async fn wait_for_log(&self) -> Result<()> {
+        while self.needs_checkpoint() {
+            self.check_alive()?;
+            self.checkpoint_wanted.notify_one();
+            self.env.sleep(PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Waits until there are segments for `bytes` of host data and room in the log. The cleaner and checkpoints make both.
@@ -122,7 +153,7 @@ impl Engine {
             if space.free_segments < self.low_water(&space) {
                 self.cleaner_wanted.notify_one();
             }
-            let log_full = self.log.fullness() > LOG_FULL;
+            let log_full = self.needs_checkpoint();
             if space.free_segments >= space.host_min() + needed && !log_full {
                 return Ok(());
             }

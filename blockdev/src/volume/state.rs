@@ -266,7 +266,7 @@ impl State {
             refcount: 1,
             checksum: fingerprint as u64,
             raw_len: frame.raw_len,
-            freed_in: 0,
+            interval: self.table.interval,
         };
         self.table.update(block, |e| *e = entry)?;
         self.segments.add_live(&entry.frame, entry.share());
@@ -340,7 +340,7 @@ impl State {
             }
             e.refcount -= 1;
             (e.refcount == 0).then(|| {
-                e.freed_in = interval;
+                e.interval = interval;
                 *e
             })
         })?;
@@ -356,7 +356,8 @@ impl State {
 
     fn relocate(&mut self, m: &crate::format::record::Move, frame: &Frame) -> Need<()> {
         let old = self.table.entry(m.block)?;
-        let there = (old.frame.segment, old.frame.offset) == m.from || planted::active(Bug::MoveUnconditional);
+        let same = old.kind == BlockKind::MapPage || old.checksum == m.fingerprint as u64;
+        let there = (same && (old.frame.segment, old.frame.offset) == m.from) || planted::active(Bug::MoveUnconditional);
         if old.refcount == 0 || !there {
             return Ok(());
         }

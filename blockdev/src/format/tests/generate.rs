@@ -437,7 +437,7 @@ pub fn table_page(rng: &mut Rng) -> TablePage {
             refcount: number(rng, 1 << 32) as u32,
             checksum: rng.u64(),
             raw_len: number(rng, 1 << 16) as u16,
-            freed_in: number(rng, 1 << 32) as u32,
+            interval: number(rng, 1 << 32) as u32,
         };
     }
     out

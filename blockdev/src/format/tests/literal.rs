@@ -222,7 +222,7 @@ fn pages() {
         refcount: 0x1112_1314,
         checksum: 0x2122_2324_2526_2728,
         raw_len: 0x4000,
-        freed_in: 0x3132_3334,
+        interval: 0x3132_3334,
     };
     let bytes = table.encode();
     assert_eq!(hex(&bytes[32..64]), digits("04030201 08070605 0a09 02 01 01 04 0040 14131211 34333231 2827262524232221"));
