@@ -3,4 +3,5 @@
 
 mod harness;
 mod model;
+mod planted;
 mod seeds;

@@ -19,32 +19,74 @@ pub fn run(scenario: Scenario) -> Result<(), String> {
     appliance.finish()
 }
 
-fn number(name: &str) -> Option<u64> {
+/// As [`run`]; a panic is a failure like any other.
+pub fn outcome(scenario: Scenario) -> Result<(), String> {
+    outcome_of(|| run(scenario))
+}
+
+/// Turns a panic into an error.
+pub fn outcome_of(work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<String>().cloned();
+        let literal = || panic.downcast_ref::<&str>().map(|s| s.to_string());
+        Err(format!("panic: {}", message.or_else(literal).unwrap_or_default()))
+    })
+}
+
+/// A number from the environment.
+pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-#[test]
-fn random_seeds() {
+/// Runs the seeds that fall to this of `shares` tests; reports up to ten that fail.
+///
+/// `ASHLAR_SIM_SEED` runs one seed only, `ASHLAR_SIM_FIRST` and `ASHLAR_SIM_SEEDS` set the first one and their number in all shares.
+pub fn sweep(share: u64, shares: u64, count: u64, run: impl Fn(u64) -> Result<(), String>) {
     let (first, count) = match number("ASHLAR_SIM_SEED") {
         Some(seed) => (seed, 1),
-        None => (1, number("ASHLAR_SIM_SEEDS").unwrap_or(2000)),
+        None => (number("ASHLAR_SIM_FIRST").unwrap_or(1), number("ASHLAR_SIM_SEEDS").unwrap_or(count)),
     };
+    let verbose = std::env::var_os("ASHLAR_SIM_VERBOSE").is_some();
     let mut failures = Vec::new();
-    for seed in first..first + count {
-        if std::env::var_os("ASHLAR_SIM_VERBOSE").is_some() {
+    for seed in (first..first + count).filter(|seed| seed % shares == share) {
+        if verbose {
             eprintln!("seed {seed}");
         }
-        let result = std::panic::catch_unwind(|| run(Scenario::random(seed)));
-        let why = match result {
-            Ok(Ok(())) => continue,
-            Ok(Err(e)) => e,
-            Err(panic) => format!("panic: {}", panic.downcast_ref::<String>().cloned().unwrap_or_default()),
-        };
-        eprintln!("seed {seed}: {why}");
-        failures.push(seed);
+        if let Err(why) = outcome_of(|| run(seed)) {
+            eprintln!("seed {seed}: {why}");
+            failures.push(seed);
+        }
         if failures.len() >= 10 {
             break;
         }
     }
     assert!(failures.is_empty(), "failing seeds: {failures:?}; run one with ASHLAR_SIM_SEED=N");
+}
+
+/// Seeds of all shares together.
+const SEEDS: u64 = 2000;
+const SHARES: u64 = 4;
+
+fn random_seeds(share: u64) {
+    sweep(share, SHARES, SEEDS, |seed| run(Scenario::random(seed)));
+}
+
+#[test]
+fn random_seeds_0() {
+    random_seeds(0);
+}
+
+#[test]
+fn random_seeds_1() {
+    random_seeds(1);
+}
+
+#[test]
+fn random_seeds_2() {
+    random_seeds(2);
+}
+
+#[test]
+fn random_seeds_3() {
+    random_seeds(3);
 }
