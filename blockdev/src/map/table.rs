@@ -208,6 +208,11 @@ impl BlockTable {
         self.interval - 1
     }
 
+    /// Whether an entry that was in use in `interval` may have been freed and handed out again since.
+    pub fn reuses_from(&self, interval: u32) -> bool {
+        self.released > interval
+    }
+
     /// Lets entries be reused that were freed in `interval` or before: its checkpoint is durable and its readers are gone.
     pub fn release(&mut self, interval: u32) {
         self.released = self.released.max(interval + 1);

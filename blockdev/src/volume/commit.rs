@@ -60,11 +60,7 @@ impl Engine {
                 continue;
             }
             let result = match batch {
-                Reduced::Writes { writes, frames, pass } => {
-                    let result = self.commit_writes(writes, frames).await;
-                    drop(pass);
-                    result
-                }
+                Reduced::Writes { writes, frames, since } => self.commit_writes(writes, frames, since).await,
                 Reduced::Unmap { seqno, volume, lba, count, done } => {
                     let result = self.commit_unmap(volume, lba, count, seqno).await;
                     let _ = done.send(result.clone());
@@ -77,10 +73,20 @@ impl Engine {
         }
     }
 
-    async fn commit_writes(self: &Arc<Self>, writes: Vec<ReducedWrite>, mut frames: Vec<ReducedFrame>) -> Result<()> {
+    async fn commit_writes(
+        self: &Arc<Self>,
+        mut writes: Vec<ReducedWrite>,
+        mut frames: Vec<ReducedFrame>,
+        since: u32,
+    ) -> Result<()> {
         let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
+        // No pass is held meanwhile: the checkpoint that makes space waits for all of them.
         self.wait_for_space(bytes).await?;
         let mut committer = self.committer.lock().await;
+        // Identities are handed out under this lock only: what is equal now stays so until the record is applied.
+        if self.state.read().table.reuses_from(since) {
+            self.verify_again(&mut writes).await;
+        }
         let seqno = writes.last().map_or(Seqno(0), |w| w.seqno);
         // A volume that was deleted meanwhile takes no more writes.
         let (writes, orphans): (Vec<_>, Vec<_>) = {
@@ -101,7 +107,7 @@ impl Engine {
                     }
                     Plan::Stored(v) => Some(*v),
                     Plan::Pending(cell) => cell.get().copied(),
-                    Plan::Unique(..) => None,
+                    Plan::Unique(..) | Plan::Alone => None,
                 };
                 let shared = match candidate {
                     Some(v) if self.is_sharable(v, block.fingerprint as u64).await? => Some(BlockRef::Shared(v)),

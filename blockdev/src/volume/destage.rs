@@ -13,7 +13,6 @@ use rustc_hash::FxBuildHasher;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Engine;
-use super::gate::Pass;
 use super::intake::{HostBlock, HostOp, Numbered};
 use crate::codec::{Codec, Compressor};
 use crate::dedupe::{ListId, Lookup};
@@ -42,6 +41,8 @@ pub enum Plan {
     Pending(Arc<OnceLock<VirtualBlock>>),
     /// New: the frame and the position in it.
     Unique(u32, u8),
+    /// Was to be shared with a block that may be gone by now: stored as it is.
+    Alone,
 }
 
 /// A compressed frame.
@@ -78,8 +79,8 @@ pub enum Reduced {
         writes: Vec<ReducedWrite>,
         /// Frames that [`Plan::Unique`] points to.
         frames: Vec<ReducedFrame>,
-        /// Keeps what was verified from being reused.
-        pass: Pass,
+        /// Checkpoint interval in which the candidates were looked up.
+        since: u32,
     },
     /// A discard.
     Unmap {
@@ -107,7 +108,7 @@ impl Engine {
             if !self.wait_for_batch().await {
                 return;
             }
-            let pass = self.gate.enter();
+            let since = self.state.read().table.interval;
             let ops = self.intake.take(BATCH_BLOCKS);
             // What earlier batches wrote is in the index once they are committed.
             pending.retain(|_, (_, cell)| cell.get().is_none());
@@ -122,7 +123,7 @@ impl Engine {
                 Some(Planned::Writes(writes)) => {
                     let engine = self.clone();
                     let reduce = async move {
-                        let reduced = engine.reduce(writes, pass).await;
+                        let reduced = engine.reduce(writes, since).await;
                         let _ = send.send(reduced);
                     };
                     self.env.spawn(Box::pin(reduce));
@@ -168,6 +169,7 @@ impl Engine {
 
     /// Looks every block up, in order.
     async fn plan(&self, ops: Vec<Numbered>, pending: &mut PendingBlocks) -> Option<Planned> {
+        let _pass = self.gate.enter();
         let mut writes = Vec::with_capacity(ops.len());
         for Numbered { seqno, op } in ops {
             match op {
@@ -238,7 +240,7 @@ impl Engine {
     }
 
     /// Compares candidates byte by byte, then compresses what is unique.
-    async fn reduce(self: &Arc<Self>, mut writes: Vec<ReducedWrite>, pass: Pass) -> Reduced {
+    async fn reduce(self: &Arc<Self>, mut writes: Vec<ReducedWrite>, since: u32) -> Reduced {
         self.verify(&mut writes).await;
         let mut unique: Vec<(usize, usize)> = Vec::new();
         for (w, write) in writes.iter().enumerate() {
@@ -271,7 +273,7 @@ impl Engine {
             }
             join_all(jobs).await.into_iter().flatten().flatten().collect()
         };
-        Reduced::Writes { writes, frames, pass }
+        Reduced::Writes { writes, frames, since }
     }
 
     /// Turns candidates that are not equal after all into unique blocks.
@@ -290,19 +292,44 @@ impl Engine {
         if wanted.is_empty() {
             return;
         }
-        let blocks: Vec<VirtualBlock> = wanted.iter().map(|(_, _, v)| *v).collect();
-        let sums: Vec<u64> =
-            wanted.iter().map(|&(w, b, _)| writes[w].blocks[b].0.fingerprint as u64).collect();
-        let stored = self.read_blocks_matching(&blocks, &sums).await;
-        for ((w, b, _), stored) in wanted.into_iter().zip(stored) {
-            let (block, plan, _) = &mut writes[w].blocks[b];
-            if stored.as_deref() == Some(&block.data[..]) {
+        for ((w, b, _), equal) in wanted.iter().zip(self.compare(writes, &wanted).await) {
+            let plan = &mut writes[*w].blocks[*b].1;
+            if equal {
                 self.counters.dedupe_hits.fetch_add(1, Ordering::Relaxed);
             } else {
                 self.counters.dedupe_misses.fetch_add(1, Ordering::Relaxed);
                 *plan = Plan::Unique(0, 0);
             }
         }
+    }
+
+    /// Compares once more what is to be shared: identities may have been given to other content since it was looked up.
+    pub(super) async fn verify_again(&self, writes: &mut [ReducedWrite]) {
+        let mut wanted: Vec<(usize, usize, VirtualBlock)> = Vec::new();
+        for (w, write) in writes.iter().enumerate() {
+            for (b, (_, plan, _)) in write.blocks.iter().enumerate() {
+                match plan {
+                    Plan::Stored(candidate) => wanted.push((w, b, *candidate)),
+                    Plan::Pending(twin) => wanted.extend(twin.get().map(|v| (w, b, *v))),
+                    _ => {}
+                }
+            }
+        }
+        for ((w, b, _), equal) in wanted.iter().zip(self.compare(writes, &wanted).await) {
+            if !equal {
+                writes[*w].blocks[*b].1 = Plan::Alone;
+            }
+        }
+    }
+
+    /// Whether blocks of writes, each given by its position, are equal to stored ones, byte for byte.
+    async fn compare(&self, writes: &[ReducedWrite], wanted: &[(usize, usize, VirtualBlock)]) -> Vec<bool> {
+        let _pass = self.gate.enter();
+        let blocks: Vec<VirtualBlock> = wanted.iter().map(|(_, _, v)| *v).collect();
+        let host = |&(w, b, _): &(usize, usize, VirtualBlock)| &writes[w].blocks[b].0;
+        let sums: Vec<u64> = wanted.iter().map(|at| host(at).fingerprint as u64).collect();
+        let stored = self.read_blocks_matching(&blocks, &sums).await;
+        wanted.iter().zip(stored).map(|(at, stored)| stored.as_deref() == Some(&host(at).data[..])).collect()
     }
 }
 
