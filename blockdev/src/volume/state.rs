@@ -356,8 +356,8 @@ impl State {
 
     fn relocate(&mut self, m: &crate::format::record::Move, frame: &Frame) -> Need<()> {
         let old = self.table.entry(m.block)?;
-        let there = (old.frame.segment, old.frame.offset) == m.from || planted::active(Bug::MoveUnconditional);
-        if old.refcount == 0 || !there {
+        let there = old.refcount > 0 && (old.frame.segment, old.frame.offset) == m.from;
+        if !there && !planted::active(Bug::MoveUnconditional) {
             return Ok(());
         }
         let new = BlockEntry {

@@ -2,8 +2,10 @@
 
 use blockdev::planted::{Bug, plant};
 
+use super::full::pressure;
 use super::harness::Scenario;
 use super::seeds::outcome;
+use super::stress::{deaths, storm};
 
 /// Plants the bug for as long as it lives.
 struct Planted;
@@ -49,16 +51,16 @@ catches! {
     log_not_durable: LogNotDurable, 200, Scenario::random;
     data_not_flushed: DataNotFlushed, 200, Scenario::random;
     flush_answers_early: FlushAnswersEarly, 200, Scenario::random;
-    log_trimmed_early: LogTrimmedEarly, 1000, Scenario::random;
-    segment_reused_early: SegmentReusedEarly, 1000, Scenario::random;
+    log_trimmed_early: LogTrimmedEarly, 400, storm;
+    segment_reused_early: SegmentReusedEarly, 200, pressure;
     tail_not_logged: TailNotLogged, 200, Scenario::random;
     superblock_before_catalogue: SuperblockBeforeCatalogue, 1000, Scenario::random;
-    checkpoint_not_frozen: CheckpointNotFrozen, 1000, Scenario::random;
+    checkpoint_not_frozen: CheckpointNotFrozen, 400, storm;
     no_verify: NoVerify, 200, Scenario::random;
     replay_short: ReplayShort, 200, Scenario::random;
     replay_reordered: ReplayReordered, 200, Scenario::random;
     parity_missing: ParityMissing, 200, Scenario::random;
-    stale_column_read: StaleColumnRead, 1000, Scenario::random;
-    move_unconditional: MoveUnconditional, 1000, Scenario::random;
+    stale_column_read: StaleColumnRead, 200, deaths;
+    move_unconditional: MoveUnconditional, 60, pressure;
     reference_leaked: ReferenceLeaked, 200, Scenario::random;
 }

@@ -6,17 +6,33 @@ use super::harness::{Appliance, Scenario};
 
 /// Runs one seed: several lives, each ended by a crash at a random write.
 pub fn run(scenario: Scenario) -> Result<(), String> {
+    run_to_end(scenario).map(drop)
+}
+
+/// As [`run`]; returns what is left.
+pub fn run_to_end(scenario: Scenario) -> Result<Appliance, String> {
     let mut rng = Rng::new(scenario.seed ^ 0x5EED);
-    let lives = scenario.lives;
+    let (lives, (short, long)) = (scenario.lives, scenario.reach);
     let mut appliance = Appliance::new(scenario)?;
     for _ in 0..lives {
         let crash = {
-            let reach = 1 << rng.between(2, 10);
+            let reach = 1 << rng.between(short, long);
             rng.chance(7, 8).then(|| 1 + rng.below(reach))
         };
         appliance.live(crash)?;
     }
-    appliance.finish()
+    appliance.finish()?;
+    Ok(appliance)
+}
+
+/// The same seed takes the same steps: a failure can be replayed.
+#[test]
+fn a_seed_decides_everything() {
+    for seed in 1..=40 {
+        let traces: Vec<Option<u64>> = (0..2).map(|_| run_to_end(Scenario::random(seed)).ok().map(|a| a.trace())).collect();
+        assert!(traces[0].is_some(), "seed {seed} fails");
+        assert_eq!(traces[0], traces[1], "seed {seed} took two ways");
+    }
 }
 
 /// As [`run`]; a panic is a failure like any other.
@@ -38,20 +54,21 @@ pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Runs the seeds that fall to this of `shares` tests; reports up to ten that fail.
+/// Runs the seeds that fall to this of `shares` tests, and reports up to ten that fail. Returns how many it ran.
 ///
 /// `ASHLAR_SIM_SEED` runs one seed only, `ASHLAR_SIM_FIRST` and `ASHLAR_SIM_SEEDS` set the first one and their number in all shares.
-pub fn sweep(share: u64, shares: u64, count: u64, run: impl Fn(u64) -> Result<(), String>) {
+pub fn sweep(share: u64, shares: u64, count: u64, mut run: impl FnMut(u64) -> Result<(), String>) -> usize {
     let (first, count) = match number("ASHLAR_SIM_SEED") {
         Some(seed) => (seed, 1),
         None => (number("ASHLAR_SIM_FIRST").unwrap_or(1), number("ASHLAR_SIM_SEEDS").unwrap_or(count)),
     };
     let verbose = std::env::var_os("ASHLAR_SIM_VERBOSE").is_some();
-    let mut failures = Vec::new();
+    let (mut failures, mut done) = (Vec::new(), 0);
     for seed in (first..first + count).filter(|seed| seed % shares == share) {
         if verbose {
             eprintln!("seed {seed}");
         }
+        done += 1;
         if let Err(why) = outcome_of(|| run(seed)) {
             eprintln!("seed {seed}: {why}");
             failures.push(seed);
@@ -61,6 +78,7 @@ pub fn sweep(share: u64, shares: u64, count: u64, run: impl Fn(u64) -> Result<()
         }
     }
     assert!(failures.is_empty(), "failing seeds: {failures:?}; run one with ASHLAR_SIM_SEED=N");
+    done
 }
 
 /// Seeds of all shares together.
