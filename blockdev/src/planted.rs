@@ -31,7 +31,7 @@ pub enum Bug {
     ParityMissing,
     /// A column that missed a write is read as if it were current.
     StaleColumnRead,
-    /// A move by the cleaner is applied even when the block has moved on.
+    /// A move by the cleaner is applied even when the block was freed or has moved on.
     MoveUnconditional,
     /// Overwritten blocks keep their reference.
     ReferenceLeaked,

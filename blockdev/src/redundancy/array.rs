@@ -14,6 +14,7 @@ use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::layout::PoolGeometry;
 use crate::format::record::SegmentRecord;
+use crate::planted::{self, Bug};
 use crate::report::{DiskInfo, DiskState, Tolerance};
 use crate::units::{ChunkIndex, DiskId, SegmentId, Uuid};
 
@@ -407,7 +408,8 @@ impl DiskArray {
         let row = u64::from(stripe) * u64::from(strip) + start as u64;
         let cut = |data: Bytes| data.slice(within - start..within - start + len);
 
-        let avoid = avoid | extent.stale.load(Ordering::Acquire);
+        let stale = extent.stale.load(Ordering::Acquire);
+        let avoid = if planted::active(Bug::StaleColumnRead) { avoid } else { avoid | stale };
         let mut why = None;
         if avoid & (1 << column) == 0 {
             match self.read_column(extent, column, row, end - start).await {

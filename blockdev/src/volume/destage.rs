@@ -113,7 +113,6 @@ impl Engine {
             if !self.wait_for_batch().await {
                 return;
             }
-            let pass = self.gate.enter();
             let ops = self.intake.take(BATCH_BLOCKS);
             // What earlier batches wrote is in the index once they are committed.
             pending.retain(|_, (_, cell)| cell.get().is_none());
@@ -121,6 +120,8 @@ impl Engine {
             if batches.send(receive).await.is_err() {
                 return;
             }
+            // Only now: batches in front may wait for space, and the checkpoint that makes space waits for all passes.
+            let pass = self.gate.enter();
             match self.plan(ops, &mut pending).await {
                 Some(Planned::Unmap(op)) => {
                     let _ = send.send(op);

@@ -357,8 +357,8 @@ impl State {
     fn relocate(&mut self, m: &crate::format::record::Move, frame: &Frame) -> Need<()> {
         let old = self.table.entry(m.block)?;
         let same = old.kind == BlockKind::MapPage || old.checksum == m.fingerprint as u64;
-        let there = (same && (old.frame.segment, old.frame.offset) == m.from) || planted::active(Bug::MoveUnconditional);
-        if old.refcount == 0 || !there {
+        let there = same && old.refcount > 0 && (old.frame.segment, old.frame.offset) == m.from;
+        if !there && !planted::active(Bug::MoveUnconditional) {
             return Ok(());
         }
         let new = BlockEntry {

@@ -1,20 +1,20 @@
 //! One simulated appliance: disks that live through crashes, an engine that is opened again and again.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blockdev::disk::{CrashPlan, CrashTrigger, Disk, FaultBudget, FaultRate, SimDisk};
-use blockdev::env::{Env, Rng, SimScope};
-use blockdev::error::{Error, ErrorKind};
+use blockdev::env::{Rng, SimScope};
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
 use blockdev::report::Tolerance;
 use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE};
-use bytes::Bytes;
 
-use super::model::{Image, Model, Step, content, tag_of};
+use super::model::{Image, Model, Step, tag_of};
+use super::work::{Mix, Worker};
 
 /// Most steps of the executor in one life.
-const STEPS_MAX: u64 = 30_000_000;
+const STEPS_MAX: u64 = 3_000_000;
 
 /// What a seed does.
 #[derive(Clone, Debug)]
@@ -27,9 +27,22 @@ pub struct Scenario {
     pub blocks: u64,
     pub lives: usize,
     pub ops: usize,
-    /// Faults of up to `tolerance` disks: they die, lose and misdirect writes, rot.
-    pub faults: bool,
+    /// What up to `tolerance` disks do wrong.
+    pub faults: Faults,
+    /// A crash comes at the latest at the disk write 2^n of a life; n is drawn from this range.
+    pub reach: (u64, u64),
+    pub mix: Mix,
     pub config: PoolConfig,
+}
+
+/// What disks do wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Faults {
+    None,
+    /// They die, lose and misdirect writes, rot.
+    Any,
+    /// They die, and may come back, also during a life.
+    Deaths,
 }
 
 impl Scenario {
@@ -60,7 +73,9 @@ impl Scenario {
             blocks: rng.between(40, 250),
             lives: 2 + rng.index(3),
             ops: rng.between(10, 80) as usize,
-            faults: rng.chance(1, 2),
+            faults: if rng.chance(1, 2) { Faults::Any } else { Faults::None },
+            reach: (2, 10),
+            mix: Mix::Usual,
             config,
         }
     }
@@ -73,11 +88,14 @@ pub struct Appliance {
     pub rng: Rng,
     pub model: Model,
     lives: u64,
+    trace: u64,
+    cleaned: u64,
     /// Disks that may fail.
     frail: Vec<usize>,
 }
 
-fn name(volume: usize) -> String {
+/// Name of a volume.
+pub fn name(volume: usize) -> String {
     format!("v{volume}")
 }
 
@@ -89,8 +107,8 @@ impl Appliance {
         let disks: Vec<Arc<SimDisk>> = (0..scenario.disks).map(disk).collect();
         let mut order: Vec<usize> = (0..scenario.disks).collect();
         rng.shuffle(&mut order);
-        let frail = order.into_iter().take(if scenario.faults { scenario.tolerance.drives() } else { 0 }).collect();
-        let mut out = Self { scenario, disks, rng, model: Model::default(), lives: 0, frail };
+        let frail = order.into_iter().take(if scenario.faults != Faults::None { scenario.tolerance.drives() } else { 0 }).collect();
+        let mut out = Self { scenario, disks, rng, model: Model::default(), lives: 0, trace: 0, cleaned: 0, frail };
         let scope = out.next_life();
         let env = scope.env();
         let options = CreateOptions {
@@ -127,6 +145,11 @@ impl Appliance {
     fn set_faults(&mut self) {
         for &i in &self.frail.clone() {
             let mut budget = FaultBudget::none();
+            if self.scenario.faults == Faults::Deaths {
+                budget.death_after_ops = self.rng.chance(2, 3).then(|| self.disks[i].ops_count() + self.rng.between(1, 300));
+                self.disks[i].set_budget(budget);
+                continue;
+            }
             match self.rng.below(4) {
                 0 => budget.death_after_ops = Some(self.rng.between(1, 400)),
                 1 => budget.lost_writes = FaultRate::new(20_000, 20),
@@ -140,11 +163,23 @@ impl Appliance {
         }
     }
 
-    fn all_disks(&self) -> Vec<Arc<dyn Disk>> {
+    /// A digest of the steps of all lives so far.
+    pub fn trace(&self) -> u64 {
+        self.trace
+    }
+
+    /// Segments that the cleaner emptied in lives that did not crash.
+    pub fn cleaned(&self) -> u64 {
+        self.cleaned
+    }
+
+    /// All disks as an engine takes them.
+    pub fn all_disks(&self) -> Vec<Arc<dyn Disk>> {
         self.disks.iter().map(|d| d.clone() as Arc<dyn Disk>).collect()
     }
 
-    fn next_life(&mut self) -> SimScope {
+    /// A new environment for all disks.
+    pub fn next_life(&mut self) -> SimScope {
         self.lives += 1;
         let scope = SimScope::new(self.scenario.seed.wrapping_mul(1_000_003) ^ self.lives);
         self.disks.iter().for_each(|d| d.attach(&scope));
@@ -158,7 +193,7 @@ impl Appliance {
         self.disks.iter().for_each(|d| d.set_crash_trigger(Some(trigger.clone())));
         let env = scope.env();
         let (disks, config) = (self.all_disks(), self.scenario.config.clone());
-        let silent = !self.frail.is_empty();
+        let silent = scenario_is_silent(&self.scenario);
         let work_seed = self.rng.u64();
         let model = Mutex::new(std::mem::take(&mut self.model));
         let scenario = self.scenario.clone();
@@ -166,9 +201,12 @@ impl Appliance {
             let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
             let found = read_all(&pool, scenario.volumes).await?;
             model.lock().map_err(|e| e.to_string())?.recover(&found)?;
+            no_mismatch(&pool, silent)?;
             check(&pool, silent).await.map_err(|e| format!("after recovery: {e}"))?;
-            work(&env, &pool, &scenario, &model, work_seed).await?;
+            let worker = Worker { env: &env, pool: &pool, scenario: &scenario, model: &model };
+            worker.run(work_seed).await?;
             check(&pool, silent).await.map_err(|e| format!("after the work: {e}"))?;
+            no_mismatch(&pool, silent)?;
             Ok::<Pool, String>(pool)
         };
         let raced = async {
@@ -180,10 +218,11 @@ impl Appliance {
             }
         };
         let result: Result<Option<Pool>, String> = scope.run_until(raced, STEPS_MAX).map_err(|e| format!("life {}: {e:?}", self.lives))?;
+        self.trace = self.trace.rotate_left(7) ^ scope.trace();
         scope.kill_all_tasks();
         self.model = model.into_inner().map_err(|e| e.to_string())?;
         let pool = result.map_err(|e| format!("life {}: {e}", self.lives))?;
-        drop(pool);
+        self.cleaned += pool.map_or(0, |p| p.engine().counters.cleaner_segments.load(Ordering::Relaxed));
         let mut rng = self.rng.fork();
         self.disks.iter().for_each(|d| d.crash(&mut rng));
         drop(scope);
@@ -216,7 +255,21 @@ impl Appliance {
     }
 }
 
-async fn check(pool: &Pool, silent: bool) -> Result<(), String> {
+/// Whether disks may corrupt what they hold.
+pub fn scenario_is_silent(scenario: &Scenario) -> bool {
+    scenario.faults == Faults::Any && scenario.tolerance.drives() > 0
+}
+
+/// Without disks that corrupt what they hold, no checksum may ever mismatch: a reader would have looked in the wrong place.
+fn no_mismatch(pool: &Pool, silent: bool) -> Result<(), String> {
+    match pool.engine().counters.repaired.load(Ordering::Relaxed) {
+        n if n > 0 && !silent => Err(format!("{n} frames did not match their checksums though no disk corrupts anything")),
+        _ => Ok(()),
+    }
+}
+
+/// What `pool check` finds; parity that does not match is what disks that corrupt their content leave behind.
+pub async fn check(pool: &Pool, silent: bool) -> Result<(), String> {
     let report = pool.check(Arc::new(|_, _| {})).await.map_err(|e| format!("check: {e}"))?;
     let findings: Vec<String> = report
         .findings
@@ -241,84 +294,4 @@ pub async fn read_all(pool: &Pool, volumes: usize) -> Result<Image, String> {
         image.volumes.insert(v, tags);
     }
     Ok(image)
-}
-
-fn lock<'a>(model: &'a Mutex<Model>) -> std::sync::MutexGuard<'a, Model> {
-    model.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// Random operations, one after another.
-async fn work(env: &Arc<dyn Env>, pool: &Pool, scenario: &Scenario, model: &Mutex<Model>, seed: u64) -> Result<(), String> {
-    let mut rng = Rng::new(seed);
-    let failed = |what: &str, e: Error| format!("{what}: {e}");
-    for _ in 0..rng.between(1, scenario.ops as u64) {
-        let volume = rng.index(scenario.volumes);
-        let device = pool.open_volume(&name(volume)).map_err(|e| e.to_string())?;
-        let blocks = device.geometry().size / BLOCK_BYTES;
-        let lba = rng.below(blocks);
-        let longest = 1 << rng.below(7);
-        let count = (1 + rng.below(longest)).min(blocks - lba);
-        let bytes = (lba * BLOCK_BYTES, count * BLOCK_BYTES);
-        match rng.below(20) {
-            0..=10 => {
-                let style = rng.below(4);
-                let tag = |rng: &mut Rng| match style {
-                    0 => 1 + rng.below(20),
-                    1 if rng.chance(1, 3) => 0,
-                    _ => rng.u64() | 1 << 63,
-                };
-                let tags: Vec<u64> = (0..count).map(|_| tag(&mut rng)).collect();
-                let data: Vec<u8> = tags.iter().flat_map(|&t| content(t)).collect();
-                lock(model).issue(Step::Write { volume, lba, tags });
-                let fua = rng.chance(1, 8);
-                let steps = lock(model).len();
-                match device.write(bytes.0, Bytes::from(data), fua).await {
-                    Ok(()) if fua => lock(model).flushed(steps),
-                    Ok(()) => {}
-                    // A full pool may have taken a first part of it, but then nothing of a write this small.
-                    Err(e) if e.kind() == ErrorKind::NoSpace => return Ok(()),
-                    Err(e) => return Err(failed("write", e)),
-                }
-            }
-            11..=12 => {
-                lock(model).issue(Step::Write { volume, lba, tags: vec![0; count as usize] });
-                device.discard(bytes.0, bytes.1).await.map_err(|e| failed("discard", e))?;
-            }
-            13 => {
-                lock(model).issue(Step::Write { volume, lba, tags: vec![0; count as usize] });
-                device.write_zeroes(bytes.0, bytes.1, false).await.map_err(|e| failed("write zeroes", e))?;
-            }
-            14..=15 => {
-                let steps = lock(model).len();
-                device.flush().await.map_err(|e| failed("flush", e))?;
-                lock(model).flushed(steps);
-            }
-            16 => {
-                let data = device.read(bytes.0, bytes.1 as usize).await.map_err(|e| failed("read", e))?;
-                let now = lock(model).now();
-                for (i, block) in data.chunks_exact(BLOCK_SIZE).enumerate() {
-                    let expected = now.volumes[&volume][lba as usize + i];
-                    if tag_of(block) != Some(expected) {
-                        return Err(format!("volume {volume}, block {}: read {:x?}, expected {expected:x}", lba + i as u64, tag_of(block)));
-                    }
-                }
-            }
-            17 => env.sleep(Duration::from_millis(rng.below(200))).await,
-            18 => {
-                let to = rng.between(10, scenario.blocks * 2);
-                if to < blocks {
-                    lock(model).issue(Step::Write { volume, lba: to, tags: vec![0; (blocks - to) as usize] });
-                }
-                lock(model).issue(Step::Resize { volume, blocks: to });
-                let steps = lock(model).len();
-                pool.resize_volume(&name(volume), to * BLOCK_BYTES).await.map_err(|e| failed("resize", e))?;
-                lock(model).flushed(steps);
-            }
-            _ => {
-                let engine = pool.engine().clone();
-                engine.checkpoint().await.map_err(|e| failed("checkpoint", e))?;
-            }
-        }
-    }
-    Ok(())
 }

@@ -73,7 +73,7 @@ impl Image {
 }
 
 /// All operations since the last recovery, in the order in which they were issued.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Model {
     base: Image,
     steps: Vec<Step>,
@@ -85,6 +85,11 @@ impl Model {
     /// An operation is about to be issued.
     pub fn issue(&mut self, step: Step) {
         self.steps.push(step);
+    }
+
+    /// The last operation issued was refused: nothing of it may ever be seen.
+    pub fn withdraw(&mut self) {
+        self.steps.pop();
     }
 
     /// A flush completed that was issued when there were `steps` steps.
