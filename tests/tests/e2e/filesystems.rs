@@ -26,15 +26,14 @@ fn used_and_killed(kind: &str, mkfs: &'static str, checker: &'static str, check:
     let mount = lab.dir().join("fs").display().to_string();
     shell("mkdir \"$2\"; \"$3\" -q \"$1\"; mount \"$1\" \"$2\"", &[&device, &mount, mkfs]).expect_ok();
     let tree = ashlar_tests::binary::workspace().join("blockdev").display().to_string();
-    let copy = "mkdir \"$2\"; tar -C \"$1\" -cf - . | tar -C \"$2\" -xf -";
-    shell(&format!("{copy}; sync -f \"$2\""), &[&tree, &format!("{mount}/synced")]).expect_ok();
+    let copy = "mkdir \"$2\"; tar -C \"$1\" -cf - . | tar -C \"$2\" -xf -; sync -f \"$2\"";
+    shell(copy, &[&tree, &format!("{mount}/synced")]).expect_ok();
     std::thread::scope(|scope| {
         // Its writes fail once the daemon is gone: how it ends does not matter.
-        let more = format!("for i in $(seq 200); do {copy}/$i; sync -f \"$2\"; done; true");
-        let more = more.replace("mkdir \"$2\"", "mkdir -p \"$2/$i\"");
+        let more = "for i in $(seq 500); do mkdir -p \"$2/$i\"; tar -C \"$1\" -cf - . | tar -C \"$2/$i\" -xf -; sync -f \"$2\"; done";
         let unsynced = format!("{mount}/unsynced");
         let tree = &tree;
-        let writer = scope.spawn(move || shell(&more, &[tree.as_str(), &unsynced]));
+        let writer = scope.spawn(move || shell(more, &[tree.as_str(), &unsynced]));
         std::thread::sleep(std::time::Duration::from_millis(900));
         assert!(!writer.is_finished(), "the daemon would be killed too late");
         lab.lab("kill", &[]).expect_ok();
