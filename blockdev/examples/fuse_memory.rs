@@ -1,9 +1,9 @@
 //! Serves memory devices at a mountpoint until it is told to stop: what the FUSE front end costs by itself.
 //!
-//! `fuse_memory MOUNTPOINT SIZE [NAME...] [--threads N] [--defer] [--loop]`: SIZE in bytes or with K, M or G; one volume
-//! `volume` unless names are given. `--defer` answers every request from the runtime instead of in place, `--loop` attaches
-//! a loop device to each. It prints the path of each file (or loop device), unmounts at SIGINT, SIGTERM or the end of
-//! its input, and leaves a stale mount when killed.
+//! `fuse_memory MOUNTPOINT SIZE [NAME...] [--threads N] [--defer] [--loop]`: SIZE in bytes or with K, M or G; one
+//! volume `volume` unless names are given. `--defer` answers every request from the runtime instead of in place,
+//! `--loop` attaches a loop device to each. It prints the path of each file (or loop device), unmounts at SIGINT,
+//! SIGTERM or the end of its input, and leaves a stale mount when killed.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The FUSE front end and loop devices over its files, through the kernel. Needs root, /dev/fuse and loop devices; each test
-//! says so and passes where they are missing.
+//! The FUSE front end and loop devices over its files, through the kernel. Needs root, /dev/fuse and loop devices;
+//! each test says so and passes where they are missing.
 
 #[path = "fuse/files.rs"]
 mod files;

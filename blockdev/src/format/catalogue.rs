@@ -1,12 +1,23 @@
 //! The catalogue: everything of a checkpoint that is not in pages. Written whole, alternating between two places on every disk.
 
-use super::cursor::{Get, Put};
-use super::page::PagePtr;
+use std::collections::BTreeSet;
+use std::io::Read;
+
+use super::cursor::{COUNTER_LIMIT, Get, Put};
+use super::layout::DISK_SIZE_MAX;
+use super::page::{DIRECTORY_FANOUT, PagePtr, TABLE_FANOUT, VIRTUAL_BLOCKS_MAX};
 use super::record::{SegmentRecord, VolumeRecord};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::units::{DiskId, Uuid};
 
 const MAGIC: u32 = 0x4348_5341; // "ASHC"
+/// Most bytes of a catalogue before compression.
+const BODY_MAX: usize = 256 << 20;
+/// The block table is at most this many directory pages longer than those that exist: the newest entries may never have been used.
+const DIRECTORIES_AHEAD: u64 = 64;
+
+/// Fewest bytes of an encoded [`DiskRecord`].
+const DISK_RECORD_MIN: usize = 20;
 
 /// A disk as the catalogue knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,44 +107,74 @@ impl Catalogue {
                 format!("catalogue: format version {version} is unknown to this release"),
             ));
         }
-        let raw_len = usize::try_from(head.u64()?).unwrap_or(usize::MAX);
-        if raw_len > 1 << 30 {
-            return Err(Error::corrupt("catalogue: impossible length"));
-        }
-        let body =
-            zstd::bulk::decompress(head.0, raw_len).map_err(|e| Error::corrupt(format!("catalogue: {e}")))?;
-        let mut get = Get(&body);
-        let limit = body.len();
+        let body = unpack(head.u64()?, head.0)?;
+        Self::decode_body(&body).context("catalogue")
+    }
+
+    fn decode_body(body: &[u8]) -> Result<Self> {
+        let mut get = Get(body);
         let mut out = Self {
-            record: get.varint()?,
-            seqno: get.varint()?,
-            next_incarnation: get.varint()?,
+            record: get.below(COUNTER_LIMIT, "record")?,
+            seqno: get.below(COUNTER_LIMIT, "host operation")?,
+            next_incarnation: get.below(COUNTER_LIMIT, "incarnation")?,
             next_volume: get.varint32()?,
-            table_len: get.varint()?,
-            unique_bytes: get.varint()?,
-            stored_bytes: get.varint()?,
+            table_len: get.below(VIRTUAL_BLOCKS_MAX + 1, "length of the block table")?,
+            unique_bytes: get.below(COUNTER_LIMIT, "unique bytes")?,
+            stored_bytes: get.below(COUNTER_LIMIT, "stored bytes")?,
             ..Self::default()
         };
-        for _ in 0..get.count(limit)? {
-            let id = DiskId(u16::try_from(get.varint()?).map_err(|_| Error::corrupt("disk index exceeds 16 bits"))?);
+        for _ in 0..get.count(DISK_RECORD_MIN)? {
             out.disks.push(DiskRecord {
-                id,
+                id: DiskId(get.varint16()?),
                 uuid: get.uuid()?,
-                size: get.varint()?,
-                last_checkpoint: get.varint()?,
-                failed: get.u8()? != 0,
+                size: get.below(DISK_SIZE_MAX + 1, "disk size")?,
+                last_checkpoint: get.below(COUNTER_LIMIT, "checkpoint")?,
+                failed: get.flag()?,
             });
         }
-        for _ in 0..get.count(limit)? {
+        for _ in 0..get.count(SegmentRecord::SIZE_MIN)? {
             out.segments.push(SegmentRecord::decode(&mut get)?);
         }
-        for _ in 0..get.count(limit)? {
+        for _ in 0..get.count(VolumeRecord::SIZE_MIN)? {
             out.volumes.push(VolumeRecord::decode(&mut get)?);
         }
-        for _ in 0..get.count(limit)? {
+        for _ in 0..get.count(PagePtr::SIZE)? {
             out.directory.push(PagePtr::decode(&mut get)?);
         }
         get.finish()?;
+        out.check()?;
         Ok(out)
     }
+
+    /// Refuses what would make its readers allocate or add up without bound, or take one thing for another.
+    fn check(&self) -> Result<()> {
+        let directories = self.directory.len() as u64 + DIRECTORIES_AHEAD;
+        if self.table_len % TABLE_FANOUT as u64 != 0 || self.table_len > directories * (TABLE_FANOUT * DIRECTORY_FANOUT) as u64 {
+            return Err(Error::corrupt(format!(
+                "a block table of {} entries does not fit {} directory pages", self.table_len, self.directory.len()
+            )));
+        }
+        let disks: BTreeSet<DiskId> = self.disks.iter().map(|d| d.id).collect();
+        let uuids: BTreeSet<Uuid> = self.disks.iter().map(|d| d.uuid).collect();
+        if disks.len() < self.disks.len() || uuids.len() < self.disks.len() {
+            return Err(Error::corrupt("a disk is listed twice"));
+        }
+        if let Some(s) = self.segments.iter().find(|s| s.columns.iter().any(|(disk, _)| !disks.contains(disk))) {
+            return Err(Error::corrupt(format!("segment {} lies on a disk that is not listed", s.id)));
+        }
+        if !self.segments.is_sorted_by(|a, b| a.id < b.id) || !self.volumes.is_sorted_by(|a, b| a.id < b.id) {
+            return Err(Error::corrupt("segments or volumes are out of order"));
+        }
+        Ok(())
+    }
+}
+
+/// Decompresses a body that claims to have `len` bytes; takes memory only for what really comes out.
+fn unpack(len: u64, packed: &[u8]) -> Result<Vec<u8>> {
+    let bad = |why: &str| Error::corrupt(format!("catalogue: {why}"));
+    let len = usize::try_from(len).ok().filter(|&len| len <= BODY_MAX).ok_or_else(|| bad("impossible length"))?;
+    let mut body = Vec::new();
+    let mut decoder = zstd::stream::read::Decoder::new(packed).map_err(|e| bad(&e.to_string()))?;
+    decoder.by_ref().take(len as u64 + 1).read_to_end(&mut body).map_err(|e| bad(&e.to_string()))?;
+    if body.len() == len { Ok(body) } else { Err(bad("its length is not what its header says")) }
 }

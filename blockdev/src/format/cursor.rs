@@ -103,6 +103,9 @@ impl<'a> Get<'a> {
                 break;
             }
             out |= bits << shift;
+            if byte == 0 && shift > 0 {
+                return Err(Error::corrupt("a variable-length integer is longer than need be"));
+            }
             if byte < 0x80 {
                 return Ok(out);
             }
@@ -110,13 +113,35 @@ impl<'a> Get<'a> {
         Err(Error::corrupt("a variable-length integer is too long"))
     }
 
-    /// A varint that must fit and not exceed `max`: a count or length that is about to be allocated.
-    pub fn count(&mut self, max: usize) -> Result<usize> {
+    /// A varint that counts items of at least `item_min` bytes each (not 0) in what follows: never more than there is
+    /// input for, so that what is allocated for them is bounded by the input.
+    pub fn count(&mut self, item_min: usize) -> Result<usize> {
         let n = self.varint()?;
+        let max = self.0.len() / item_min;
         usize::try_from(n)
             .ok()
             .filter(|&n| n <= max)
-            .ok_or_else(|| Error::corrupt(format!("a count of {n} exceeds the limit of {max}")))
+            .ok_or_else(|| Error::corrupt(format!("a count of {n}, but there is input for {max} at most")))
+    }
+
+    /// A varint that must be below `limit`.
+    pub fn below(&mut self, limit: u64, what: &str) -> Result<u64> {
+        let n = self.varint()?;
+        if n < limit { Ok(n) } else { Err(Error::corrupt(format!("{what} {n} is not below {limit}"))) }
+    }
+
+    /// A byte that says yes (1) or no (0).
+    pub fn flag(&mut self) -> Result<bool> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            n => Err(Error::corrupt(format!("{n} is neither yes nor no"))),
+        }
+    }
+
+    /// A varint that must fit 16 bits.
+    pub fn varint16(&mut self) -> Result<u16> {
+        u16::try_from(self.varint()?).map_err(|_| Error::corrupt("an integer exceeds 16 bits"))
     }
 
     /// A varint that must fit 32 bits.
@@ -126,7 +151,10 @@ impl<'a> Get<'a> {
 
     /// A length-prefixed byte string of at most `max` bytes.
     pub fn bytes(&mut self, max: usize) -> Result<&'a [u8]> {
-        let n = self.count(max)?;
+        let n = self.count(1)?;
+        if n > max {
+            return Err(Error::corrupt(format!("{n} bytes where at most {max} may be")));
+        }
         self.take(n)
     }
 
@@ -139,6 +167,14 @@ impl<'a> Get<'a> {
     pub fn finish(self) -> Result<()> {
         if self.0.is_empty() { Ok(()) } else { Err(Error::corrupt(format!("{} bytes left over", self.0.len()))) }
     }
+}
+
+/// Numbers that only ever count up stay below this: whoever reads one may add to it.
+pub const COUNTER_LIMIT: u64 = 1 << 62;
+
+/// Checks a number that only ever counts up.
+pub fn counter(value: u64, what: &str) -> Result<u64> {
+    if value < COUNTER_LIMIT { Ok(value) } else { Err(Error::corrupt(format!("{what} {value} is impossible"))) }
 }
 
 /// Closes a fixed-size structure: pads `body` to `size - 8` with zeroes and appends its checksum.

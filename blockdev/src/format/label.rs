@@ -1,7 +1,7 @@
 //! The label: which pool and which disk this is. At the start of the disk and again in its last 64 KiB.
 
-use super::cursor::{Put, open_fixed, seal_fixed};
-use super::layout::{LABEL_SIZE, PoolGeometry};
+use super::cursor::{Put, counter, open_fixed, seal_fixed};
+use super::layout::{DISK_SIZE_MAX, LABEL_SIZE, PoolGeometry};
 use crate::error::{Error, Result};
 use crate::report::Tolerance;
 use crate::units::{DiskId, Epoch, Uuid};
@@ -61,7 +61,7 @@ impl Label {
             2 => Tolerance::Double,
             n => return Err(Error::corrupt(format!("label: tolerance {n} is unknown"))),
         };
-        let epoch = Epoch(get.u64()?);
+        let epoch = Epoch(counter(get.u64()?, "label: epoch")?);
         let size = get.u64()?;
         let geometry = PoolGeometry {
             chunk_size: get.u32()?,
@@ -71,6 +71,9 @@ impl Label {
             log_extents: get.u32()?,
         };
         geometry.validate().map_err(|e| Error::corrupt(format!("label: {e}")))?;
+        if size > DISK_SIZE_MAX || geometry.chunks(size) == 0 {
+            return Err(Error::corrupt(format!("label: a disk of {size} bytes is impossible")));
+        }
         let pool_name = get.string(255)?;
         Ok(Self { pool, pool_name, disk, id, epoch, tolerance, geometry, size })
     }

@@ -10,6 +10,17 @@ pub const SUPERBLOCK_SLOTS: u64 = 4;
 pub const EDGE: u64 = 64 * 1024;
 /// Alternating places of the catalogue.
 pub const CATALOGUE_SLOTS: u64 = 2;
+/// Most bytes of a chunk: with the 16 data columns of the widest layout a segment has 2 GiB, so that offsets within a
+/// segment, and the ends of what lies there, fit 32 bits.
+pub const CHUNK_SIZE_MAX: u32 = 128 << 20;
+/// Most bytes of a strip: the unfinished stripes of two streams, of 16 strips each, must fit a log extent.
+pub const STRIP_SIZE_MAX: u32 = 1 << 20;
+/// Most bytes of a catalogue place and of a log extent.
+pub const REGION_SIZE_MAX: u32 = 64 << 20;
+/// Most bytes of a disk: sums over all disks of a pool fit 64 bits by far.
+pub const DISK_SIZE_MAX: u64 = 1 << 56;
+/// Most log extents of a disk.
+pub const LOG_EXTENTS_MAX: u32 = 1024;
 
 /// Sizes chosen when a pool is created; equal on all its disks and stored in every label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,20 +40,22 @@ pub struct PoolGeometry {
 impl PoolGeometry {
     /// Sizes that suit a pool whose smallest disk has `smallest` bytes and which has `total` bytes in all.
     ///
-    /// A chunk is between 1/2048 and 1/512 of the smallest disk, so that segments are fine enough for the cleaner and few enough
+    /// A chunk is between 1/1024 and 1/512 of the smallest disk, so that segments are fine enough for the cleaner and few enough
     /// for the catalogue, and at least 256 KiB, so that a strip of 64 KiB leaves several stripes to a segment.
     pub fn choose(smallest: u64, total: u64, chunk: Option<u64>, strip: Option<u32>) -> Result<Self> {
         let chunk_size = match chunk {
             Some(c) => c,
-            None => (smallest / 1024).next_power_of_two().clamp(256 << 10, 256 << 20),
+            None => (smallest / 1024).next_power_of_two().clamp(256 << 10, CHUNK_SIZE_MAX.into()),
         };
         let strip_size = strip.unwrap_or(64 << 10).min(chunk_size.try_into().unwrap_or(u32::MAX));
         let segments = total / chunk_size.max(1);
         // About 100 bytes of catalogue a segment before compression, and room for volumes.
-        let catalogue_size = (segments * 100 + (48 << 10)).next_multiple_of(64 << 10).clamp(64 << 10, 64 << 20);
+        let catalogue_size = segments.saturating_mul(100).clamp(0, 1 << 30) + (48 << 10);
+        let catalogue_size = catalogue_size.next_multiple_of(64 << 10).clamp(64 << 10, REGION_SIZE_MAX.into());
         // An extent holds at least one entry with the unfinished stripes of two streams inline.
         let strips = if strip_size < 32 << 10 { 32 } else { 64 };
-        let log_extent_size = (strips * u64::from(strip_size)).max((smallest / 512).next_power_of_two()).min(4 << 20) as u32;
+        let needed = strips * u64::from(strip_size);
+        let log_extent_size = (smallest / 512).min(4 << 20).next_power_of_two().max(needed).min(REGION_SIZE_MAX.into()) as u32;
         let log_extents = (smallest / 32 / u64::from(log_extent_size)).clamp(4, 64) as u32;
         let out = Self {
             chunk_size: u32::try_from(chunk_size).map_err(|_| Error::invalid("chunk size must be below 4 GiB"))?,
@@ -64,8 +77,15 @@ impl PoolGeometry {
                 self.chunk_size, self.strip_size
             )));
         }
-        if self.chunk_size > 256 << 20 {
-            return Err(Error::invalid("chunk size must be at most 256 MiB"));
+        let limits = [
+            ("chunk size", self.chunk_size, CHUNK_SIZE_MAX),
+            ("strip size", self.strip_size, STRIP_SIZE_MAX),
+            ("catalogue size", self.catalogue_size, REGION_SIZE_MAX),
+            ("log extent size", self.log_extent_size, REGION_SIZE_MAX),
+            ("number of log extents", self.log_extents, LOG_EXTENTS_MAX),
+        ];
+        if let Some((what, value, max)) = limits.into_iter().find(|(_, value, max)| value > max) {
+            return Err(Error::invalid(format!("{what} {value} exceeds the limit of {max}")));
         }
         if !aligned(self.catalogue_size) || !aligned(self.log_extent_size) || self.log_extents < 2 {
             return Err(Error::invalid("catalogue and log regions are not aligned or too small"));
@@ -99,8 +119,8 @@ impl PoolGeometry {
         u32::try_from(room / u64::from(self.chunk_size)).unwrap_or(u32::MAX)
     }
 
-    /// Byte offset of the block of labels and superblocks at the end of a disk of `size` bytes.
+    /// Byte offset of the block of labels and superblocks at the end of a disk of `size` bytes; 0 when it is too small to have one.
     pub fn tail(&self, size: u64) -> u64 {
-        size / 4096 * 4096 - EDGE
+        (size / 4096 * 4096).saturating_sub(EDGE)
     }
 }

@@ -19,3 +19,6 @@ pub const FORMAT_VERSION: u32 = 1;
 pub fn checksum(data: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_128(data) as u64
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,13 @@ pub const DIRECTORY_PAGE_SIZE: usize = DIRECTORY_FANOUT * PagePtr::SIZE;
 /// Upper bound of the encoded bytes of any metadata page.
 pub const PAGE_SIZE_MAX: usize = 16 << 10;
 
+/// Levels of the largest map: 2^36 blocks, 256 TiB.
+pub const MAP_LEVELS_MAX: u8 = 4;
+/// Blocks of the largest volume.
+pub const MAP_BLOCKS_MAX: u64 = 1 << (MAP_FANOUT.trailing_zeros() * MAP_LEVELS_MAX as u32);
+/// Virtual blocks are below this: they take 6 bytes in a map page.
+pub const VIRTUAL_BLOCKS_MAX: u64 = 1 << 48;
+
 /// Where a stored run of bytes lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Location {
@@ -27,6 +34,20 @@ pub struct Location {
     pub offset: u32,
     /// Stored bytes.
     pub len: u16,
+}
+
+impl Location {
+    /// This, unless its end does not fit 32 bits.
+    pub(super) fn checked(self) -> Result<Self> {
+        match self.offset.checked_add(self.len.into()) {
+            Some(_) => Ok(self),
+            None => Err(Error::corrupt(format!("{} bytes at {} are beyond the end of any segment", self.len, self.offset))),
+        }
+    }
+
+    fn decode(get: &mut Get<'_>) -> Result<Self> {
+        Self { segment: SegmentId(get.u32()?), offset: get.u32()?, len: get.u16()? }.checked()
+    }
 }
 
 /// What a virtual block holds.
@@ -90,7 +111,7 @@ impl BlockEntry {
     }
 
     fn decode(get: &mut Get<'_>) -> Result<Self> {
-        let frame = Location { segment: SegmentId(get.u32()?), offset: get.u32()?, len: get.u16()? };
+        let frame = Location::decode(get)?;
         let codec = Codec::try_from(get.u8()?)?;
         let kind = match get.u8()? {
             0 => BlockKind::Data,
@@ -173,9 +194,11 @@ impl PagePtr {
 
     /// Decodes.
     pub fn decode(get: &mut Get<'_>) -> Result<Self> {
-        let at = Location { segment: SegmentId(get.u32()?), offset: get.u32()?, len: get.u16()? };
+        let at = Location::decode(get)?;
         let codec = Codec::try_from(get.u8()?)?;
-        get.u8()?;
+        if get.u8()? != 0 {
+            return Err(Error::corrupt("page pointer: the reserved byte is not 0"));
+        }
         let used = get.u32()?;
         Ok(Self { at, codec, used, checksum: get.u64()? })
     }
@@ -296,6 +319,9 @@ impl MapPage {
     pub fn decode(data: &[u8]) -> Result<Self> {
         let mut get = Get(data);
         let mut out = Self::new(VolumeId(get.u32()?), get.u8()?, get.u64()?);
+        if out.level >= MAP_LEVELS_MAX || out.index >= MAP_BLOCKS_MAX >> (9 * (u32::from(out.level) + 1)) {
+            return Err(Error::corrupt(format!("map page: there is no page {} at level {}", out.index, out.level)));
+        }
         for v in out.entries.iter_mut() {
             let mut wide = [0; 8];
             wide[..6].copy_from_slice(get.take(6)?);

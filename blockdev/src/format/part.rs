@@ -1,13 +1,17 @@
 //! Part summaries: what the frames of one part of a segment hold. For the cleaner (reverse map) and for dedupe (fingerprints).
 
-use super::cursor::{Get, Put};
-use super::page::Location;
+use super::cursor::{COUNTER_LIMIT, Get, Put};
+use super::page::{Location, TABLE_FANOUT, VIRTUAL_BLOCKS_MAX};
+use crate::codec::FRAME_BLOCKS_MAX;
 use crate::error::{Error, Result};
 use crate::units::{SegmentId, VirtualBlock};
 
 const MAGIC: u32 = 0x5448_5341; // "ASHT"
 /// A part is closed when it holds this many blocks: its list of fingerprints is about 24 KiB, one read.
 pub const PART_BLOCKS: usize = 1024;
+
+/// Fewest bytes of an encoded [`Item`].
+const ITEM_MIN: usize = 3;
 
 /// What one frame holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +59,11 @@ pub const fn item_bytes_max(blocks: usize) -> usize {
 pub const PART_OVERHEAD: usize = 64;
 /// Upper bound of the bytes of any summary.
 pub const PART_BYTES_MAX: usize = 48 << 10;
+
+/// A virtual block; none where a frame has a place that no block took.
+fn get_block(get: &mut Get<'_>) -> Result<VirtualBlock> {
+    Ok(VirtualBlock(get.below(VIRTUAL_BLOCKS_MAX, "virtual block")?))
+}
 
 impl Part {
     /// Encodes with a checksum at the end.
@@ -116,22 +125,24 @@ impl Part {
         let mut get = Get(body);
         get.take(8)?;
         let segment = SegmentId(get.varint32()?);
-        let incarnation = get.varint()?;
-        let small = |v: u64| u16::try_from(v).map_err(|_| Error::corrupt("part summary: a length exceeds 16 bits"));
-        let previous = Location { segment, offset: get.varint32()?, len: small(get.varint()?)? };
-        let count = get.count(body.len())?;
+        let incarnation = get.below(COUNTER_LIMIT, "incarnation")?;
+        let previous = Location { segment, offset: get.varint32()?, len: get.varint16()? }.checked()?;
+        let count = get.count(ITEM_MIN)?;
         let mut items = Vec::with_capacity(count);
         for _ in 0..count {
-            let offset = get.varint32()?;
-            let len = small(get.varint()?)?;
+            let Location { offset, len, .. } =
+                Location { segment, offset: get.varint32()?, len: get.varint16()? }.checked()?;
             let content = match get.u8()? {
-                0xff => Content::MapPage(VirtualBlock(get.varint()?)),
-                0xfe => Content::TablePage(get.varint()?),
-                0xfd => Content::DirectoryPage(get.varint()?),
+                0xff => Content::MapPage(get_block(&mut get)?),
+                0xfe => Content::TablePage(get.below(VIRTUAL_BLOCKS_MAX / TABLE_FANOUT as u64, "block table page")?),
+                0xfd => Content::DirectoryPage(get.below(VIRTUAL_BLOCKS_MAX / TABLE_FANOUT as u64, "directory page")?),
+                n if usize::from(n) > FRAME_BLOCKS_MAX => {
+                    return Err(Error::corrupt(format!("part summary: a frame of kind {n} is unknown")));
+                }
                 n => {
                     let mut blocks = Vec::with_capacity(n.into());
                     for _ in 0..n {
-                        blocks.push((VirtualBlock(get.varint()?), get.u128()?));
+                        blocks.push((get_block(&mut get)?, get.u128()?));
                     }
                     Content::Data(blocks)
                 }

@@ -4,9 +4,9 @@
 //! A log *entry* is one write to the log: consecutive records, how far each open segment is durable, and the bytes of
 //! open segments beyond that which the records need.
 
-use super::cursor::{Get, Put};
-use super::page::Location;
-use crate::codec::Codec;
+use super::cursor::{COUNTER_LIMIT, Get, Put, counter};
+use super::page::{Location, MAP_BLOCKS_MAX, MAP_LEVELS_MAX, VIRTUAL_BLOCKS_MAX};
+use crate::codec::{Codec, FRAME_BLOCKS_MAX, FRAME_MAX};
 use crate::error::{Error, Result};
 use crate::units::{ChunkIndex, DiskId, Epoch, Lba, SegmentId, Seqno, VirtualBlock, VolumeId};
 
@@ -15,8 +15,16 @@ const ENTRY_MAGIC: u32 = 0x4C48_5341; // "ASHL"
 pub const ENTRY_HEADER: usize = 48;
 /// Entries are padded to this.
 pub const ENTRY_ALIGN: usize = 4096;
-/// Most operations in one record; bounds what a decoder allocates.
-const COUNT_MAX: usize = 1 << 22;
+/// Most columns of a segment: a set of columns is a bit mask of 32 bits.
+const COLUMNS_MAX: usize = 32;
+/// Fewest encoded bytes of a [`Record`], of one of its [`Frame`]s, of an [`Op`], of a [`Move`].
+const RECORD_MIN: usize = 5;
+/// See [`RECORD_MIN`].
+const FRAME_MIN: usize = 7;
+/// See [`RECORD_MIN`].
+const OP_MIN: usize = 2;
+/// See [`RECORD_MIN`].
+const MOVE_MIN: usize = 21;
 
 /// Which kind of data a segment takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,6 +76,9 @@ pub struct SegmentRecord {
 }
 
 impl SegmentRecord {
+    /// Fewest encoded bytes.
+    pub(super) const SIZE_MIN: usize = 13;
+
     /// Appends the record.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_varint(self.id.0.into());
@@ -88,18 +99,22 @@ impl SegmentRecord {
     /// Decodes.
     pub fn decode(get: &mut Get<'_>) -> Result<Self> {
         let id = SegmentId(get.varint32()?);
-        let incarnation = get.varint()?;
+        let incarnation = get.below(COUNTER_LIMIT, "incarnation")?;
         let flags = get.u8()?;
         let (data, parity) = (get.u8()?, get.u8()?);
-        if data == 0 || data > 32 || parity > 2 {
+        let count = usize::from(data) + usize::from(parity);
+        if data == 0 || parity > 2 || count > COLUMNS_MAX {
             return Err(Error::corrupt(format!("segment {id}: layout {data}+{parity} is impossible")));
         }
-        let mut columns = Vec::with_capacity(usize::from(data + parity));
-        for _ in 0..data + parity {
-            let disk = DiskId(u16::try_from(get.varint()?).map_err(|_| Error::corrupt("disk index exceeds 16 bits"))?);
-            columns.push((disk, ChunkIndex(get.varint32()?)));
+        let mut columns: Vec<(DiskId, ChunkIndex)> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (disk, chunk) = (DiskId(get.varint16()?), ChunkIndex(get.varint32()?));
+            if columns.iter().any(|(other, _)| *other == disk) {
+                return Err(Error::corrupt(format!("segment {id}: two columns lie on disk {disk}")));
+            }
+            columns.push((disk, chunk));
         }
-        Ok(Self {
+        let out = Self {
             id,
             incarnation,
             stream: Stream::from_u8(flags & 0x7f)?,
@@ -108,10 +123,14 @@ impl SegmentRecord {
             columns,
             sealed: flags & 0x80 != 0,
             written: get.varint32()?,
-            live: get.varint()?,
+            live: get.varint32()?.into(),
             last_part: get_location(get)?,
             stale_columns: get.varint32()?,
-        })
+        };
+        if u64::from(out.stale_columns) >= 1 << count {
+            return Err(Error::corrupt(format!("segment {id}: a column is stale that it does not have")));
+        }
+        Ok(out)
     }
 }
 
@@ -141,6 +160,9 @@ pub struct VolumeRecord {
 }
 
 impl VolumeRecord {
+    /// Fewest encoded bytes.
+    pub(super) const SIZE_MIN: usize = 10;
+
     /// Appends the record.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_varint(self.id.0.into());
@@ -157,18 +179,22 @@ impl VolumeRecord {
 
     /// Decodes.
     pub fn decode(get: &mut Get<'_>) -> Result<Self> {
-        Ok(Self {
-            id: VolumeId(get.varint32()?),
+        let out = Self {
+            id: get_volume(get)?,
             name: get.string(255)?,
-            blocks: get.varint()?,
-            root: VirtualBlock(get.varint()?),
+            blocks: get.below(MAP_BLOCKS_MAX + 1, "volume size")?,
+            root: VirtualBlock(get.below(VIRTUAL_BLOCKS_MAX, "virtual block")?),
             levels: get.u8()?,
-            mapped: get.varint()?,
+            mapped: get.below(MAP_BLOCKS_MAX + 1, "mapped blocks")?,
             generation: get.varint32()?,
-            deleting: get.u8()? != 0,
+            deleting: get.flag()?,
             created_s: get.varint()?,
             attachment: get.string(255)?,
-        })
+        };
+        if out.levels == 0 || out.levels > MAP_LEVELS_MAX {
+            return Err(Error::corrupt(format!("volume {}: a map of {} levels is impossible", out.name, out.levels)));
+        }
+        Ok(out)
     }
 }
 
@@ -280,11 +306,28 @@ fn put_location(out: &mut Vec<u8>, at: &Location) {
 }
 
 fn get_location(get: &mut Get<'_>) -> Result<Location> {
-    Ok(Location {
-        segment: SegmentId(get.varint32()?),
-        offset: get.varint32()?,
-        len: u16::try_from(get.varint()?).map_err(|_| Error::corrupt("a frame length exceeds 16 bits"))?,
-    })
+    Location { segment: SegmentId(get.varint32()?), offset: get.varint32()?, len: get.varint16()? }.checked()
+}
+
+/// A virtual block that exists.
+fn get_block(get: &mut Get<'_>) -> Result<VirtualBlock> {
+    match get.below(VIRTUAL_BLOCKS_MAX, "virtual block")? {
+        0 => Err(Error::corrupt("virtual block 0 where one must be")),
+        block => Ok(VirtualBlock(block)),
+    }
+}
+
+/// Identities are given in order: the next one must fit, too.
+fn get_volume(get: &mut Get<'_>) -> Result<VolumeId> {
+    Ok(VolumeId(get.below(u32::MAX.into(), "volume identity")? as u32))
+}
+
+/// The LBA of a volume, and a number of blocks from there on that ends within the largest volume.
+fn check_range(lba: Lba, count: u64) -> Result<()> {
+    match lba.0.checked_add(count) {
+        Some(end) if end <= MAP_BLOCKS_MAX => Ok(()),
+        _ => Err(Error::corrupt(format!("log record: {count} blocks at {lba} are beyond the end of any volume"))),
+    }
 }
 
 impl Record {
@@ -307,16 +350,23 @@ impl Record {
 
     /// Decodes and checks that frame indices are within the record.
     pub fn decode(get: &mut Get<'_>) -> Result<Self> {
-        let mut out = Self { number: get.varint()?, seqno: Seqno(get.varint()?), ..Self::default() };
-        for _ in 0..get.count(COUNT_MAX)? {
+        let number = get.below(COUNTER_LIMIT, "record")?;
+        let seqno = Seqno(get.below(COUNTER_LIMIT, "host operation")?);
+        let mut out = Self { number, seqno, ..Self::default() };
+        for _ in 0..get.count(FRAME_MIN)? {
             let at = get_location(get)?;
             let codec = Codec::try_from(get.u8()?)?;
-            out.frames.push(Frame { at, codec, blocks: get.u8()?, raw_len: get.u16()? });
+            let frame = Frame { at, codec, blocks: get.u8()?, raw_len: get.u16()? };
+            if usize::from(frame.raw_len) > FRAME_MAX || usize::from(frame.blocks) > FRAME_BLOCKS_MAX {
+                let Frame { blocks, raw_len, .. } = frame;
+                return Err(Error::corrupt(format!("log record: a frame of {blocks} blocks, {raw_len} bytes is impossible")));
+            }
+            out.frames.push(frame);
         }
-        for _ in 0..get.count(COUNT_MAX)? {
-            out.pages.push(VirtualBlock(get.varint()?));
+        for _ in 0..get.count(1)? {
+            out.pages.push(get_block(get)?);
         }
-        for _ in 0..get.count(COUNT_MAX)? {
+        for _ in 0..get.count(OP_MIN)? {
             out.ops.push(Op::decode(get, &out.frames)?);
         }
         Ok(out)
@@ -399,14 +449,16 @@ impl Op {
     fn decode(get: &mut Get<'_>, frames: &[Frame]) -> Result<Self> {
         Ok(match get.u8()? {
             1 => {
-                let (volume, lba) = (VolumeId(get.varint32()?), Lba(get.varint()?));
+                let (volume, lba) = (get_volume(get)?, Lba(get.varint()?));
                 let mut blocks = Vec::new();
-                for _ in 0..get.count(COUNT_MAX)? {
+                let count = get.count(1)?;
+                check_range(lba, count as u64)?;
+                for _ in 0..count {
                     blocks.push(match get.u8()? {
                         0 => BlockRef::Zero,
-                        1 => BlockRef::Shared(VirtualBlock(get.varint()?)),
+                        1 => BlockRef::Shared(get_block(get)?),
                         2 => {
-                            let block = VirtualBlock(get.varint()?);
+                            let block = get_block(get)?;
                             let (frame, index) = (get.varint32()?, get.u8()?);
                             check_frame(frames, frame, index)?;
                             BlockRef::New { block, frame, index, fingerprint: get.u128()? }
@@ -416,11 +468,15 @@ impl Op {
                 }
                 Self::Write { volume, lba, blocks }
             }
-            2 => Self::Unmap { volume: VolumeId(get.varint32()?), lba: Lba(get.varint()?), count: get.varint()? },
+            2 => {
+                let (volume, lba, count) = (get_volume(get)?, Lba(get.varint()?), get.varint()?);
+                check_range(lba, count)?;
+                Self::Unmap { volume, lba, count }
+            }
             3 => {
                 let mut moves = Vec::new();
-                for _ in 0..get.count(COUNT_MAX)? {
-                    let block = VirtualBlock(get.varint()?);
+                for _ in 0..get.count(MOVE_MIN)? {
+                    let block = get_block(get)?;
                     let from = (SegmentId(get.varint32()?), get.varint32()?);
                     let (frame, index) = (get.varint32()?, get.u8()?);
                     check_frame(frames, frame, index)?;
@@ -432,7 +488,7 @@ impl Op {
             5 => Self::ClosePart { at: get_location(get)? },
             6 => Self::SealSegment(SegmentId(get.varint32()?)),
             7 => Self::PutVolume(VolumeRecord::decode(get)?),
-            8 => Self::DropVolume(VolumeId(get.varint32()?)),
+            8 => Self::DropVolume(get_volume(get)?),
             k => return Err(Error::corrupt(format!("log record: operation {k} is unknown"))),
         })
     }
@@ -519,7 +575,7 @@ impl Entry {
             return Err(Error::corrupt("log: no entry here"));
         }
         let version = head.u32()?;
-        let (epoch, extent, number) = (Epoch(head.u64()?), head.u64()?, head.u64()?);
+        let (epoch, extent, number) = (head.u64()?, head.u64()?, head.u64()?);
         let len = usize::try_from(head.u64()?).unwrap_or(usize::MAX);
         let sum = head.u64()?;
         let body = data.get(ENTRY_HEADER..len).ok_or_else(|| Error::corrupt("log: an entry is longer than its extent"))?;
@@ -532,16 +588,22 @@ impl Entry {
                 format!("log: format version {version} is unknown to this release"),
             ));
         }
+        let epoch = Epoch(counter(epoch, "log: epoch")?);
+        let (extent, number) = (counter(extent, "log: extent")?, counter(number, "log: entry")?);
         let mut get = Get(body);
         let mut out = Self { epoch, extent, number, durable: vec![], inline: vec![], records: vec![] };
-        for _ in 0..get.count(COUNT_MAX)? {
+        for _ in 0..get.count(2)? {
             out.durable.push((SegmentId(get.varint32()?), get.varint32()?));
         }
-        for _ in 0..get.count(COUNT_MAX)? {
+        for _ in 0..get.count(3)? {
             let (segment, offset) = (SegmentId(get.varint32()?), get.varint32()?);
-            out.inline.push(Inline { segment, offset, data: get.bytes(body.len())?.to_vec() });
+            let data = get.bytes(body.len())?.to_vec();
+            if u32::try_from(data.len()).ok().and_then(|len| offset.checked_add(len)).is_none() {
+                return Err(Error::corrupt("log: inline data beyond the end of any segment"));
+            }
+            out.inline.push(Inline { segment, offset, data });
         }
-        for _ in 0..get.count(COUNT_MAX)? {
+        for _ in 0..get.count(RECORD_MIN)? {
             out.records.push(Record::decode(&mut get)?);
         }
         get.finish()?;

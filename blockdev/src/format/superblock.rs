@@ -1,6 +1,6 @@
 //! The superblock: names the newest checkpoint. Slot n mod 4 on every disk, at its start and in its last 64 KiB.
 
-use super::cursor::{Put, open_fixed, seal_fixed};
+use super::cursor::{Put, counter, open_fixed, seal_fixed};
 use super::layout::LABEL_SIZE;
 use crate::error::Result;
 use crate::units::{Epoch, Uuid};
@@ -44,9 +44,9 @@ impl Superblock {
         let mut get = open_fixed(data, MAGIC, "superblock")?;
         Ok(Self {
             pool: get.uuid()?,
-            epoch: Epoch(get.u64()?),
-            checkpoint: get.u64()?,
-            log_start: get.u64()?,
+            epoch: Epoch(counter(get.u64()?, "superblock: epoch")?),
+            checkpoint: counter(get.u64()?, "superblock: checkpoint")?,
+            log_start: counter(get.u64()?, "superblock: log extent")?,
             catalogue_len: get.u32()?,
             catalogue_checksum: get.u64()?,
         })

@@ -1,9 +1,9 @@
 //! Loop devices over files, by the kernel's own interface (no external tools), and the few system calls around a
 //! file that this very process serves through FUSE: mounting, unmounting, the I/O flusher state.
 //!
-//! Every call that may touch such a file runs by [`with_private_files`]: a thread waiting for our own FUSE server must not
-//! share our table of open files. If it did and the process were killed, the waiting thread would keep `/dev/fuse` open
-//! for ever, the kernel would never learn that the server is gone, and the process could not die.
+//! Every call that may touch such a file runs by [`with_private_files`]: a thread waiting for our own FUSE server must
+//! not share our table of open files. If it did and the process were killed, the waiting thread would keep `/dev/fuse`
+//! open for ever, the kernel would never learn that the server is gone, and the process could not die.
 
 use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions};
@@ -210,10 +210,8 @@ pub fn set_capacity(device: &Path) -> Result<u64> {
     let run = move || -> Result<u64> {
         let sysfs = sysfs_of(&path)?;
         if let Ok(backing) = std::fs::read_to_string(sysfs.join("loop/backing_file")) {
-            // The kernel takes the size from its cached attributes. Where this fails the device keeps the older size.
-            if let Err(error) = refresh_attributes(Path::new(backing.trim_end_matches('\n'))) {
-                tracing::debug!(backing, %error, "cannot refresh the size of a backing file");
-            }
+            // The kernel takes the size from its cached attributes. A file without a path keeps the older size.
+            let _ = refresh_attributes(Path::new(backing.trim_end_matches('\n')));
         }
         let node = open_device(&path, 0)?;
         // SAFETY: the descriptor is open for the call and this request takes no pointer.
@@ -272,8 +270,10 @@ fn open_device(path: &Path, flags: i32) -> Result<File> {
 
 /// Runs `work` on a thread of its own with no files open but the standard streams, and gives its result.
 ///
-/// See the top of this module for why. Numbers of open files mean nothing across this border: `work` must open what it needs
-/// itself, and neither bring an open file in nor give one back.
+/// See the top of this module for why. Numbers of open files mean nothing across this border: `work` may use only
+/// files it opens itself. So it must not bring an open file in or give one back, nor log (to a file), nor call or wake
+/// anything that belongs to a runtime: what was meant for another file would be lost, or go to one that has its number
+/// here.
 pub fn with_private_files<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let thread = std::thread::Builder::new().name("private-files".into()).spawn(move || {
         leave_shared_files();
@@ -283,19 +283,17 @@ pub fn with_private_files<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
     thread.join().map_err(|_| Error::io("a thread for a loop device or a mount panicked"))
 }
 
-/// Gives the calling thread its own, empty table of open files; for the very start of a thread, before it holds any. Linux before 5.9 lacks the call: the thread then keeps
-/// sharing, which only matters if the process is killed meanwhile.
+/// Gives the calling thread its own, empty table of open files; for the very start of a thread, before it holds any.
+/// Linux before 5.9 lacks the call: the thread then keeps sharing, which only matters if the process is killed
+/// meanwhile.
 pub(super) fn leave_shared_files() {
     // SAFETY: CLOSE_RANGE_UNSHARE gives this thread a table of its own without the descriptors from 3 upwards. No file
     // owned by another thread is closed, and this thread has opened none yet.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) };
-    if result != 0 {
-        tracing::debug!(error = %io::Error::last_os_error(), "close_range is not available");
-    }
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) };
 }
 
-/// Marks the calling thread, and threads it starts later, as one that writes out dirty memory, so that an allocation in it
-/// never waits for writeback that itself waits for this thread. Needs CAP_SYS_RESOURCE; without it, false.
+/// Marks the calling thread, and threads it starts later, as one that writes out dirty memory, so that an allocation
+/// in it never waits for writeback that itself waits for this thread. Needs CAP_SYS_RESOURCE; without it, false.
 ///
 /// For every thread that serves a block device to the same machine: the runtime's workers (`on_thread_start`) as well.
 pub fn set_io_flusher() -> bool {
@@ -308,7 +306,8 @@ pub fn set_io_flusher() -> bool {
 fn refresh_attributes(path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut out = std::mem::MaybeUninit::<libc::statx>::uninit();
-    // SAFETY: the path is terminated and lives through the call; the kernel fills `out`, which is as large as it expects.
+    // SAFETY: the path is terminated and lives through the call; the kernel fills `out`, which is as large as it
+    // expects.
     let result = unsafe {
         libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_STATX_FORCE_SYNC, libc::STATX_SIZE, out.as_mut_ptr())
     };

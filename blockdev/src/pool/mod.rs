@@ -16,7 +16,7 @@ use crate::env::Env;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::catalogue::Catalogue;
 use crate::format::label::Label;
-use crate::format::layout::PoolGeometry;
+use crate::format::layout::{LABEL_SIZE, PoolGeometry};
 use crate::format::record::{Op, VolumeRecord};
 use crate::frontend::BlockDevice;
 use crate::map::tree::{VOLUME_BLOCKS_MAX, levels_for};
@@ -133,7 +133,7 @@ impl Pool {
         let catalogue = Catalogue {
             next_incarnation: 1,
             next_volume: 1,
-            disks: disk_records(&array, 0),
+            disks: disk_records(&array),
             ..Catalogue::default()
         };
         let label = Label {
@@ -281,25 +281,29 @@ impl Pool {
 
     /// All volumes, by name.
     pub async fn volumes(&self) -> Vec<VolumeInfo> {
-        let state = self.0.engine.state.read();
-        let mut out: Vec<VolumeInfo> = state.volumes.values().map(|v| self.info(v)).collect();
+        let records: Vec<VolumeRecord> = self.0.engine.state.read().volumes.values().cloned().collect();
+        let mut out = Vec::with_capacity(records.len());
+        for record in &records {
+            out.push(self.info(record).await);
+        }
         out.sort_by(|a, b| a.name.cmp(&b.name));
         out
     }
 
     /// One volume.
     pub async fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
-        Ok(self.info(&self.record(name)?))
+        Ok(self.info(&self.record(name)?).await)
     }
 
-    fn info(&self, v: &VolumeRecord) -> VolumeInfo {
+    async fn info(&self, v: &VolumeRecord) -> VolumeInfo {
+        let usage = self.0.engine.usage(v.id).await.ok();
         VolumeInfo {
             name: v.name.clone(),
             id: v.id.0,
             size: v.blocks * BLOCK_BYTES,
             mapped: v.mapped * BLOCK_BYTES,
-            unique: None,
-            savings: None,
+            unique: usage.map(|u| u.unique),
+            savings: usage.map(|u| u.savings),
             attached: (!v.attachment.is_empty()).then(|| v.attachment.clone()),
             state: if v.deleting { "deleting" } else { "online" }.into(),
             created_s: v.created_s,
@@ -331,8 +335,26 @@ impl Pool {
         let Some(member) = member else {
             return Err(Error::invalid(format!("{} is not a disk of pool {}", disk.name(), engine.name)));
         };
-        engine.array.reinstate(member.id, disk);
+        if member.online().is_none() {
+            engine.reinstate(member.id, disk, &label).await?;
+        }
         Ok(member.info())
+    }
+
+    /// Looks again at all disks the pool was opened with and takes those back that failed or were missing and now answer.
+    pub async fn rescan_disks(&self) -> Result<()> {
+        let engine = &self.0.engine;
+        for member in engine.array.online() {
+            // One that was pulled is noticed now instead of at its next write.
+            let _ = engine.array.read_disk(member.id, 0, LABEL_SIZE).await;
+        }
+        for disk in &engine.candidates {
+            if let Err(e) = self.reinstate_disk(disk.clone()).await {
+                tracing::warn!(disk = disk.name(), error = %e, "disk stays out");
+                engine.check_alive()?;
+            }
+        }
+        Ok(())
     }
 
     fn alerts(&self, disks: &[DiskInfo]) -> Vec<Alert> {

@@ -113,6 +113,8 @@ pub struct DiskArray {
     members: RwLock<Vec<Arc<Member>>>,
     /// Raised whenever a disk is declared failed; readers compare it to notice.
     failures: AtomicU64,
+    /// Raised whenever a disk goes or comes.
+    changes: AtomicU64,
     /// Bytes written and read, all kinds.
     pub written: AtomicU64,
     /// See `written`.
@@ -189,6 +191,7 @@ impl DiskArray {
             tolerance,
             members: RwLock::new(members.into_iter().map(Arc::new).collect()),
             failures: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
         }
@@ -214,6 +217,11 @@ impl DiskArray {
         self.failures.load(Ordering::Acquire)
     }
 
+    /// How often a disk went or came so far.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
     /// Fails when more disks are gone than the tolerance allows.
     pub fn check_quorum(&self) -> Result<()> {
         let (all, online) = (self.members.read().len(), self.online().len());
@@ -232,6 +240,7 @@ impl DiskArray {
             && !member.failed.swap(true, Ordering::AcqRel)
         {
             self.failures.fetch_add(1, Ordering::AcqRel);
+            self.changes.fetch_add(1, Ordering::AcqRel);
             let name = member.disk.read().as_ref().map(|d| d.name()).unwrap_or_default();
             tracing::error!(disk = id.0, name, why, "disk declared failed");
         }
@@ -244,6 +253,7 @@ impl DiskArray {
             member.stale.store(true, Ordering::Relaxed);
             member.read_errors.store(0, Ordering::Relaxed);
             member.failed.store(false, Ordering::Release);
+            self.changes.fetch_add(1, Ordering::AcqRel);
             tracing::warn!(disk = id.0, "disk reinstated");
         }
     }

@@ -41,6 +41,10 @@ pub struct SegmentTable {
     /// Next [`SegmentRecord::incarnation`].
     pub next_incarnation: u64,
     live: u64,
+    /// Raised whenever chunks are taken or given back.
+    pub version: u64,
+    /// Where the search for a free identity goes on.
+    next_id: u32,
 }
 
 impl SegmentTable {
@@ -57,7 +61,7 @@ impl SegmentTable {
                 Chunks { id, used: vec![false; n as usize], free: n, next: 0 }
             })
             .collect();
-        let mut out = Self { geometry, segments: BTreeMap::new(), chunks, next_incarnation, live: 0 };
+        let mut out = Self { geometry, segments: BTreeMap::new(), chunks, next_incarnation, live: 0, version: 0, next_id: 0 };
         segments.into_iter().for_each(|s| out.insert(s));
         out
     }
@@ -77,7 +81,8 @@ impl SegmentTable {
     /// Puts a segment in use. An older use of its identity ends.
     pub fn insert(&mut self, record: SegmentRecord) {
         self.remove(record.id);
-        self.mark(&record.columns.clone(), true);
+        self.version += 1;
+        self.mark(&record.columns, true);
         self.next_incarnation = self.next_incarnation.max(record.incarnation + 1);
         let extent = Arc::new(Extent::of(&record));
         self.live += record.live;
@@ -88,6 +93,7 @@ impl SegmentTable {
     pub fn remove(&mut self, id: SegmentId) {
         if let Some(old) = self.segments.remove(&id) {
             self.live -= old.record.live;
+            self.version += 1;
             self.mark(&old.record.columns, false);
         }
     }
@@ -210,7 +216,10 @@ impl SegmentTable {
             chunks.next = chunk + 1;
             columns.push((disk, ChunkIndex(chunk)));
         }
-        let id = (0..).map(SegmentId).find(|id| !self.segments.contains_key(id))?;
+        let from = self.next_id;
+        let id = (from..).chain(0..from).map(SegmentId).find(|id| !self.segments.contains_key(id))?;
+        // Identities stay small: the search starts anew once it is far beyond what is in use.
+        self.next_id = if id.0 as usize > 2 * self.segments.len() + 64 { 0 } else { id.0 + 1 };
         let record = SegmentRecord {
             id,
             incarnation: self.next_incarnation,

@@ -21,7 +21,8 @@ use super::destage::ReducedFrame;
 use super::group_commit::Queued;
 use super::state::map_page_entry;
 use crate::codec::Compressor;
-use crate::disk::AlignedBuf;
+use super::recovery::write_labels;
+use crate::disk::{AlignedBuf, Disk};
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{Catalogue, DiskRecord};
@@ -37,7 +38,7 @@ use crate::redundancy::array::DiskArray;
 use crate::report::Compression;
 use crate::segment::appender::Appender;
 use crate::segment::table::SegmentTable;
-use crate::units::{Epoch, SegmentId, Seqno, Uuid, VirtualBlock};
+use crate::units::{DiskId, Epoch, SegmentId, Seqno, Uuid, VirtualBlock};
 
 /// Pages encoded and compressed in one piece of processor work.
 const PAGES_PER_JOB: usize = 32;
@@ -152,7 +153,7 @@ impl Engine {
             next_incarnation: frozen.segments.next_incarnation,
             next_volume: frozen.next_volume,
             table_len: frozen.table_len,
-            disks: disk_records(&self.array, own.number),
+            disks: disk_records(&self.array),
             segments,
             volumes: frozen.volumes,
             directory: frozen.roots,
@@ -209,6 +210,18 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Takes a disk back that failed or was missing. What it missed stays marked; it gets a checkpoint at once.
+    pub async fn reinstate(self: &Arc<Self>, id: DiskId, disk: Arc<dyn Disk>, label: &Label) -> Result<()> {
+        {
+            let mut own = self.checkpoints.lock().await;
+            self.note_failures(&mut own);
+            self.array.reinstate(id, disk);
+            own.forced = true;
+        }
+        write_labels(&self.array, label, self.epoch).await?;
+        self.checkpoint().await
     }
 
     async fn freeze(self: &Arc<Self>, own: &mut Checkpoints) -> Result<(Frozen, oneshot::Receiver<u64>)> {
@@ -463,20 +476,14 @@ fn pack<F: FnOnce() -> Vec<u8>>(pages: Vec<F>) -> Vec<(ReducedFrame, u64)> {
     pages.into_iter().map(one).collect()
 }
 
-/// The disks as the next catalogue records them; `last` is the newest checkpoint that all online disks surely have.
-pub fn disk_records(array: &DiskArray, last: u64) -> Vec<DiskRecord> {
-    let record = |m: Arc<crate::redundancy::array::Member>| {
-        let online = m.online().is_some();
-        if online {
-            m.last_checkpoint.store(last, Ordering::Relaxed);
-        }
-        DiskRecord {
-            id: m.id,
-            uuid: m.uuid,
-            size: m.size,
-            last_checkpoint: m.last_checkpoint.load(Ordering::Relaxed),
-            failed: !online,
-        }
+/// The disks as the next catalogue records them, with the newest checkpoint that each surely has.
+pub fn disk_records(array: &DiskArray) -> Vec<DiskRecord> {
+    let record = |m: Arc<crate::redundancy::array::Member>| DiskRecord {
+        id: m.id,
+        uuid: m.uuid,
+        size: m.size,
+        last_checkpoint: m.last_checkpoint.load(Ordering::Relaxed),
+        failed: m.online().is_none(),
     };
     array.members().into_iter().map(record).collect()
 }
@@ -519,6 +526,9 @@ pub async fn write_root(
     array.flush().await?;
     write_everywhere(array, |_| geometry.superblock(checkpoint), &block).await;
     write_everywhere(array, |size| geometry.tail(size) + geometry.superblock(checkpoint), &block).await;
+    for member in array.online() {
+        member.last_checkpoint.store(checkpoint, Ordering::Relaxed);
+    }
     array.check_quorum()
 }
 

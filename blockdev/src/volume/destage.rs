@@ -3,7 +3,7 @@
 //! Batches are formed and looked up in order; verification and compression of several batches run at the same time; commits
 //! are in order again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
@@ -168,6 +168,7 @@ impl Engine {
 
     /// Looks every block up, in order.
     async fn plan(&self, ops: Vec<Numbered>, pending: &mut PendingBlocks) -> Option<Planned> {
+        self.load_lists(&ops).await;
         let mut writes = Vec::with_capacity(ops.len());
         for Numbered { seqno, op } in ops {
             match op {
@@ -203,11 +204,7 @@ impl Engine {
         {
             return Plan::Pending(twin.clone());
         }
-        let mut found = self.index.lock().lookup(block.fingerprint);
-        if let Lookup::Hook(list) = found {
-            self.load_list(list).await;
-            found = self.index.lock().lookup(block.fingerprint);
-        }
+        let found = self.index.lock().lookup(block.fingerprint);
         match found {
             Lookup::Recent(candidate) => Plan::Stored(candidate),
             _ => {
@@ -222,6 +219,30 @@ impl Engine {
             Some(bits) => fingerprint & ((1 << bits) - 1),
             None => fingerprint,
         }
+    }
+
+    /// Loads the fingerprint lists that hooks among the blocks point to, and those that a stream would want next.
+    async fn load_lists(&self, ops: &[Numbered]) {
+        let blocks = ops.iter().flat_map(|n| match &n.op {
+            HostOp::Write { blocks, .. } => &blocks[..],
+            HostOp::Unmap { .. } => &[],
+        });
+        let wanted: BTreeSet<ListId> = {
+            let mut index = self.index.lock();
+            let mut wanted = BTreeSet::new();
+            for block in blocks.filter(|b| !b.is_zero()) {
+                match index.lookup(block.fingerprint) {
+                    Lookup::Miss => continue,
+                    Lookup::Hook(list) => {
+                        wanted.insert(list);
+                    }
+                    Lookup::Recent(_) => {}
+                }
+                wanted.extend(index.list_after(block.fingerprint));
+            }
+            wanted
+        };
+        join_all(wanted.into_iter().map(|list| self.load_list(list))).await;
     }
 
     /// Reads the fingerprint list a hook points to.

@@ -17,6 +17,7 @@ pub mod read_path;
 pub mod recovery;
 pub mod space;
 pub mod state;
+pub mod usage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -27,6 +28,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::dedupe::DedupeIndex;
+use crate::disk::Disk;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
@@ -97,9 +99,10 @@ impl PoolConfig {
         (self.memory / 8) as usize
     }
 
-    /// Bytes of the dedupe index.
-    pub fn dedupe_index(&self) -> usize {
-        (self.memory / 8).max(1 << 16) as usize
+    /// Bytes of the dedupe index for a pool of `raw` bytes: 128 MiB for a TiB, which is 100 MiB and less for what it can hold, but
+    /// enough for a small pool to know all of its recent blocks.
+    pub fn dedupe_index(&self, raw: u64) -> usize {
+        (raw / 8192).max(16 << 20).min(self.memory / 8).max(1 << 16) as usize
     }
 }
 
@@ -147,6 +150,8 @@ pub struct Engine {
     pub env: Arc<dyn Env>,
     /// Disks.
     pub array: Arc<DiskArray>,
+    /// All disks the pool was opened with, also those that could not be used then.
+    pub candidates: Vec<Arc<dyn Disk>>,
     /// Identity.
     pub uuid: Uuid,
     /// Name.
@@ -179,6 +184,8 @@ pub struct Engine {
     pub frames: FrameCache,
     /// Grace periods of freed space.
     pub gate: Arc<Gate>,
+    /// Segments in all and free, as of the versions of segment table and array in front.
+    pub(crate) segment_counts: Mutex<((u64, u64), space::Space)>,
     /// Counters.
     pub counters: Counters,
     /// Asks for a checkpoint.

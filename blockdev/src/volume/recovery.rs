@@ -185,11 +185,12 @@ impl Engine {
             catalogue.next_incarnation,
         );
         let state = State::of(catalogue, segments, superblock.checkpoint);
-        let mut index = DedupeIndex::new(config.dedupe_index());
+        let mut index = DedupeIndex::new(config.dedupe_index(catalogue.disks.iter().map(|d| d.size).sum()));
         index.set_truncation(config.fingerprint_bits);
         let opened = env.now();
         Self {
             opened,
+            candidates: Vec::new(),
             uuid: label.pool,
             name: label.pool_name.clone(),
             epoch,
@@ -206,6 +207,7 @@ impl Engine {
             frames: FrameCache::new(config.frame_cache()),
             gate: Arc::default(),
             counters: Counters::default(),
+            segment_counts: Mutex::new(((u64::MAX, 0), super::space::Space::default())),
             checkpoint_wanted: Notify::new(),
             checkpointed: watch::channel(superblock.checkpoint).0,
             checkpoints: tokio::sync::Mutex::new(Checkpoints {
@@ -228,6 +230,7 @@ impl Engine {
 
     /// Opens a pool for writing.
     pub async fn open(env: Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, config: PoolConfig) -> Result<Arc<Self>> {
+        let candidates = disks.clone();
         let disks = identify(disks).await?;
         let (superblock, catalogue) = newest_checkpoint(&disks).await?;
         let array = Arc::new(assemble(&env, &disks, &catalogue)?);
@@ -240,7 +243,9 @@ impl Engine {
         let entries = found.entries;
         let found = replay::Replay { entries: Vec::new(), ..found };
         let at = (&superblock, &catalogue);
-        let engine = Arc::new(Self::at_checkpoint(env, array, &label, epoch, at, found, config));
+        let mut engine = Self::at_checkpoint(env, array, &label, epoch, at, found, config);
+        engine.candidates = candidates;
+        let engine = Arc::new(engine);
         tracing::info!(pool = engine.name, epoch = epoch.0, checkpoint = superblock.checkpoint, entries = entries.len(), "opening");
         let open = engine.replay(entries).await.context(format!("pool {}: replaying the log", label.pool_name))?;
         let reached = {

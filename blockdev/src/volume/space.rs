@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Engine;
+use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::Alert;
 use crate::units::BLOCK_SIZE;
@@ -65,21 +66,30 @@ impl Engine {
     /// The space now.
     pub fn space(&self) -> Space {
         let state = self.state.read();
-        let width = state.segments.width(&self.array);
-        let segment = width.map_or(0, |w| w.data as u64 * u64::from(self.array.geometry.chunk_size));
-        let total_segments = state.segments.total(&self.array);
         let dirty = state.maps.pages.dirty_len() + state.table.pages.dirty_len() + state.table.directory.dirty_len();
-        let mut out = Space {
-            total_segments,
-            free_segments: state.segments.free(&self.array),
-            segment,
-            usable: 0,
-            used: state.segments.live() + dirty as u64 * PAGE_BYTES,
-            checkpoint: (dirty as u64 * PAGE_BYTES).div_ceil(segment.max(1)),
-        };
-        let data_segments = total_segments.saturating_sub(out.reserve());
-        out.usable = ((data_segments * segment) as f64 * (1.0 - OVERHEAD)) as u64;
+        let mut out = self.segment_counts(&state);
+        out.used = state.segments.live() + dirty as u64 * PAGE_BYTES;
+        out.checkpoint = (dirty as u64 * PAGE_BYTES).div_ceil(out.segment.max(1));
+        let data_segments = out.total_segments.saturating_sub(out.reserve());
+        out.usable = ((data_segments * out.segment) as f64 * (1.0 - OVERHEAD)) as u64;
         out
+    }
+
+    /// Segments in all and free: computed anew only when segments or disks came or went.
+    fn segment_counts(&self, state: &State) -> Space {
+        let version = (state.segments.version, self.array.changes());
+        let mut known = self.segment_counts.lock();
+        if known.0 != version {
+            let width = state.segments.width(&self.array);
+            known.1 = Space {
+                total_segments: state.segments.total(&self.array),
+                free_segments: state.segments.free(&self.array),
+                segment: width.map_or(0, |w| w.data as u64 * u64::from(self.array.geometry.chunk_size)),
+                ..Space::default()
+            };
+            known.0 = version;
+        }
+        known.1
     }
 
     /// Fails with `NoSpace` when `blocks` more may not fit, counting what is on its way as incompressible.

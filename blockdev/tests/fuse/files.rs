@@ -12,7 +12,7 @@ use blockdev::frontend::memory::MemoryDevice;
 
 use crate::need;
 use crate::probe::{Mood, Probe};
-use crate::support::{Fixture, Random, errno_of, eventually, open, run, try_run, user};
+use crate::support::{Fixture, Random, errno_of, eventually, open, run, try_run, user, while_open};
 
 const MIB: u64 = 1 << 20;
 
@@ -261,12 +261,8 @@ fn a_volume_turned_read_only_refuses_those_that_have_it_open() {
     let fixture = Fixture::new();
     let probe = Probe::new(MIB);
     let path = fixture.add("turned", probe.clone());
-    user(move || {
-        let file = open(&path, 0).unwrap();
-        file.write_all_at(b"x", 0).unwrap();
-        probe.memory.set_read_only(true);
-        assert_eq!(errno_of(file.write_at(b"x", 0)), Some(libc::EROFS));
-    });
+    let turn = || probe.memory.set_read_only(true);
+    while_open(&path, turn, |file| assert_eq!(errno_of(file.write_at(b"x", 0)), Some(libc::EROFS)));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use blockdev::frontend::memory::MemoryDevice;
 
 use crate::need;
 use crate::probe::{Mood, Probe};
-use crate::support::{Fixture, cut_off, detach_all, errno_of, eventually, open, run, user, wait};
+use crate::support::{Fixture, cut_off, detach_all, errno_of, eventually, open, run, user, wait, while_open};
 
 const MIB: u64 = 1 << 20;
 
@@ -90,12 +90,9 @@ fn removal_waits_for_users_unless_forced() {
     assert!(user(move || !path.exists()));
 
     let path = fixture.add("busy", probe.clone());
-    let server = Arc::clone(&fixture.server);
     let gone = path.clone();
-    user(move || {
-        let file = open(&gone, 0).unwrap();
-        file.write_all_at(b"x", 0).unwrap();
-        server.remove("busy", true).unwrap();
+    let remove = || fixture.server.remove("busy", true).unwrap();
+    while_open(&path, remove, move |file| {
         assert_eq!(errno_of(file.write_at(b"y", 0)), Some(libc::ENODEV));
         assert_eq!(errno_of(file.sync_all()), Some(libc::ENODEV));
         assert_eq!(errno_of(open(&gone, 0)), Some(libc::ENOENT));
@@ -111,19 +108,11 @@ fn unmounting_a_mount_in_use_cuts_its_users_off_and_says_so() {
     let probe = Probe::new(MIB);
     let path = fixture.add("busy", probe.clone());
     let device = fixture.attach(&path);
-    let server = Arc::clone(&fixture.server);
-    user(move || {
-        let file = open(&path, 0).unwrap();
-        file.write_all_at(b"x", 0).unwrap();
-        assert_eq!(server.unmount().unwrap(), Unmounted::Forced);
-        assert!(errno_of(file.write_at(b"y", 0)).is_some());
-    });
+    let unmount = || assert_eq!(fixture.server.unmount().unwrap(), Unmounted::Forced);
+    while_open(&path, unmount, |file| assert!(errno_of(file.write_at(b"y", 0)).is_some()));
     assert!(!fixture.server.mountpoint().exists());
     loopdev::detach(&device).unwrap();
-    eventually("the device is let go", || {
-        fixture.server.remove("busy", true).ok();
-        Arc::strong_count(&probe.memory) == 1
-    });
+    eventually("the device is let go", || Arc::strong_count(&probe.memory) == 1);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A mount to test on, tools to run on it, and the certainty that all of it is gone afterwards.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -145,9 +145,31 @@ pub fn detach_all(mountpoint: &Path) {
     }
 }
 
-/// Runs `work` on a thread that does not share the open files of this process, which serves the mount.
+/// Runs `work` on a thread that does not share the open files of this process, which serves the mount. It may use
+/// files it opens itself, and nothing of the server or its runtime: those belong into `during` of [`while_open`].
 pub fn user<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     loopdev::with_private_files(work).unwrap()
+}
+
+/// Opens `path` and writes to it as a [`user`], runs `during` here, then gives the still open file to `then`, as the
+/// user.
+pub fn while_open(path: &Path, during: impl FnOnce(), then: impl FnOnce(&File) + Send + 'static) {
+    let (opened, is_open) = channel();
+    let (go, go_on) = channel::<()>();
+    let path = path.to_owned();
+    let thread = std::thread::spawn(move || {
+        user(move || {
+            let file = open(&path, 0).unwrap();
+            file.write_all_at(b"x", 0).unwrap();
+            opened.send(()).unwrap();
+            go_on.recv().unwrap();
+            then(&file);
+        });
+    });
+    is_open.recv().unwrap();
+    during();
+    go.send(()).unwrap();
+    thread.join().unwrap();
 }
 
 /// The errno of a failed call.

@@ -279,6 +279,7 @@ async fn disk_restore(State(app): Shared, Path(disk): Path<String>) -> Answer<Ve
 async fn set_fault(app: &Appliance, disk: &str, fail: bool) -> Answer<Vec<DiskInfo>> {
     let known = app.engine.status().await.disks;
     app.faults()?.set(disk, &known, fail)?;
+    app.engine.rescan_disks().await?;
     Ok(Json(app.engine.status().await.disks))
 }
 

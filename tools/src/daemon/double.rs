@@ -50,6 +50,10 @@ impl MemoryEngine {
 
 #[async_trait]
 impl Engine for MemoryEngine {
+    async fn rescan_disks(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn status(&self) -> PoolStatus {
         let volumes = self.volumes.lock();
         let disk = DiskInfo {

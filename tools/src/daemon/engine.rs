@@ -42,6 +42,8 @@ pub trait Engine: Send + Sync + 'static {
     fn open_volume(&self, name: &str) -> Result<Arc<dyn BlockDevice>>;
     /// Keeps how the volume is presented across restarts.
     async fn set_attachment(&self, name: &str, attachment: Option<String>) -> Result<()>;
+    /// Takes disks back that failed or were missing and now answer.
+    async fn rescan_disks(&self) -> Result<()>;
     /// Flushes, checkpoints and stops.
     async fn close(&self) -> Result<()>;
 }
@@ -130,6 +132,10 @@ impl Pullable for Arc<FaultDisk> {
 
 #[async_trait]
 impl Engine for Pool {
+    async fn rescan_disks(&self) -> Result<()> {
+        self.rescan_disks().await
+    }
+
     async fn status(&self) -> PoolStatus {
         self.status().await
     }

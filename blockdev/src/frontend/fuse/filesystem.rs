@@ -26,8 +26,9 @@ use crate::frontend::BlockDevice;
 use crate::frontend::errno::errno;
 use crate::units::BLOCK_BYTES;
 
-/// How long the kernel may trust names and attributes. Changes are pushed to it, so this is only a safety net.
-const TTL: Duration = Duration::from_secs(1);
+/// How long the kernel may trust names and attributes. All changes come from it or are pushed to it, so this is only a
+/// safety net.
+const TTL: Duration = Duration::from_secs(60);
 
 /// Asynchronous requests the kernel keeps in flight; its default of 12 would cap the queue depth of a loop device.
 const BACKGROUND_MAX: u16 = 256;
@@ -45,11 +46,7 @@ impl VolumeDirectory {
             return Err(Errno::EISDIR);
         }
         let node = self.0.tree.by_ino(ino).ok_or(Errno::ENODEV)?;
-        let permit = self.0.gate.enter(bytes, &node.in_flight).ok_or(Errno::ENODEV)?;
-        // A forced removal waits for requests in flight: those that come after it must not start.
-        if self.0.tree.by_ino(ino).is_none() {
-            return Err(Errno::ENODEV);
-        }
+        let permit = self.0.gate.enter(bytes, &node.usage).ok_or(Errno::ENODEV)?;
         Ok((node, permit))
     }
 

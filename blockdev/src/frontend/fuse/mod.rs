@@ -1,11 +1,11 @@
 //! A directory with one regular file per volume, served through FUSE.
 //!
-//! With a loop device over such a file ([`super::loopdev`]) a volume is a block device on any kernel. Files bypass the page
-//! cache (`FOPEN_DIRECT_IO`), so the engine's cache is the only one, and may be written by many at a time.
+//! With a loop device over such a file ([`super::loopdev`]) a volume is a block device on any kernel. Files bypass the
+//! page cache (`FOPEN_DIRECT_IO`), so the engine's cache is the only one, and may be written by many at a time.
 //!
 //! The process that serves must never wait for its own files with a thread that shares its table of open files; see
-//! [`super::loopdev::with_private_files`]. Killed, it leaves a mount on which everything fails with ENOTCONN, and which the
-//! next [`FuseServer::mount`] there clears away.
+//! [`super::loopdev::with_private_files`]. Killed, it leaves a mount on which everything fails with ENOTCONN, and
+//! which the next [`FuseServer::mount`] there clears away.
 
 mod filesystem;
 mod inflight;
@@ -14,12 +14,12 @@ mod tree;
 mod volume_ops;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Notifier, Session, SessionACL};
+use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 use parking_lot::Mutex;
 
 use self::filesystem::VolumeDirectory;
@@ -34,7 +34,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// some time after the closing program went on.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
-/// How long requests already given to a device may take to come back.
+/// How long requests already given to a device may take to come back before they are given up.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long the session threads may take to end once the kernel has let go.
@@ -52,7 +52,7 @@ pub struct FuseOptions {
 impl Default for FuseOptions {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self { threads: processors.clamp(2, 8), allow_other: false }
+        Self { threads: processors.clamp(2, 4), allow_other: false }
     }
 }
 
@@ -91,8 +91,8 @@ struct Running {
 impl FuseServer {
     /// Mounts at `mountpoint`, which is created if missing and then removed again in the end. Blocks briefly.
     ///
-    /// A mount left there by a killed server is cleared, and loop devices over its files are detached. A living mount is
-    /// [`ErrorKind::Busy`]. Operations that are not ready at once run on `runtime`.
+    /// A mount left there by a killed server is cleared, and loop devices over its files are detached. A living mount
+    /// is [`ErrorKind::Busy`]. Operations that are not ready at once run on `runtime`.
     pub fn mount(runtime: tokio::runtime::Handle, mountpoint: &Path, options: FuseOptions) -> Result<Self> {
         Self::mount_there(runtime, mountpoint, options)
             .map_err(|e| e.context(format_args!("mount volumes at {}", mountpoint.display())))
@@ -150,15 +150,18 @@ impl FuseServer {
         if self.shared.stopping.load(Ordering::Acquire) || self.shared.notifier.lock().is_none() {
             return Err(Error::new(ErrorKind::Unavailable, format!("{} is no longer mounted", self.path.display())));
         }
+        let sizes = device.watch_size();
         let node = self.shared.tree.add(name, device)?;
-        self.shared.runtime.spawn(follow_size(Arc::downgrade(&self.shared), Arc::downgrade(&node)));
+        let follow = follow_size(Arc::downgrade(&self.shared), node.ino, sizes, node.usage.closing());
+        self.shared.runtime.spawn(follow);
         Ok(self.path.join(name))
     }
 
     /// Takes a file away; afterwards nothing here uses its device.
     ///
-    /// While it is open (by a loop device, say), [`ErrorKind::Busy`]; with `force` it goes all the same, and those that have it
-    /// open get errors from then on. Blocks until requests in flight are answered, and shortly for a file just closed.
+    /// While it is open (by a loop device, say), [`ErrorKind::Busy`]; with `force` it goes all the same, and those
+    /// that have it open get errors from then on. Blocks until requests in flight are answered, and shortly for a file
+    /// just closed.
     pub fn remove(&self, name: &str, force: bool) -> Result<()> {
         let until = Instant::now() + CLOSE_GRACE;
         let node = loop {
@@ -169,14 +172,12 @@ impl FuseServer {
                 Some(Err(_)) => std::thread::sleep(Duration::from_millis(5)),
             }
         };
+        self.shared.gate.close_volume(&node.usage);
         self.forget(&node);
-        let until = Instant::now() + DRAIN_LIMIT;
-        while node.in_flight.load(Ordering::Acquire) > 0 {
-            if Instant::now() >= until {
-                let text = format!("'{name}' is gone, but its device has not answered for {} s", DRAIN_LIMIT.as_secs());
-                return Err(Error::new(ErrorKind::Unavailable, text));
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        if !self.shared.gate.drained_of(&node.usage, DRAIN_LIMIT) {
+            node.usage.cut();
+            let text = format!("'{name}' is removed; its device did not answer for {} s", DRAIN_LIMIT.as_secs());
+            return Err(Error::new(ErrorKind::Unavailable, text));
         }
         Ok(())
     }
@@ -196,8 +197,9 @@ impl FuseServer {
         self.shared.tree.open_files()
     }
 
-    /// Unmounts and waits until the session has really ended. Files still open after a grace of two seconds are cut off:
-    /// [`Unmounted::Forced`]. Blocks; the runtime must keep running meanwhile. Done already, it is [`Unmounted::Clean`].
+    /// Unmounts and waits until the session has really ended. Files still open after a grace of two seconds are cut
+    /// off: [`Unmounted::Forced`]. Blocks; the runtime must keep running meanwhile. Done already, it is
+    /// [`Unmounted::Clean`].
     pub fn unmount(&self) -> Result<Unmounted> {
         let Some(mut running) = self.session.lock().take() else { return Ok(Unmounted::Clean) };
         self.shared.stopping.store(true, Ordering::Release);
@@ -205,7 +207,7 @@ impl FuseServer {
             Unmounted::Clean
         } else {
             let open = self.shared.tree.open_files();
-            tracing::warn!(path = %self.path.display(), ?open, "files are still open: unmounting lazily and cutting them off");
+            tracing::warn!(path = %self.path.display(), ?open, "unmounting lazily and cutting off open files");
             self.shared.gate.close();
             running.mount.abort()?;
             Unmounted::Forced
@@ -222,10 +224,11 @@ impl FuseServer {
                 return Err(limit("its session did not end", SESSION_END_LIMIT));
             }
         }
-        if !self.shared.gate.drained(DRAIN_LIMIT) {
-            return Err(limit("a device did not answer", DRAIN_LIMIT));
+        let drained = self.shared.gate.drained(DRAIN_LIMIT);
+        for node in self.shared.tree.clear() {
+            node.usage.cut();
         }
-        Ok(outcome)
+        if drained { Ok(outcome) } else { Err(limit("a device did not answer", DRAIN_LIMIT)) }
     }
 }
 
@@ -238,9 +241,18 @@ impl Drop for FuseServer {
 }
 
 /// Makes the kernel ask for the attributes again whenever the size changes; ends with the volume or the server.
-async fn follow_size(shared: std::sync::Weak<Shared>, node: std::sync::Weak<Node>) {
-    let Some((mut sizes, ino)) = node.upgrade().map(|node| (node.device.watch_size(), node.ino)) else { return };
-    while sizes.changed().await.is_ok() && node.strong_count() > 0 {
+async fn follow_size(
+    shared: Weak<Shared>,
+    ino: INodeNo,
+    mut sizes: tokio::sync::watch::Receiver<u64>,
+    closing: impl Future<Output = ()>,
+) {
+    let mut closing = std::pin::pin!(closing);
+    loop {
+        tokio::select! {
+            () = &mut closing => return,
+            changed = sizes.changed() => if changed.is_err() { return },
+        }
         let Some(shared) = shared.upgrade() else { return };
         let notifier = shared.notifier.lock().clone();
         // A negative offset means attributes only: there are no cached pages, and none to wait for.

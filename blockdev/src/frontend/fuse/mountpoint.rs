@@ -82,8 +82,8 @@ fn topmost<'a>(entries: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry>
 /// Our mount. Dropped without [`MountPoint::unmount`], it is detached lazily.
 pub(super) struct MountPoint {
     path: PathBuf,
-    /// The device name given to mount(2). It tells this mount from any other, which the numbers of mounts and devices do
-    /// not: the kernel gives those to the next mount.
+    /// The device name given to mount(2). It tells this mount from any other, which the numbers of mounts and devices
+    /// do not: the kernel gives those to the next mount.
     source: String,
     created: bool,
     gone: bool,

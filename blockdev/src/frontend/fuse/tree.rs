@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 use parking_lot::{Mutex, RwLock};
 
+use super::inflight::Usage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::BlockDevice;
 
@@ -103,8 +104,9 @@ impl Attributes {
     }
 }
 
-/// `st_blocks`. How much a thin volume really takes would need a walk over its map, so the size stands in, one block short:
-/// copying tools look for holes only in files with fewer blocks than bytes, and some take zero blocks for "all hole".
+/// `st_blocks`. How much a thin volume really takes would need a walk over its map, so the size stands in, one block
+/// short: copying tools look for holes only in files with fewer blocks than bytes, and some take zero blocks for "all
+/// hole".
 fn allocated_sectors(size: u64) -> u64 {
     size.saturating_sub(4096).max(size.min(4096)).div_ceil(512)
 }
@@ -121,8 +123,7 @@ pub(super) struct Node {
     pub(super) attributes: Attributes,
     /// Open files. Changed under the tree's lock only, so that removal and opening exclude each other.
     opens: AtomicUsize,
-    /// Requests not yet answered.
-    pub(super) in_flight: Arc<AtomicUsize>,
+    pub(super) usage: Arc<Usage>,
     /// Requests answered with an error, to thin out the log.
     failures: AtomicU64,
 }
@@ -180,7 +181,7 @@ impl Tree {
             device,
             attributes: Attributes::new(),
             opens: AtomicUsize::new(0),
-            in_flight: Arc::new(AtomicUsize::new(0)),
+            usage: Usage::new(),
             failures: AtomicU64::new(0),
         });
         table.by_ino.insert(ino, Arc::clone(&node));
@@ -204,6 +205,13 @@ impl Tree {
         drop(table);
         self.root.modified();
         Some(Ok(node))
+    }
+
+    /// Takes all volumes away, open or not.
+    pub(super) fn clear(&self) -> Vec<Arc<Node>> {
+        let mut table = self.table.write();
+        table.by_name.clear();
+        std::mem::take(&mut table.by_ino).into_values().collect()
     }
 
     pub(super) fn by_ino(&self, ino: INodeNo) -> Option<Arc<Node>> {

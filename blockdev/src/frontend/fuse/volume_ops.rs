@@ -14,7 +14,8 @@ pub(super) fn truncated(size: u64, offset: u64, len: u64) -> u64 {
     len.min(size.saturating_sub(offset))
 }
 
-/// Gives whole blocks back and clears the partial ones at the ends: a hole reads as zeroes from its first byte to its last.
+/// Gives whole blocks back and clears the partial ones at the ends: a hole reads as zeroes from its first byte to its
+/// last.
 pub(super) async fn punch_hole(device: Arc<dyn BlockDevice>, offset: u64, len: u64) -> Result<()> {
     let end = offset + len;
     let block = u64::from(device.geometry().block_size).max(BLOCK_BYTES);
@@ -33,8 +34,8 @@ pub(super) async fn punch_hole(device: Arc<dyn BlockDevice>, offset: u64, len: u
     Ok(())
 }
 
-/// The first offset from `offset` that is `mapped`, as SEEK_DATA (true) and SEEK_HOLE (false) want it: the end of the device
-/// counts as a hole, and there is nothing (None) from there on.
+/// The first offset from `offset` that is `mapped`, as SEEK_DATA (true) and SEEK_HOLE (false) want it: the end of the
+/// device counts as a hole, and there is nothing (None) from there on.
 pub(super) async fn seek(device: Arc<dyn BlockDevice>, offset: u64, mapped: bool) -> Result<Option<u64>> {
     let size = device.geometry().size;
     let mut position = offset;

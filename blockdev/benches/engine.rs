@@ -1,0 +1,233 @@
+//! The engine against physical limits taken in the same run. `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB]`.
+//!
+//! Six files in DIR are the disks (double tolerance). Every figure is a ratio: sequential writes to the compressor alone on the same
+//! threads, synchronous writes to raw writes and fdatasync of as many files, random reads to raw O_DIRECT reads of the same files.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blockdev::codec::Compressor;
+use blockdev::disk::uring::attach_runtime;
+use blockdev::disk::{Disk, FileDisk, OpenOptions};
+use blockdev::env::{Env, RealEnv, Rng};
+use blockdev::frontend::BlockDevice;
+use blockdev::pool::{CreateOptions, Pool, PoolConfig};
+use blockdev::report::{Compression, Tolerance};
+use bytes::Bytes;
+
+const DISKS: usize = 6;
+const BIG: usize = 128 << 10;
+const SMALL: usize = 4096;
+const SECONDS: u64 = 5;
+
+/// Unique data of which every block compresses to half.
+fn unique(seed: u64, len: usize) -> Bytes {
+    let mut rng = Rng::new(seed);
+    let mut out = vec![0; len];
+    for block in out.chunks_mut(SMALL) {
+        let half = block.len() / 2;
+        rng.fill(&mut block[..half - 80]);
+    }
+    Bytes::from(out)
+}
+
+fn mb_per_s(bytes: usize, time: Duration) -> f64 {
+    bytes as f64 / 1e6 / time.as_secs_f64()
+}
+
+/// The compressor alone, on `threads` threads.
+fn compress_alone(data: &[Bytes], threads: usize) -> f64 {
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for t in 0..threads {
+            scope.spawn(move || {
+                let (mut compressor, mut out) = (Compressor::new(), Vec::new());
+                for buffer in data.iter().skip(t).step_by(threads) {
+                    for frame in buffer.chunks(16 << 10) {
+                        out.clear();
+                        compressor.compress(Compression::Zstd, frame, &mut out);
+                    }
+                }
+            });
+        }
+    });
+    mb_per_s(data.iter().map(Bytes::len).sum(), start.elapsed())
+}
+
+async fn write_all(device: &Arc<dyn BlockDevice>, data: &[Bytes], base: u64) -> f64 {
+    let start = Instant::now();
+    let mut flying: VecDeque<tokio::task::JoinHandle<blockdev::error::Result<()>>> = VecDeque::new();
+    for (i, buffer) in data.iter().enumerate() {
+        if flying.len() >= 16 {
+            let oldest = flying.pop_front().expect("not empty");
+            oldest.await.expect("joined").expect("written");
+        }
+        flying.push_back(tokio::spawn(device.write(base + (i * BIG) as u64, buffer.clone(), false)));
+    }
+    for write in flying {
+        write.await.expect("joined").expect("written");
+    }
+    device.flush().await.expect("flushed");
+    mb_per_s(data.iter().map(Bytes::len).sum(), start.elapsed())
+}
+
+/// Rounds per second of one 4 KiB write and fdatasync to each of `files` files at the same time.
+fn raw_sync(dir: &Path, files: usize) -> f64 {
+    let barrier = Arc::new(std::sync::Barrier::new(files));
+    let start = Instant::now();
+    let counts: Vec<u64> = std::thread::scope(|scope| {
+        let run = |i: usize| {
+            let barrier = barrier.clone();
+            let path = dir.join(format!("raw{i}"));
+            scope.spawn(move || {
+                use std::os::unix::fs::FileExt;
+                let file = std::fs::File::create(&path).expect("created");
+                file.write_all_at(&vec![1; 16 << 20], 0).expect("filled");
+                file.sync_all().expect("synced");
+                let data = unique(i as u64, SMALL);
+                let mut n = 0;
+                // In lockstep, as a log that waits for all its mirrors.
+                for round in 0..2000u64 {
+                    file.write_all_at(&data, round % 4096 * SMALL as u64).expect("written");
+                    file.sync_data().expect("synced");
+                    n += 1;
+                    barrier.wait();
+                }
+                std::fs::remove_file(&path).expect("removed");
+                n
+            })
+        };
+        let threads: Vec<_> = (0..files).map(run).collect();
+        threads.into_iter().map(|t| t.join().expect("joined")).collect()
+    });
+    counts.iter().sum::<u64>() as f64 / files as f64 / start.elapsed().as_secs_f64()
+}
+
+async fn sync_writes(device: &Arc<dyn BlockDevice>, size: u64) -> f64 {
+    let mut rng = Rng::new(7);
+    let (start, mut n) = (Instant::now(), 0u64);
+    while start.elapsed() < Duration::from_secs(SECONDS) {
+        let at = rng.below(size / SMALL as u64) * SMALL as u64;
+        device.write(at, unique(rng.u64(), SMALL), false).await.expect("written");
+        device.flush().await.expect("flushed");
+        n += 1;
+    }
+    n as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Random 4 KiB reads per second with 32 under way.
+async fn random_reads<F, R>(read: F) -> f64
+where
+    F: Fn(u64) -> R + Send + Sync + Clone + 'static,
+    R: Future<Output = ()> + Send + 'static,
+{
+    let start = Instant::now();
+    let tasks = (0..32u64).map(|t| {
+        let read = read.clone();
+        tokio::spawn(async move {
+            let (mut rng, mut n) = (Rng::new(t), 0u64);
+            while start.elapsed() < Duration::from_secs(SECONDS) {
+                read(rng.u64()).await;
+                n += 1;
+            }
+            n
+        })
+    });
+    let counts = futures::future::join_all(tasks.collect::<Vec<_>>()).await;
+    counts.into_iter().map(|n| n.expect("joined")).sum::<u64>() as f64 / start.elapsed().as_secs_f64()
+}
+
+fn disks(paths: &[PathBuf], size: u64) -> Vec<Arc<dyn Disk>> {
+    let open = |p: &PathBuf| FileDisk::open(p, OpenOptions { create_size: Some(size), ..OpenOptions::default() });
+    paths.iter().map(|p| open(p).expect("opened") as Arc<dyn Disk>).collect()
+}
+
+fn line(name: &str, ours: f64, limit: f64, unit: &str) {
+    println!("{name:<44} {ours:>10.0} {limit:>10.0} {unit:<8} ratio {:.2}", ours / limit);
+    let _ = std::io::stdout().flush();
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
+    let Some(dir) = args.next().map(PathBuf::from) else {
+        println!("engine: give a folder on the file system to be measured (and MiB): cargo bench -- DIR [1024]");
+        return;
+    };
+    let mib: usize = args.next().and_then(|m| m.parse().ok()).unwrap_or(512);
+    std::fs::create_dir_all(&dir).expect("the folder");
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        attach_runtime().expect("attached");
+        let paths: Vec<PathBuf> = (0..DISKS).map(|i| dir.join(format!("disk{i}.img"))).collect();
+        paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
+        let size = ((mib as u64 * 3) << 20).max(1 << 30);
+        let env: Arc<dyn Env> = RealEnv::new(tokio::runtime::Handle::current(), threads);
+        let options = CreateOptions {
+            name: "bench".into(),
+            tolerance: Tolerance::Double,
+            chunk_size: None,
+            strip_size: None,
+            force: true,
+        };
+        Pool::create(env.clone(), disks(&paths, size), options).await.expect("created");
+        let config = PoolConfig { memory: 512 << 20, ..PoolConfig::default() };
+        let pool = Pool::open(env.clone(), disks(&paths, size), config.clone()).await.expect("opened");
+        let total = (mib << 20) as u64;
+        pool.create_volume("v", total * 4).await.expect("volume");
+        let device = pool.open_volume("v").expect("device");
+
+        println!("{:<44} {:>10} {:>10}", "", "ours", "limit");
+        let data: Vec<Bytes> = (0..(mib << 20) / BIG).map(|i| unique(i as u64, BIG)).collect();
+        let limit = compress_alone(&data, threads);
+        let ours = write_all(&device, &data, 0).await;
+        line("128K writes, unique 2:1, vs compressor alone", ours, limit, "MB/s");
+        let again = write_all(&device, &data, total).await;
+        line("128K writes, duplicates, vs compressor alone", again, limit, "MB/s");
+        drop(data);
+
+        let raw = raw_sync(&dir, 3);
+        let ours = sync_writes(&device, total).await;
+        line("4K write + flush QD1, vs raw to 3 files", ours, raw, "per s");
+        println!("{}", serde_json::to_string(&pool.stats().await).unwrap_or_default());
+        pool.close().await.expect("closed");
+        drop((device, pool));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+
+        // Cold: a new process would do the same; our caches are empty and O_DIRECT leaves none in the kernel.
+        let raw_disks = disks(&paths, size);
+        let span = total / 2 / DISKS as u64;
+        let raw_disks = Arc::new(raw_disks);
+        let raw = {
+            let raw_disks = raw_disks.clone();
+            random_reads(move |r| {
+                let disk = raw_disks[(r % DISKS as u64) as usize].clone();
+                async move {
+                    let at = (64 << 20) + (r >> 8) % (span / 4096) * 4096;
+                    drop(disk.read(at, SMALL).await.expect("read"));
+                }
+            })
+            .await
+        };
+        drop(raw_disks);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let config = PoolConfig { memory: 64 << 20, ..config };
+        let pool = Pool::open(env, disks(&paths, size), config).await.expect("opened");
+        let device = pool.open_volume("v").expect("device");
+        let ours = {
+            let device = device.clone();
+            random_reads(move |r| {
+                let read = device.read(r % (total / 4096) * 4096, SMALL);
+                async move { drop(read.await.expect("read")) }
+            })
+            .await
+        };
+        line("4K random reads QD32, vs raw O_DIRECT", ours, raw, "per s");
+        println!("{}", serde_json::to_string(&pool.stats().await).unwrap_or_default());
+        pool.close().await.expect("closed");
+        paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
+    });
+}
