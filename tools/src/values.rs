@@ -58,12 +58,12 @@ pub fn check_volume_size(size: u64) -> Result<()> {
     if size == 0 {
         return Err(Error::invalid("a volume cannot have a size of 0"));
     }
+    if size > VOLUME_SIZE_MAX {
+        return Err(Error::invalid(format!("the size {size} is larger than the 256 TiB a volume can have")));
+    }
     if !size.is_multiple_of(BLOCK_BYTES) {
         let next = size.next_multiple_of(BLOCK_BYTES);
         return Err(Error::invalid(format!("the size {size} is not a multiple of 4096 bytes; the next one is {next}")));
-    }
-    if size > VOLUME_SIZE_MAX {
-        return Err(Error::invalid(format!("the size {size} is larger than the 256 TiB a volume can have")));
     }
     Ok(())
 }

@@ -379,6 +379,17 @@ impl Pool {
                 message: format!("disk {} ({}) {what}: {todo}", d.id, d.path),
             });
         }
+        for member in engine.array.members().into_iter().filter(|member| member.is_stalled()) {
+            let info = member.info();
+            out.push(Alert {
+                severity: "critical".into(),
+                code: "disk.no_space".into(),
+                message: format!(
+                    "the file system that holds disk {} ({}) is full: writes wait until there is space again",
+                    info.id, info.path
+                ),
+            });
+        }
         out.extend(engine.space_alerts());
         out
     }

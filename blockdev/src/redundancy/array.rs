@@ -82,6 +82,24 @@ pub struct Member {
     read_errors: AtomicU64,
     write_errors: AtomicU64,
     checksum_errors: AtomicU64,
+    /// Writes that wait because the file system below this file-backed disk is full.
+    stalled: AtomicU64,
+}
+
+/// A write that waits for space, for as long as it lives.
+struct Stalled<'a>(&'a AtomicU64);
+
+impl<'a> Stalled<'a> {
+    fn on(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Stalled<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The disks.
@@ -119,6 +137,7 @@ impl Member {
             read_errors: AtomicU64::new(0),
             write_errors: AtomicU64::new(0),
             checksum_errors: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
         }
     }
 
@@ -140,6 +159,11 @@ impl Member {
             (false, true) if self.stale.load(Ordering::Relaxed) => DiskState::Stale,
             (false, true) => DiskState::Online,
         }
+    }
+
+    /// Whether writes wait for space in the file system below this disk.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed) > 0
     }
 
     /// Record for people; `allocated` is filled in by the owner of the segments.
@@ -253,6 +277,7 @@ impl DiskArray {
         let gone = || Error::io(format!("disk {id} is not available"));
         let member = self.member(id).ok_or_else(gone)?;
         let bytes: usize = data.iter().map(Bytes::len).sum();
+        let mut stalled = None;
         loop {
             let disk = member.online().ok_or_else(gone)?;
             match disk.write(offset, data.clone(), durable).await {
@@ -262,8 +287,10 @@ impl DiskArray {
                     return Ok(());
                 }
                 Err(DiskError::NoSpace(why)) => {
-                    member.write_errors.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(disk = id.0, why, "no space under a file-backed disk; waiting");
+                    if stalled.is_none() {
+                        tracing::error!(disk = id.0, why, "no space under a file-backed disk; waiting");
+                        stalled = Some(Stalled::on(&member.stalled));
+                    }
                     if self.stopped.load(Ordering::Acquire) {
                         return Err(Error::new(ErrorKind::Unavailable, format!("disk {id}: {why}; the pool is stopped")));
                     }

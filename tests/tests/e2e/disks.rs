@@ -1,0 +1,159 @@
+//! Disks that fail under load, up to the tolerance and beyond it.
+
+use std::time::Duration;
+
+use ashlar_tests::process::{run, wait_until};
+use ashlar_tests::require::{Need, met};
+use ashlar_tests::{Lab, Output};
+
+use crate::crash::{BLOCKS, Device, write_until_it_breaks};
+use crate::history::{History, Random};
+use crate::nbd::{Client, Request};
+use crate::tools::{SMALL, alerts, attach, create, expect_sound, nbd_socket};
+
+/// NBD's error for a server that takes no more requests (ESHUTDOWN).
+const SHUTDOWN: i32 = 108;
+
+/// States of the disks, in order.
+fn states(lab: &Lab) -> Vec<String> {
+    let disks = lab.json(&["disk", "list"]);
+    disks.as_array().expect("disks").iter().map(|d| d["state"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// Writes 96 MiB at a bounded rate, so that it takes several seconds, and verifies all of it afterwards.
+fn fio(lab: &Lab, uri: &str, seed: u32) -> Output {
+    let fio = ashlar_tests::require::find("fio").unwrap_or_else(|| "fio".into());
+    let mut command = std::process::Command::new(fio);
+    command.current_dir(lab.dir()).args(["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bs=16k", "--size=96M"]);
+    command.args(["--iodepth=16", "--fsync=64", "--rate=,16m", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"]);
+    command.args(["--output-format=json", &format!("--uri={uri}"), &format!("--randseed={seed}")]);
+    run(&mut command, Duration::from_secs(240))
+}
+
+/// The first and only job of fio's report; fio writes a line or two of its own before the JSON.
+fn job(output: &Output) -> serde_json::Value {
+    let json = output.stdout.find('{').map(|at| &output.stdout[at..]).unwrap_or_default();
+    let report: serde_json::Value = serde_json::from_str(json).unwrap_or_else(|e| panic!("{e}: {output}"));
+    report["jobs"][0].clone()
+}
+
+#[test]
+fn disks_that_fail_under_fio_are_not_noticed() {
+    if !met("disks_that_fail_under_fio_are_not_noticed", &[Need::Tool("fio")]) {
+        return;
+    }
+    let lab = Lab::up(SMALL);
+    create(&lab, "data", "1G");
+    let uri = attach(&lab, "data", &["nbd"]);
+    for (failing, seed) in [("1", 1), ("4", 2)] {
+        let written = || lab.json(&["pool", "stats"])["host_written"].as_u64().unwrap_or(0);
+        let before = written();
+        let output = std::thread::scope(|scope| {
+            let load = scope.spawn(|| fio(&lab, &uri, seed));
+            let under_way = wait_until(Duration::from_secs(60), || written() > before + (16 << 20));
+            lab.lab("disk-fail", &[failing]).expect_ok();
+            let in_the_middle = under_way && !load.is_finished();
+            let output = load.join().expect("fio's thread");
+            assert!(in_the_middle, "disk {failing} did not fail in the middle of: {output}");
+            output
+        });
+        let output = output.expect_ok();
+        let job = job(&output);
+        assert_eq!(job["error"].as_u64(), Some(0), "{output}");
+        assert_eq!(job["read"]["io_bytes"].as_u64(), Some(96 << 20), "not everything was verified: {output}");
+        let status = lab.json(&["pool", "status"]);
+        assert_eq!(status["health"], "degraded", "{status}");
+        assert!(alerts(&lab).contains(&"disk.failed".to_owned()), "{status}");
+    }
+    assert_eq!(states(&lab), ["online", "failed", "online", "online", "failed", "online"]);
+    expect_sound(&lab);
+    // The failed disks stay away across a restart, and the data is all there.
+    lab.lab("kill", &[]).expect_ok();
+    lab.lab("start", &[]).expect_ok();
+    assert_eq!(lab.json(&["pool", "status"])["health"], "degraded");
+    expect_sound(&lab);
+}
+
+#[test]
+fn beyond_the_tolerance_writes_fail_and_nothing_acknowledged_is_lost() {
+    let lab = Lab::up(SMALL);
+    create(&lab, "data", "32M");
+    attach(&lab, "data", &["nbd"]);
+    let mut history = History::new(BLOCKS);
+    let end = std::thread::scope(|scope| {
+        let (lab, history) = (&lab, &mut history);
+        let writer = scope.spawn(move || {
+            let mut client = Client::connect(&nbd_socket(lab), "data").expect("the export");
+            write_until_it_breaks(&mut client, history, &mut Random::new(3))
+        });
+        for disk in ["0", "2", "5"] {
+            std::thread::sleep(Duration::from_millis(700));
+            assert!(!writer.is_finished(), "writes failed before disk {disk} did");
+            lab.lab("disk-fail", &[disk]).expect_ok();
+        }
+        writer.join().expect("the writer")
+    });
+    assert_eq!(end.raw_os_error(), Some(SHUTDOWN), "{end}");
+    assert!(history.flushed > 0, "nothing was flushed");
+    let status = lab.json(&["pool", "status"]);
+    assert_eq!(status["health"], "failed", "{status}");
+    let codes = alerts(&lab);
+    assert!(codes.contains(&"pool.failed".to_owned()) && codes.contains(&"disk.failed".to_owned()), "{status}");
+    let message = status["alerts"].to_string();
+    assert!(message.contains("3 of 6 disks are gone, more than the tolerance of 2"), "{message}");
+    // No later write and no flush is acknowledged either.
+    let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
+    for request in [Request::Write { offset: 0, data: vec![1; 4096], fua: true }, Request::Flush] {
+        let answer = client.one(request);
+        assert_eq!(answer.as_ref().err().and_then(std::io::Error::raw_os_error), Some(SHUTDOWN), "{answer:?}");
+    }
+    let refused = lab.ashlar(&["volume", "create", "more", "--size", "1G"]).expect_failure();
+    assert_eq!(refused.status.code(), Some(9), "{refused}");
+    drop(client);
+
+    // It does not come up as long as too many disks are gone, and says so.
+    lab.lab("stop", &[]);
+    assert!(lab.daemons().is_empty());
+    let refused = lab.lab("start", &[]).expect_failure();
+    assert!(refused.status.code() == Some(9) && refused.stderr.contains("3 of 6 disks are gone"), "{refused}");
+    std::fs::remove_file(lab.dir().join("pulled-disks")).expect("the list of pulled disks");
+    lab.lab("start", &[]).expect_ok();
+    let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
+    let image = client.read_all().expect("reading everything");
+    let seen = history.check(&image).unwrap_or_else(|e| panic!("{} of {} flushed: {e}", history.flushed, history.step));
+    eprintln!("{seen:?}");
+    // See `a_disk_that_missed_writes_is_known_after_a_kill` for the one thing that may be found.
+    let check = lab.ashlar(&["-o", "json", "pool", "check"]).json();
+    let findings = check["findings"].as_array().expect("findings");
+    assert!(findings.iter().all(|finding| finding["code"] == "stripe.parity"), "{check}");
+    assert_eq!(lab.json(&["pool", "status"])["health"], "healthy");
+}
+
+/// A disk that fails, misses stripes and comes back must not pass for whole, even when the daemon was killed before the next
+/// checkpoint could note what the disk lacks: otherwise the pool survives fewer failures than it says.
+#[test]
+#[ignore = "what a failed disk misses is noted by checkpoints only, not in the log"]
+fn a_disk_that_missed_writes_is_known_after_a_kill() {
+    for round in 0..8 {
+        let lab = Lab::up(SMALL);
+        create(&lab, "data", "32M");
+        attach(&lab, "data", &["nbd"]);
+        let mut history = History::new(BLOCKS);
+        std::thread::scope(|scope| {
+            let (lab, history) = (&lab, &mut history);
+            scope.spawn(move || {
+                let mut client = Client::connect(&nbd_socket(lab), "data").expect("the export");
+                write_until_it_breaks(&mut client, history, &mut Random::new(round))
+            });
+            std::thread::sleep(Duration::from_millis(500));
+            lab.lab("disk-fail", &["1"]).expect_ok();
+            std::thread::sleep(Duration::from_millis(20 * round));
+            lab.lab("kill", &[]).expect_ok();
+        });
+        std::fs::remove_file(lab.dir().join("pulled-disks")).expect("the list of pulled disks");
+        lab.lab("start", &[]).expect_ok();
+        let image = Client::connect(&nbd_socket(&lab), "data").and_then(|mut client| client.read_all());
+        history.check(&image.expect("reading everything")).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        expect_sound(&lab);
+    }
+}

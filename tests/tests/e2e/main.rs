@@ -1,0 +1,15 @@
+//! Whole appliances as people run them: the command, its daemon, real front ends and real clients of them.
+//!
+//! Each test makes its own laboratory and takes it away. `ASHLAR_KILL_ROUNDS` sets how often the daemon is killed (25).
+
+mod bad_input;
+mod crash;
+mod disks;
+mod filesystems;
+mod history;
+mod images;
+mod memory;
+mod nbd;
+mod restart;
+mod space;
+mod tools;
