@@ -50,9 +50,14 @@ pub struct Appender {
     progress: Notify,
 }
 
+/// Longest part summary in a segment of `capacity` bytes: in small ones parts are shorter.
+fn summary_max(capacity: u32) -> u32 {
+    (capacity / 16).clamp(4096, PART_BYTES_MAX as u32)
+}
+
 /// Bytes at the end of every segment that only a recovery uses: whole stripes with room for one summary.
-pub fn recovery_room(stripe_size: u32) -> u32 {
-    (PART_BYTES_MAX as u32).next_multiple_of(stripe_size)
+pub fn recovery_room(capacity: u32, stripe_size: u32) -> u32 {
+    summary_max(capacity).next_multiple_of(stripe_size)
 }
 
 /// A stripe that is complete and must be written.
@@ -81,7 +86,7 @@ impl Appender {
             frozen: written,
         };
         let (stripe_size, capacity) = (extent.stripe_size(geometry), extent.capacity(geometry));
-        let limit = capacity - recovery_room(stripe_size);
+        let limit = capacity - recovery_room(capacity, stripe_size);
         Self { extent, stripe_size, capacity, limit, inner: Mutex::new(inner), progress: Notify::new() }
     }
 
@@ -121,7 +126,7 @@ impl Appender {
     /// Whether the running part is long enough to be closed before a frame of `blocks` blocks is added.
     pub fn part_is_full(&self, blocks: usize) -> bool {
         let inner = self.inner.lock();
-        inner.blocks + blocks > PART_BLOCKS || inner.summary_bytes + item_bytes_max(blocks) > PART_BYTES_MAX
+        inner.blocks + blocks > PART_BLOCKS || inner.summary_bytes + item_bytes_max(blocks) > summary_max(self.capacity) as usize
     }
 
     /// Whether there are frames that no summary describes.

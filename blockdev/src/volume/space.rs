@@ -8,6 +8,7 @@ use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::Alert;
 use crate::segment::appender::recovery_room;
+use crate::units::BLOCK_SIZE;
 
 /// Share of segments kept for the cleaner and for metadata.
 const RESERVE: f64 = 0.08;
@@ -47,6 +48,11 @@ impl Space {
     /// Bytes left for live data.
     pub fn available(&self) -> u64 {
         self.usable.saturating_sub(self.used)
+    }
+
+    /// Blocks that are committed at once at most: a small part of a small pool.
+    pub fn batch_blocks(&self) -> usize {
+        (self.total_segments * self.segment / 64 / BLOCK_SIZE as u64).clamp(8, 256) as usize
     }
 
     /// Segments kept back from host data.
@@ -89,7 +95,8 @@ impl Engine {
                 free_segments: state.segments.free(&self.array),
                 segment: width.map_or(0, |w| {
                     let g = &self.array.geometry;
-                    w.data as u64 * u64::from(g.chunk_size) - u64::from(recovery_room(w.data as u32 * g.strip_size))
+                    let capacity = w.data as u32 * g.chunk_size;
+                    u64::from(capacity - recovery_room(capacity, w.data as u32 * g.strip_size))
                 }),
                 ..Space::default()
             };
