@@ -133,7 +133,7 @@ impl Pool {
         let catalogue = Catalogue {
             next_incarnation: 1,
             next_volume: 1,
-            disks: disk_records(&array, 0),
+            disks: disk_records(&array),
             ..Catalogue::default()
         };
         let label = Label {

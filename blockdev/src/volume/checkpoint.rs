@@ -152,7 +152,7 @@ impl Engine {
             next_incarnation: frozen.segments.next_incarnation,
             next_volume: frozen.next_volume,
             table_len: frozen.table_len,
-            disks: disk_records(&self.array, own.number),
+            disks: disk_records(&self.array),
             segments,
             volumes: frozen.volumes,
             directory: frozen.roots,
@@ -463,20 +463,14 @@ fn pack<F: FnOnce() -> Vec<u8>>(pages: Vec<F>) -> Vec<(ReducedFrame, u64)> {
     pages.into_iter().map(one).collect()
 }
 
-/// The disks as the next catalogue records them; `last` is the newest checkpoint that all online disks surely have.
-pub fn disk_records(array: &DiskArray, last: u64) -> Vec<DiskRecord> {
-    let record = |m: Arc<crate::redundancy::array::Member>| {
-        let online = m.online().is_some();
-        if online {
-            m.last_checkpoint.store(last, Ordering::Relaxed);
-        }
-        DiskRecord {
-            id: m.id,
-            uuid: m.uuid,
-            size: m.size,
-            last_checkpoint: m.last_checkpoint.load(Ordering::Relaxed),
-            failed: !online,
-        }
+/// The disks as the next catalogue records them.
+pub fn disk_records(array: &DiskArray) -> Vec<DiskRecord> {
+    let record = |m: Arc<crate::redundancy::array::Member>| DiskRecord {
+        id: m.id,
+        uuid: m.uuid,
+        size: m.size,
+        last_checkpoint: m.last_checkpoint.load(Ordering::Relaxed),
+        failed: m.online().is_none(),
     };
     array.members().into_iter().map(record).collect()
 }
@@ -519,7 +513,10 @@ pub async fn write_root(
     array.flush().await?;
     write_everywhere(array, |_| geometry.superblock(checkpoint), &block).await;
     write_everywhere(array, |size| geometry.tail(size) + geometry.superblock(checkpoint), &block).await;
-    array.check_quorum()
+    array.check_quorum()?;
+    // Only now: a checkpoint that a crash cut short is on some disks only, even if it is the one that is opened next.
+    array.online().iter().for_each(|m| m.last_checkpoint.store(checkpoint, Ordering::Relaxed));
+    Ok(())
 }
 
 async fn write_everywhere(array: &DiskArray, at: impl Fn(u64) -> u64, data: &Bytes) {
