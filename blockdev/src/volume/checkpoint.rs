@@ -377,6 +377,12 @@ impl Engine {
                         _ => {}
                     }
                 }
+                // A segment that an earlier checkpoint opened and this one fills: all of it must be on disk before the root.
+                if let Op::SealSegment(id) = &op
+                    && let Some(full) = frozen.open.iter().find(|a| a.extent.segment == *id)
+                {
+                    full.freeze();
+                }
                 if let Op::OpenSegment(record) = &op
                     && let Some(appender) = self.appenders.read().get(&record.id)
                 {
