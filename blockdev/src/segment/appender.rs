@@ -114,7 +114,9 @@ impl Appender {
     /// Whether a frame of `len` bytes and `blocks` blocks fits, with the summary that must follow.
     pub fn fits(&self, len: usize, blocks: usize) -> bool {
         let inner = self.inner.lock();
-        inner.filled as usize + len + inner.summary_bytes + item_bytes_max(blocks) <= self.limit as usize
+        // The running part may have to be closed before the frame: then there are two summaries.
+        let summaries = inner.summary_bytes + PART_OVERHEAD + item_bytes_max(blocks);
+        inner.filled as usize + len + summaries <= self.limit as usize
     }
 
     /// Whether the summary of what was described still fits behind it.

@@ -405,6 +405,12 @@ impl Engine {
                         _ => {}
                     }
                 }
+                // A segment that an earlier checkpoint opened and this one fills: all of it must be on disk before the root.
+                if let Op::SealSegment(id) = &op
+                    && let Some(full) = frozen.open.iter().find(|a| a.extent.segment == *id)
+                {
+                    full.freeze();
+                }
                 if let Op::OpenSegment(record) = &op
                     && let Some(appender) = self.appenders.read().get(&record.id)
                 {
@@ -541,10 +547,10 @@ pub async fn write_root(
     array.flush().await?;
     write_everywhere(array, |_| geometry.superblock(checkpoint), &block).await;
     write_everywhere(array, |size| geometry.tail(size) + geometry.superblock(checkpoint), &block).await;
-    for member in array.online() {
-        member.last_checkpoint.store(checkpoint, Ordering::Relaxed);
-    }
-    array.check_quorum()
+    array.check_quorum()?;
+    // Only now: a checkpoint that a crash cut short is on some disks only, even if it is the one that is opened next.
+    array.online().iter().for_each(|m| m.last_checkpoint.store(checkpoint, Ordering::Relaxed));
+    Ok(())
 }
 
 async fn write_everywhere(array: &DiskArray, at: impl Fn(u64) -> u64, data: &Bytes) {

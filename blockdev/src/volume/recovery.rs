@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
+use bytes::Bytes;
 use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -26,12 +27,12 @@ use crate::format::catalogue::Catalogue;
 use crate::format::label::Label;
 use crate::format::layout::{EDGE, LABEL_SIZE, SUPERBLOCK_SLOTS};
 use crate::format::page::Location;
-use crate::format::part::{Content, Item};
+use crate::format::part::{Content, Item, PART_OVERHEAD, item_bytes_max};
 use crate::format::record::{Inline, Op, SegmentRecord};
 use crate::format::superblock::Superblock;
 use crate::log::{Log, replay};
 use crate::planted::{self, Bug};
-use crate::redundancy::array::{DiskArray, Member};
+use crate::redundancy::array::{DiskArray, Extent, Member};
 use crate::segment::appender::Appender;
 use crate::segment::table::SegmentTable;
 use crate::units::{Epoch, SegmentId};
@@ -332,7 +333,9 @@ impl Engine {
             }) else {
                 continue;
             };
-            let appender = Arc::new(Appender::new(extent, &self.array.geometry, end.durable, last_part));
+            let (written, tail) = self.resume_at(&extent, &end).await?;
+            let appender = Arc::new(Appender::new(extent, &self.array.geometry, written, last_part));
+            appender.restore(written, &tail);
             for inline in &end.inline {
                 appender.restore(inline.offset, &inline.data);
             }
@@ -371,6 +374,22 @@ impl Engine {
         Ok(())
     }
 
+    /// From where on a segment is finished: how many bytes of it, whole stripes, stay as they are on disk, and what follows them.
+    ///
+    /// More may be durable than the records that were found refer to: stripes of records that were lost. They are dropped, so that
+    /// there is room for the summary. Where only the stripe in which the last frame ends has that room, it is written again with the
+    /// same bytes up to that end.
+    async fn resume_at(&self, extent: &Extent, end: &OpenEnd) -> Result<(u32, Bytes)> {
+        let (stripe, used) = (extent.stripe_size(&self.array.geometry), end.end.max(end.checkpointed));
+        let whole = used.next_multiple_of(stripe).min(end.durable);
+        let summary = PART_OVERHEAD + end.items.iter().map(|(_, blocks)| item_bytes_max(*blocks)).sum::<usize>();
+        if end.items.is_empty() || whole < used || (whole as usize + summary) <= extent.capacity(&self.array.geometry) as usize {
+            return Ok((whole, Bytes::new()));
+        }
+        let from = used / stripe * stripe;
+        Ok((from, self.array.read_segment(extent, from, (used - from) as usize).await?))
+    }
+
     /// Fills the dedupe index from part summaries, newest segments first. Advice only: nothing waits for it.
     pub(super) async fn rebuild_index(self: Arc<Self>) {
         let mut segments: Vec<(u64, SegmentId, Location)> = {
@@ -399,6 +418,8 @@ impl Engine {
 struct OpenEnd {
     incarnation: u64,
     durable: u32,
+    /// Bytes on disk at the checkpoint.
+    checkpointed: u32,
     end: u32,
     inline: Vec<Inline>,
     items: Vec<(Item, usize)>,
@@ -406,7 +427,7 @@ struct OpenEnd {
 
 impl OpenEnd {
     fn new(record: &SegmentRecord) -> Self {
-        Self { incarnation: record.incarnation, durable: record.written, end: 0, inline: Vec::new(), items: Vec::new() }
+        Self { incarnation: record.incarnation, durable: record.written, checkpointed: record.written, end: 0, inline: Vec::new(), items: Vec::new() }
     }
 }
 

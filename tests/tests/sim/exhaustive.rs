@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use blockdev::disk::{CrashPlan, CrashTrigger, Disk, FaultBudget, SimDisk};
 use blockdev::env::{Rng, SimScope};
-use blockdev::frontend::BlockDevice;
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
 use blockdev::report::Tolerance;
 use blockdev::units::BLOCK_BYTES;
