@@ -144,7 +144,7 @@ fn a_disk_that_missed_writes_is_known_after_a_kill() {
                 let mut client = Client::connect(&nbd_socket(lab), "data").expect("the export");
                 let mut content = 0;
                 // Whole stripes, flushed often, until the daemon is gone.
-                for at in (0..).map(|n: u64| n % 64 << 20) {
+                for at in (0..).map(|n: u64| (n % 64) << 20) {
                     let mut run = || {
                         content += 1;
                         (content * 256..content * 256 + 16).flat_map(bytes_of).collect()
