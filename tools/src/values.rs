@@ -153,6 +153,7 @@ mod tests {
             assert!(parse_volume_size(text).is_err(), "{text}");
         }
         assert!(parse_volume_size("4097").unwrap_err().to_string().contains("8192"));
+        assert!(check_volume_size(u64::MAX).unwrap_err().to_string().contains("256 TiB"));
     }
 
     #[test]

@@ -49,7 +49,7 @@ fn memory_stays_within_the_budget() {
                     let blocks = (1 << 20) / BLOCK as u64;
                     let data = (content + 1..=content + blocks).flat_map(bytes_of).collect();
                     content += blocks;
-                    Request::Write { offset: at % VOLUME << 20, data, fua: false }
+                    Request::Write { offset: (at % VOLUME) << 20, data, fua: false }
                 };
                 let requests: Vec<Request> = (at..at + 8).map(request).collect();
                 let answers = client.batch(&requests).expect("answers");
