@@ -85,7 +85,8 @@ impl Catalogue {
         body.put_varint(self.directory.len() as u64);
         self.directory.iter().for_each(|p| p.encode(&mut body));
 
-        let packed = zstd::bulk::compress(&body, 1).map_err(|e| Error::io(format!("catalogue: compressing failed: {e}")))?;
+        let packed =
+            zstd::bulk::compress(&body, 1).map_err(|e| Error::io(format!("catalogue: compressing failed: {e}")))?;
         let mut out = Vec::with_capacity(packed.len() + 16);
         out.put_u32(MAGIC);
         out.put_u32(super::FORMAT_VERSION);
@@ -149,9 +150,13 @@ impl Catalogue {
     /// Refuses what would make its readers allocate or add up without bound, or take one thing for another.
     fn check(&self) -> Result<()> {
         let directories = self.directory.len() as u64 + DIRECTORIES_AHEAD;
-        if self.table_len % TABLE_FANOUT as u64 != 0 || self.table_len > directories * (TABLE_FANOUT * DIRECTORY_FANOUT) as u64 {
+        if self.table_len % TABLE_FANOUT as u64 != 0
+            || self.table_len > directories * (TABLE_FANOUT * DIRECTORY_FANOUT) as u64
+        {
             return Err(Error::corrupt(format!(
-                "a block table of {} entries does not fit {} directory pages", self.table_len, self.directory.len()
+                "a block table of {} entries does not fit {} directory pages",
+                self.table_len,
+                self.directory.len()
             )));
         }
         let disks: BTreeSet<DiskId> = self.disks.iter().map(|d| d.id).collect();

@@ -204,8 +204,10 @@ pub fn open_fixed<'a>(data: &'a [u8], magic: &[u8; 8], what: &str) -> Result<Get
     if version != super::FORMAT_VERSION {
         return Err(Error::new(
             crate::error::ErrorKind::Unsupported,
-            format!("{what}: format version {version} is unknown to this release, which reads version {}; use a newer release",
-                super::FORMAT_VERSION),
+            format!(
+                "{what}: format version {version} is unknown to this release, which reads version {}; use a newer release",
+                super::FORMAT_VERSION
+            ),
         ));
     }
     Ok(get)

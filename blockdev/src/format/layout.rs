@@ -57,7 +57,8 @@ impl PoolGeometry {
         // An extent holds at least one entry with the unfinished stripes of two streams inline.
         let strips = if strip_size < 32 << 10 { 32 } else { 64 };
         let needed = strips * u64::from(strip_size);
-        let log_extent_size = (smallest / 512).min(4 << 20).next_power_of_two().max(needed).min(REGION_SIZE_MAX.into()) as u32;
+        let log_extent_size =
+            (smallest / 512).min(4 << 20).next_power_of_two().max(needed).min(REGION_SIZE_MAX.into()) as u32;
         let log_extents = (smallest / 32 / u64::from(log_extent_size)).clamp(4, 64) as u32;
         let out = Self {
             chunk_size: u32::try_from(chunk_size).map_err(|_| Error::invalid("chunk size must be below 4 GiB"))?,

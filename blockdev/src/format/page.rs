@@ -41,7 +41,9 @@ impl Location {
     pub(super) fn checked(self) -> Result<Self> {
         match self.offset.checked_add(self.len.into()) {
             Some(_) => Ok(self),
-            None => Err(Error::corrupt(format!("{} bytes at {} are beyond the end of any segment", self.len, self.offset))),
+            None => {
+                Err(Error::corrupt(format!("{} bytes at {} are beyond the end of any segment", self.len, self.offset)))
+            }
         }
     }
 

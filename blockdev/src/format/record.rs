@@ -359,7 +359,9 @@ impl Record {
             let frame = Frame { at, codec, blocks: get.u8()?, raw_len: get.u16()? };
             if usize::from(frame.raw_len) > FRAME_MAX || usize::from(frame.blocks) > FRAME_BLOCKS_MAX {
                 let Frame { blocks, raw_len, .. } = frame;
-                return Err(Error::corrupt(format!("log record: a frame of {blocks} blocks, {raw_len} bytes is impossible")));
+                return Err(Error::corrupt(format!(
+                    "log record: a frame of {blocks} blocks, {raw_len} bytes is impossible"
+                )));
             }
             out.frames.push(frame);
         }
@@ -578,7 +580,8 @@ impl Entry {
         let (epoch, extent, number) = (head.u64()?, head.u64()?, head.u64()?);
         let len = usize::try_from(head.u64()?).unwrap_or(usize::MAX);
         let sum = head.u64()?;
-        let body = data.get(ENTRY_HEADER..len).ok_or_else(|| Error::corrupt("log: an entry is longer than its extent"))?;
+        let body =
+            data.get(ENTRY_HEADER..len).ok_or_else(|| Error::corrupt("log: an entry is longer than its extent"))?;
         if entry_checksum(&data[..40], body) != sum {
             return Err(Error::corrupt("log: an entry's checksum does not match"));
         }

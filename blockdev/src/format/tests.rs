@@ -103,7 +103,11 @@ fn truncation_is_noticed_at_every_length() {
     for kind in KINDS {
         let whole = (kind.make)(&mut rng);
         // What follows the padding of an entry is not its own.
-        let end = if kind.name == "log-entry" { u64::from_le_bytes(whole[32..40].try_into().unwrap()) as usize } else { whole.len() };
+        let end = if kind.name == "log-entry" {
+            u64::from_le_bytes(whole[32..40].try_into().unwrap()) as usize
+        } else {
+            whole.len()
+        };
         for len in 0..end {
             assert!(refused(kind, &whole[..len]).is_some(), "{}: {len} of {end} bytes are enough", kind.name);
         }
@@ -145,7 +149,11 @@ fn damage_without_a_new_checksum_is_always_noticed() {
     let mut rng = Rng::new(5);
     for kind in KINDS.iter().filter(|k| matches!(k.name, "label" | "superblock" | "part" | "log-entry")) {
         let whole = (kind.make)(&mut rng);
-        let end = if kind.name == "log-entry" { u64::from_le_bytes(whole[32..40].try_into().unwrap()) as usize } else { whole.len() };
+        let end = if kind.name == "log-entry" {
+            u64::from_le_bytes(whole[32..40].try_into().unwrap()) as usize
+        } else {
+            whole.len()
+        };
         for _ in 0..2000 {
             let mut bytes = whole.clone();
             bytes[rng.index(end)] ^= 1 << rng.below(8);
@@ -360,7 +368,13 @@ fn impossible_values_are_refused() {
     }
 
     let catalogue = Catalogue {
-        disks: vec![DiskRecord { id: DiskId(0), uuid: Uuid([1; 16]), size: 1 << 30, last_checkpoint: 1, failed: false }],
+        disks: vec![DiskRecord {
+            id: DiskId(0),
+            uuid: Uuid([1; 16]),
+            size: 1 << 30,
+            last_checkpoint: 1,
+            failed: false,
+        }],
         table_len: 128,
         ..Catalogue::default()
     };

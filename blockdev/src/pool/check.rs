@@ -78,14 +78,20 @@ impl Checker {
             self.report.volumes += 1;
             let mapped = self.walk_map(volume).await;
             if mapped != volume.mapped {
-                self.find("volume.mapped", format!("volume {}: {} blocks recorded, {mapped} mapped", volume.name, volume.mapped));
+                self.find(
+                    "volume.mapped",
+                    format!("volume {}: {} blocks recorded, {mapped} mapped", volume.name, volume.mapped),
+                );
             }
         }
         let (found_unique, found_stored) = self.walk_table().await;
         if (found_unique, found_stored) != (unique, stored) {
-            self.find("pool.reduction", format!(
-                "unique and stored bytes are {found_unique} and {found_stored}, recorded {unique} and {stored}"
-            ));
+            self.find(
+                "pool.reduction",
+                format!(
+                    "unique and stored bytes are {found_unique} and {found_stored}, recorded {unique} and {stored}"
+                ),
+            );
         }
         self.check_segments().await;
         Ok(self.report)
@@ -175,7 +181,10 @@ impl Checker {
                 let counted = self.counts.get(block.0 as usize).copied().unwrap_or(0);
                 if entry.refcount != counted && entry.refcount != u32::MAX {
                     let code = if entry.refcount < counted { "refcount.low" } else { "refcount.high" };
-                    self.find(code, format!("virtual block {block}: {} references recorded, {counted} found", entry.refcount));
+                    self.find(
+                        code,
+                        format!("virtual block {block}: {} references recorded, {counted} found", entry.refcount),
+                    );
                 }
                 if entry.refcount == 0 {
                     continue;
@@ -191,7 +200,10 @@ impl Checker {
             }
             let pointer = self.engine.with_state(|s| s.table.pointer(page)).await.unwrap_or_default();
             if pointer.used != used {
-                self.find("table.used", format!("block table page {page}: {} entries in use recorded, {used} found", pointer.used));
+                self.find(
+                    "table.used",
+                    format!("block table page {page}: {} entries in use recorded, {used} found", pointer.used),
+                );
             }
             self.count_page(&pointer);
             if batch.len() >= BATCH {
@@ -229,7 +241,10 @@ impl Checker {
         for s in &segments {
             for column in &s.columns {
                 if let Some(other) = chunks.insert(*column, s.id) {
-                    self.find("chunk.shared", format!("chunk {} of disk {} is in segments {other} and {}", column.1, column.0, s.id));
+                    self.find(
+                        "chunk.shared",
+                        format!("chunk {} of disk {} is in segments {other} and {}", column.1, column.0, s.id),
+                    );
                 }
             }
             let live = self.live.remove(&s.id).unwrap_or(0);
@@ -241,7 +256,9 @@ impl Checker {
             for stripe in 0..stripes {
                 match self.engine.array.verify_stripe(&extent, stripe).await {
                     Some(true) => self.report.stripes += 1,
-                    Some(false) => self.find("stripe.parity", format!("segment {}, stripe {stripe}: parity does not match", s.id)),
+                    Some(false) => {
+                        self.find("stripe.parity", format!("segment {}, stripe {stripe}: parity does not match", s.id))
+                    }
                     None => {}
                 }
             }

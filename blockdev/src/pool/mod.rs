@@ -22,9 +22,7 @@ use crate::frontend::BlockDevice;
 use crate::map::tree::{VOLUME_BLOCKS_MAX, levels_for};
 use crate::redundancy::array::{DiskArray, Member};
 use crate::redundancy::layout::width;
-use crate::report::{
-    Alert, CheckReport, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction, Tolerance, VolumeInfo,
-};
+use crate::report::{Alert, CheckReport, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction, Tolerance, VolumeInfo};
 use crate::segment::table::disks_min;
 use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, VolumeId};
 use crate::volume::checkpoint::{disk_records, write_root};
@@ -119,7 +117,9 @@ impl Pool {
             if chunks < CHUNKS_MIN {
                 return Err(Error::invalid(format!(
                     "{} is too small: {} bytes give {chunks} chunks of {}, {CHUNKS_MIN} are needed",
-                    disk.name(), disk.geometry().size, geometry.chunk_size
+                    disk.name(),
+                    disk.geometry().size,
+                    geometry.chunk_size
                 )));
             }
         }
@@ -130,22 +130,10 @@ impl Pool {
         });
         let array = DiskArray::new(env.clone(), geometry, tolerance, members.collect());
         let epoch = next_epoch(&env, Epoch(0));
-        let catalogue = Catalogue {
-            next_incarnation: 1,
-            next_volume: 1,
-            disks: disk_records(&array),
-            ..Catalogue::default()
-        };
-        let label = Label {
-            pool,
-            pool_name: name,
-            disk: Uuid::default(),
-            id: DiskId(0),
-            epoch,
-            tolerance,
-            geometry,
-            size: 0,
-        };
+        let catalogue =
+            Catalogue { next_incarnation: 1, next_volume: 1, disks: disk_records(&array), ..Catalogue::default() };
+        let label =
+            Label { pool, pool_name: name, disk: Uuid::default(), id: DiskId(0), epoch, tolerance, geometry, size: 0 };
         // The root first: a disk with a label always has a root.
         write_root(&array, pool, epoch, 1, 1, &catalogue).await?;
         write_labels(&array, &label, epoch).await?;
@@ -163,11 +151,8 @@ impl Pool {
             let handle = |v: &VolumeRecord| Arc::new(Volume::new(engine.clone(), v.id, v.name.clone(), v.blocks));
             state.volumes.values().filter(|v| !v.deleting).map(|v| (v.id, handle(v))).collect()
         };
-        let pool = Self(Arc::new(Inner {
-            engine,
-            volumes: Mutex::new(volumes),
-            administration: tokio::sync::Mutex::new(()),
-        }));
+        let pool =
+            Self(Arc::new(Inner { engine, volumes: Mutex::new(volumes), administration: tokio::sync::Mutex::new(()) }));
         pool.resume_deletions();
         Ok(pool)
     }
@@ -192,7 +177,9 @@ impl Pool {
     fn record(&self, name: &str) -> Result<VolumeRecord> {
         let state = self.0.engine.state.read();
         let found = state.volume_named(name).filter(|v| !v.deleting).cloned();
-        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no volume '{name}' in pool {}", self.0.engine.name)))
+        found.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("there is no volume '{name}' in pool {}", self.0.engine.name))
+        })
     }
 
     /// Creates a thin volume of `size` bytes.
@@ -515,7 +502,12 @@ async fn refuse_foreign(disk: &Arc<dyn Disk>) -> Result<()> {
         Ok(label) => {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("{} is a disk of pool {} ({}); --force overwrites it", disk.name(), label.pool_name, label.pool),
+                format!(
+                    "{} is a disk of pool {} ({}); --force overwrites it",
+                    disk.name(),
+                    label.pool_name,
+                    label.pool
+                ),
             ));
         }
         Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -523,10 +515,9 @@ async fn refuse_foreign(disk: &Arc<dyn Disk>) -> Result<()> {
     }
     let found = signature::probe(&**disk).await.map_err(|e| Error::io(format!("{}: {e}", disk.name())))?;
     match found {
-        Some(signature) => Err(Error::new(
-            ErrorKind::Busy,
-            format!("{} holds {signature}; --force overwrites it", disk.name()),
-        )),
+        Some(signature) => {
+            Err(Error::new(ErrorKind::Busy, format!("{} holds {signature}; --force overwrites it", disk.name())))
+        }
         None => Ok(()),
     }
 }

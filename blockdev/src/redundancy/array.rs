@@ -234,7 +234,11 @@ impl DiskArray {
         if all - online > self.tolerance.drives() {
             return Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("{} of {all} disks are gone, more than the tolerance of {}", all - online, self.tolerance.drives()),
+                format!(
+                    "{} of {all} disks are gone, more than the tolerance of {}",
+                    all - online,
+                    self.tolerance.drives()
+                ),
             ));
         }
         Ok(())
@@ -292,7 +296,10 @@ impl DiskArray {
                         stalled = Some(Stalled::on(&member.stalled));
                     }
                     if self.stopped.load(Ordering::Acquire) {
-                        return Err(Error::new(ErrorKind::Unavailable, format!("disk {id}: {why}; the pool is stopped")));
+                        return Err(Error::new(
+                            ErrorKind::Unavailable,
+                            format!("disk {id}: {why}; the pool is stopped"),
+                        ));
                     }
                     self.env.sleep(NO_SPACE_RETRY).await;
                 }
@@ -404,7 +411,10 @@ impl DiskArray {
     pub async fn read_avoiding(&self, extent: &Extent, offset: u32, len: usize, avoid: u32) -> Result<Bytes> {
         let strip = self.geometry.strip_size;
         if u64::from(offset) + len as u64 > u64::from(extent.capacity(&self.geometry)) {
-            return Err(Error::corrupt(format!("segment {}: offset {offset} + {len} is beyond its end", extent.segment)));
+            return Err(Error::corrupt(format!(
+                "segment {}: offset {offset} + {len} is beyond its end",
+                extent.segment
+            )));
         }
         let mut pieces = Vec::new();
         let mut at = offset;

@@ -128,7 +128,8 @@ impl Appender {
     /// Whether the running part is long enough to be closed before a frame of `blocks` blocks is added.
     pub fn part_is_full(&self, blocks: usize) -> bool {
         let inner = self.inner.lock();
-        inner.blocks + blocks > PART_BLOCKS || inner.summary_bytes + item_bytes_max(blocks) > summary_max(self.capacity) as usize
+        inner.blocks + blocks > PART_BLOCKS
+            || inner.summary_bytes + item_bytes_max(blocks) > summary_max(self.capacity) as usize
     }
 
     /// Whether there are frames that no summary describes.

@@ -61,7 +61,8 @@ impl SegmentTable {
                 Chunks { id, used: vec![false; n as usize], free: n, next: 0 }
             })
             .collect();
-        let mut out = Self { geometry, segments: BTreeMap::new(), chunks, next_incarnation, live: 0, version: 0, next_id: 0 };
+        let mut out =
+            Self { geometry, segments: BTreeMap::new(), chunks, next_incarnation, live: 0, version: 0, next_id: 0 };
         segments.into_iter().for_each(|s| out.insert(s));
         out
     }

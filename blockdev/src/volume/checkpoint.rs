@@ -19,9 +19,9 @@ use super::Engine;
 use super::commit::Draft;
 use super::destage::ReducedFrame;
 use super::group_commit::Queued;
+use super::recovery::write_labels;
 use super::state::map_page_entry;
 use crate::codec::Compressor;
-use super::recovery::write_labels;
 use crate::disk::{AlignedBuf, Disk};
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
@@ -118,7 +118,8 @@ impl Engine {
         }
         let changed = {
             let state = self.state.read();
-            let dirty = state.maps.pages.dirty_len() + state.table.pages.dirty_len() + state.table.directory.dirty_len();
+            let dirty =
+                state.maps.pages.dirty_len() + state.table.pages.dirty_len() + state.table.directory.dirty_len();
             self.array.failures() != own.failures || state.record != own.record || dirty > 0
         };
         if !changed && !own.forced {
@@ -389,7 +390,9 @@ impl Engine {
             for op in draft.layout {
                 for segments in [&mut state.segments, &mut frozen.segments] {
                     match &op {
-                        Op::OpenSegment(record) if segments.get(record.id).is_none_or(|s| s.record.incarnation != record.incarnation) => {
+                        Op::OpenSegment(record)
+                            if segments.get(record.id).is_none_or(|s| s.record.incarnation != record.incarnation) =>
+                        {
                             segments.insert(record.clone());
                         }
                         Op::ClosePart { at } => {
@@ -428,7 +431,13 @@ impl Engine {
         Ok(())
     }
 
-    async fn place_map_page(&self, frozen: &mut Frozen, block: VirtualBlock, frame: &Frame, checksum: u64) -> Result<()> {
+    async fn place_map_page(
+        &self,
+        frozen: &mut Frozen,
+        block: VirtualBlock,
+        frame: &Frame,
+        checksum: u64,
+    ) -> Result<()> {
         self.with_state_mut(|s| Ok(s.place_map_page(block, frame, checksum)?)).await?;
         let page = frozen
             .table
@@ -522,7 +531,11 @@ pub async fn write_root(
     if encoded.len() > array.geometry.catalogue_size as usize {
         return Err(Error::new(
             ErrorKind::NoSpace,
-            format!("the catalogue has grown to {} bytes, more than its region of {}", encoded.len(), array.geometry.catalogue_size),
+            format!(
+                "the catalogue has grown to {} bytes, more than its region of {}",
+                encoded.len(),
+                array.geometry.catalogue_size
+            ),
         ));
     }
     let superblock = Superblock {

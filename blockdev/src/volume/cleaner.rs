@@ -89,7 +89,11 @@ impl Engine {
     /// Whether cleaning left nothing behind. Metadata segments empty with the next checkpoint.
     fn is_emptied(&self, victim: &SegmentRecord) -> bool {
         let state = self.state.read();
-        let live = state.segments.get(victim.id).filter(|s| s.record.incarnation == victim.incarnation).map_or(0, |s| s.record.live);
+        let live = state
+            .segments
+            .get(victim.id)
+            .filter(|s| s.record.incarnation == victim.incarnation)
+            .map_or(0, |s| s.record.live);
         live == 0 || victim.stream == Stream::Meta
     }
 
@@ -108,9 +112,10 @@ impl Engine {
             let age = (newest - s.incarnation) as f64;
             (u < LIVE_MAX).then(|| (1.0 - u) * age / (1.0 + u))
         };
-        let candidates = state.segments.iter().map(|s| &s.record).filter(|s| {
-            s.sealed && s.live > 0 && !aside.contains(&s.incarnation) && !appenders.contains_key(&s.id)
-        });
+        let candidates =
+            state.segments.iter().map(|s| &s.record).filter(|s| {
+                s.sealed && s.live > 0 && !aside.contains(&s.incarnation) && !appenders.contains_key(&s.id)
+            });
         let best = candidates.filter_map(|s| Some((score(s)?, s))).max_by(|a, b| a.0.total_cmp(&b.0));
         best.map(|(_, s)| s.clone())
     }

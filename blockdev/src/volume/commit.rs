@@ -128,7 +128,8 @@ impl Engine {
         let mut decided_now: HashSet<VirtualBlock, FxBuildHasher> = HashSet::default();
         let mut record = Record { seqno, ..Record::default() };
         let empty = (VirtualBlock::NONE, 0);
-        let mut contents: Vec<Vec<(VirtualBlock, u128)>> = frames.iter().map(|f| vec![empty; f.blocks.into()]).collect();
+        let mut contents: Vec<Vec<(VirtualBlock, u128)>> =
+            frames.iter().map(|f| vec![empty; f.blocks.into()]).collect();
         for (write, refs) in writes.iter().zip(refs) {
             let mut blocks = Vec::with_capacity(refs.len());
             for ((block, plan, cell), known) in write.blocks.iter().zip(refs) {
@@ -347,11 +348,7 @@ impl Engine {
     }
 
     /// Writes a complete stripe in the background; waits only while too many are on their way.
-    pub(super) async fn send_stripe(
-        self: &Arc<Self>,
-        appender: Arc<Appender>,
-        stripe: ReadyStripe,
-    ) -> Result<()> {
+    pub(super) async fn send_stripe(self: &Arc<Self>, appender: Arc<Appender>, stripe: ReadyStripe) -> Result<()> {
         let closed = |_| Error::new(ErrorKind::Unavailable, "the pool is stopped");
         let permit = self.stripes.clone().acquire_owned().await.map_err(closed)?;
         let engine = self.clone();

@@ -196,12 +196,7 @@ impl Engine {
         Some(Planned::Writes(writes))
     }
 
-    async fn plan_block(
-        &self,
-        block: &HostBlock,
-        cell: &Twin,
-        pending: &mut PendingBlocks,
-    ) -> Plan {
+    async fn plan_block(&self, block: &HostBlock, cell: &Twin, pending: &mut PendingBlocks) -> Plan {
         if block.is_zero() {
             return Plan::Zero;
         }
@@ -325,8 +320,7 @@ impl Engine {
             return;
         }
         let blocks: Vec<VirtualBlock> = wanted.iter().map(|(_, _, v)| *v).collect();
-        let sums: Vec<u64> =
-            wanted.iter().map(|&(w, b, _)| writes[w].blocks[b].0.fingerprint as u64).collect();
+        let sums: Vec<u64> = wanted.iter().map(|&(w, b, _)| writes[w].blocks[b].0.fingerprint as u64).collect();
         let stored = self.read_blocks_matching(&blocks, &sums).await;
         for ((w, b, _), stored) in wanted.into_iter().zip(stored) {
             let (block, plan, _) = &mut writes[w].blocks[b];

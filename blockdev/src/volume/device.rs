@@ -63,7 +63,10 @@ impl Volume {
         let size = *self.size.borrow();
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok(()),
-            _ => Err(Error::invalid(format!("volume {}: {len} bytes at {offset} are beyond its size of {size}", self.name))),
+            _ => Err(Error::invalid(format!(
+                "volume {}: {len} bytes at {offset} are beyond its size of {size}",
+                self.name
+            ))),
         }
     }
 

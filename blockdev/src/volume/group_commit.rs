@@ -276,7 +276,8 @@ impl Engine {
 
     /// Forgets appenders of sealed segments that are wholly on stable storage.
     pub(super) fn retire_appenders(&self) {
-        let finished: Vec<Arc<Appender>> = self.appenders.read().values().filter(|a| a.is_finished()).cloned().collect();
+        let finished: Vec<Arc<Appender>> =
+            self.appenders.read().values().filter(|a| a.is_finished()).cloned().collect();
         if finished.is_empty() {
             return;
         }

@@ -9,7 +9,9 @@ use super::Engine;
 use super::state::{Blocked, State};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
-use crate::format::page::{BlockKind, DIRECTORY_PAGE_SIZE, DirectoryPage, Location, MapPage, TABLE_PAGE_SIZE, TablePage};
+use crate::format::page::{
+    BlockKind, DIRECTORY_PAGE_SIZE, DirectoryPage, Location, MapPage, TABLE_PAGE_SIZE, TablePage,
+};
 use crate::format::part::{PART_BYTES_MAX, Part};
 use crate::map::{Miss, Need};
 use crate::redundancy::array::Extent;
@@ -201,4 +203,3 @@ impl Engine {
 
 /// A boxed future that borrows.
 pub type LocalFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-

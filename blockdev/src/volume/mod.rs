@@ -224,7 +224,9 @@ impl Engine {
     pub fn check_alive(&self) -> Result<()> {
         match self.failure() {
             Some(e) => Err(e),
-            None if self.is_stopping() => Err(Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name))),
+            None if self.is_stopping() => {
+                Err(Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name)))
+            }
             None => Ok(()),
         }
     }

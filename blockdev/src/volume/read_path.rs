@@ -101,7 +101,11 @@ impl Engine {
     }
 
     /// The content and stamp of those blocks that are in use and have the given checksum; None for all others.
-    pub(super) async fn read_blocks_matching(&self, blocks: &[VirtualBlock], sums: &[u64]) -> Vec<Option<(Bytes, Stamp)>> {
+    pub(super) async fn read_blocks_matching(
+        &self,
+        blocks: &[VirtualBlock],
+        sums: &[u64],
+    ) -> Vec<Option<(Bytes, Stamp)>> {
         let mut out = vec![None; blocks.len()];
         let mut wanted = Vec::new();
         for (i, (&block, &sum)) in blocks.iter().zip(sums).enumerate() {
@@ -124,7 +128,9 @@ impl Engine {
         for (i, entry) in entries.iter().enumerate() {
             out.push(Err(Error::io("not read")));
             let slot = frames.entry(entry.frame);
-            slot.or_insert_with(|| Wanted { at: entry.frame, entry: *entry, blocks: Vec::new() }).blocks.push((i, *entry));
+            slot.or_insert_with(|| Wanted { at: entry.frame, entry: *entry, blocks: Vec::new() })
+                .blocks
+                .push((i, *entry));
         }
         let mut runs: Vec<Run> = Vec::new();
         for (at, wanted) in frames {

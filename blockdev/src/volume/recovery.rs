@@ -100,13 +100,20 @@ pub async fn identify(disks: Vec<Arc<dyn Disk>>) -> Result<Vec<Labelled>> {
         {
             return Err(Error::invalid(format!(
                 "{} belongs to pool {} ({}), {} to pool {} ({}): name the disks of one pool only",
-                first.disk.name(), first.label.pool_name, first.label.pool, disk.name(), label.pool_name, label.pool
+                first.disk.name(),
+                first.label.pool_name,
+                first.label.pool,
+                disk.name(),
+                label.pool_name,
+                label.pool
             )));
         }
         if let Some(twin) = out.iter().find(|l| l.label.disk == label.disk) {
             return Err(Error::invalid(format!(
                 "{} and {} carry the same disk identity {}: one is a copy; leave it out",
-                twin.disk.name(), disk.name(), label.disk
+                twin.disk.name(),
+                disk.name(),
+                label.disk
             )));
         }
         let superblocks = superblocks(&disk, &label).await;
@@ -115,7 +122,10 @@ pub async fn identify(disks: Vec<Arc<dyn Disk>>) -> Result<Vec<Labelled>> {
     if out.is_empty() {
         return Err(Error::new(
             ErrorKind::NotFound,
-            format!("no disk of a pool was found ({})", if problems.is_empty() { "no disks given".into() } else { problems.join("; ") }),
+            format!(
+                "no disk of a pool was found ({})",
+                if problems.is_empty() { "no disks given".into() } else { problems.join("; ") }
+            ),
         ));
     }
     Ok(out)
@@ -150,8 +160,12 @@ pub fn assemble(env: &Arc<dyn Env>, disks: &[Labelled], catalogue: &Catalogue) -
         let seen = found.map_or(0, |d| d.superblocks.iter().map(|s| s.checkpoint).max().unwrap_or(0));
         let rolled_back = found.is_some() && seen < record.last_checkpoint;
         if rolled_back {
-            tracing::error!(disk = record.id.0, seen, expected = record.last_checkpoint,
-                "disk shows an older state than it had: it was restored from a copy, and is not used");
+            tracing::error!(
+                disk = record.id.0,
+                seen,
+                expected = record.last_checkpoint,
+                "disk shows an older state than it had: it was restored from a copy, and is not used"
+            );
         }
         let member = Member::new(record.id, record.uuid, record.size, found.map(|d| d.disk.clone()), rolled_back);
         member.last_checkpoint.store(record.last_checkpoint, std::sync::atomic::Ordering::Relaxed);
@@ -160,7 +174,11 @@ pub fn assemble(env: &Arc<dyn Env>, disks: &[Labelled], catalogue: &Catalogue) -
     }
     for d in disks {
         if !catalogue.disks.iter().any(|r| r.uuid == d.label.disk) {
-            return Err(Error::invalid(format!("{} is labelled for pool {} but is not in its catalogue", d.disk.name(), label.pool_name)));
+            return Err(Error::invalid(format!(
+                "{} is labelled for pool {} but is not in its catalogue",
+                d.disk.name(),
+                label.pool_name
+            )));
         }
     }
     let array = DiskArray::new(env.clone(), label.geometry, label.tolerance, members);
@@ -250,7 +268,13 @@ impl Engine {
         let mut engine = Self::at_checkpoint(env, array, &label, epoch, at, found, config);
         engine.candidates = candidates;
         let engine = Arc::new(engine);
-        tracing::info!(pool = engine.name, epoch = epoch.0, checkpoint = superblock.checkpoint, entries = entries.len(), "opening");
+        tracing::info!(
+            pool = engine.name,
+            epoch = epoch.0,
+            checkpoint = superblock.checkpoint,
+            entries = entries.len(),
+            "opening"
+        );
         let open = engine.replay(entries).await.context(format!("pool {}: replaying the log", label.pool_name))?;
         let reached = {
             let state = engine.state.read();
@@ -341,7 +365,9 @@ impl Engine {
             }
             if appender.filled() < end.end {
                 return Err(Error::corrupt(format!(
-                    "segment {id}: the log refers to {} bytes but holds only {}", end.end, appender.filled()
+                    "segment {id}: the log refers to {} bytes but holds only {}",
+                    end.end,
+                    appender.filled()
                 )));
             }
             let mut ready = Vec::new();
@@ -349,7 +375,9 @@ impl Engine {
                 appender.describe(item, blocks);
             }
             if !appender.has_room_for_summary() {
-                return Err(Error::corrupt(format!("segment {id}: no room is left for the summary of what the log refers to")));
+                return Err(Error::corrupt(format!(
+                    "segment {id}: no room is left for the summary of what the log refers to"
+                )));
             }
             if let Some((at, _)) = appender.close_part(&mut ready)
                 && let Some(s) = self.state.write().segments.get_mut(id)
@@ -383,7 +411,10 @@ impl Engine {
         let (stripe, used) = (extent.stripe_size(&self.array.geometry), end.end.max(end.checkpointed));
         let whole = used.next_multiple_of(stripe).min(end.durable);
         let summary = PART_OVERHEAD + end.items.iter().map(|(_, blocks)| item_bytes_max(*blocks)).sum::<usize>();
-        if end.items.is_empty() || whole < used || (whole as usize + summary) <= extent.capacity(&self.array.geometry) as usize {
+        if end.items.is_empty()
+            || whole < used
+            || (whole as usize + summary) <= extent.capacity(&self.array.geometry) as usize
+        {
             return Ok((whole, Bytes::new()));
         }
         let from = used / stripe * stripe;
@@ -427,7 +458,14 @@ struct OpenEnd {
 
 impl OpenEnd {
     fn new(record: &SegmentRecord) -> Self {
-        Self { incarnation: record.incarnation, durable: record.written, checkpointed: record.written, end: 0, inline: Vec::new(), items: Vec::new() }
+        Self {
+            incarnation: record.incarnation,
+            durable: record.written,
+            checkpointed: record.written,
+            end: 0,
+            inline: Vec::new(),
+            items: Vec::new(),
+        }
     }
 }
 

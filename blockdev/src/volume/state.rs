@@ -159,7 +159,11 @@ impl State {
     pub fn apply(&mut self, record: &Record) -> std::result::Result<(), Blocked> {
         let needed = self.prepare(record)?;
         if needed > record.pages.len() {
-            return Err(bad(format!("record {}: {needed} map pages are needed, {} given", record.number, record.pages.len())));
+            return Err(bad(format!(
+                "record {}: {needed} map pages are needed, {} given",
+                record.number,
+                record.pages.len()
+            )));
         }
         let mut pages = record.pages.iter().copied();
         for op in &record.ops {
@@ -231,10 +235,12 @@ impl State {
                     Some(old) => {
                         let table = &mut self.table;
                         let mut short = false;
-                        self.maps.grow(old, new.blocks, || next_page(table, pages).unwrap_or_else(|| {
-                            short = true;
-                            VirtualBlock::NONE
-                        }));
+                        self.maps.grow(old, new.blocks, || {
+                            next_page(table, pages).unwrap_or_else(|| {
+                                short = true;
+                                VirtualBlock::NONE
+                            })
+                        });
                         if short {
                             return Err(bad("a record gives too few map pages"));
                         }
@@ -305,10 +311,12 @@ impl State {
         }
         let table = &mut self.table;
         let mut short = false;
-        let old = self.maps.set(v, lba, to, || next_page(table, pages).unwrap_or_else(|| {
-            short = true;
-            VirtualBlock::NONE
-        }))?;
+        let old = self.maps.set(v, lba, to, || {
+            next_page(table, pages).unwrap_or_else(|| {
+                short = true;
+                VirtualBlock::NONE
+            })
+        })?;
         if short {
             return Err(bad("a record gives too few map pages"));
         }
@@ -393,7 +401,8 @@ impl State {
 
     /// What the summary of a part must say about the frames of a record.
     pub fn describe(&self, record: &Record) -> Result<Vec<(Location, Item, usize)>> {
-        let mut blocks: Vec<Vec<(VirtualBlock, u128)>> = record.frames.iter().map(|f| Vec::with_capacity(f.blocks.into())).collect();
+        let mut blocks: Vec<Vec<(VirtualBlock, u128)>> =
+            record.frames.iter().map(|f| Vec::with_capacity(f.blocks.into())).collect();
         let mut page: Vec<Option<VirtualBlock>> = vec![None; record.frames.len()];
         let mut put = |frame: u32, index: u8, block: VirtualBlock, fingerprint: u128| {
             let list = &mut blocks[frame as usize];
@@ -433,7 +442,15 @@ impl State {
 
 /// The entry of a map page that lies at `frame` now.
 pub fn map_page_entry(old: &BlockEntry, frame: &Frame, checksum: u64) -> BlockEntry {
-    BlockEntry { frame: frame.at, codec: frame.codec, index: 0, frame_blocks: 1, raw_len: frame.raw_len, checksum, ..*old }
+    BlockEntry {
+        frame: frame.at,
+        codec: frame.codec,
+        index: 0,
+        frame_blocks: 1,
+        raw_len: frame.raw_len,
+        checksum,
+        ..*old
+    }
 }
 
 /// Takes the next page identity of a record and enters it into the table.

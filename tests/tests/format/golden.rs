@@ -67,13 +67,30 @@ fn golden_images_hold_what_they_held() {
     let used = |entries: &[BlockEntry]| entries.iter().filter(|e| e.refcount > 0).count();
     let text = format!(
         "{} {} {:?} {}\n{} {} {}\n{} {} {} {} {}\n{} {} {} {}\n{} {}\n{} {}\n{} {} {} {}\n",
-        label.pool, label.pool_name, label.tolerance, label.geometry.chunk_size,
-        superblock.epoch, superblock.checkpoint, superblock.log_start,
-        catalogue.record, catalogue.disks.len(), catalogue.segments.len(), catalogue.volumes.len(), catalogue.directory.len(),
-        entry.number, entry.durable.len(), entry.inline.len(), entry.records.len(),
-        part.segment, part.items.len(),
-        used(&table.0[..]), directory.0.iter().map(|p| u64::from(p.used)).sum::<u64>(),
-        uniform.volume, uniform.used, each.index, each.entries.iter().map(|b| b.0).fold(0, u64::wrapping_add),
+        label.pool,
+        label.pool_name,
+        label.tolerance,
+        label.geometry.chunk_size,
+        superblock.epoch,
+        superblock.checkpoint,
+        superblock.log_start,
+        catalogue.record,
+        catalogue.disks.len(),
+        catalogue.segments.len(),
+        catalogue.volumes.len(),
+        catalogue.directory.len(),
+        entry.number,
+        entry.durable.len(),
+        entry.inline.len(),
+        entry.records.len(),
+        part.segment,
+        part.items.len(),
+        used(&table.0[..]),
+        directory.0.iter().map(|p| u64::from(p.used)).sum::<u64>(),
+        uniform.volume,
+        uniform.used,
+        each.index,
+        each.entries.iter().map(|b| b.0).fold(0, u64::wrapping_add),
     );
     let expected = image("values", || text.clone().into_bytes());
     assert_eq!(text, String::from_utf8_lossy(&expected));
@@ -87,12 +104,18 @@ const BAD: &[Bad] = &[
         (kind("label").seal)(d);
         d[50] ^= 1;
     }),
-    ("bad-label-version", "label", "label: format version 2 is unknown to this release, which reads version 1", |d| d[8] = 2),
+    ("bad-label-version", "label", "label: format version 2 is unknown to this release, which reads version 1", |d| {
+        d[8] = 2
+    }),
     ("bad-label-tolerance", "label", "label: tolerance 3 is unknown", |d| d[46] = 3),
     ("bad-label-geometry", "label", "label: chunk size 0 and strip size", |d| d[63..67].fill(0)),
-    ("bad-label-size", "label", "label: a disk of 4096 bytes is impossible", |d| d[55..63].copy_from_slice(&4096u64.to_le_bytes())),
+    ("bad-label-size", "label", "label: a disk of 4096 bytes is impossible", |d| {
+        d[55..63].copy_from_slice(&4096u64.to_le_bytes())
+    }),
     ("bad-superblock-magic", "superblock", "superblock: no magic", |d| d[0] = b'X'),
-    ("bad-superblock-epoch", "superblock", "superblock: epoch 18446744073709551615 is impossible", |d| d[28..36].fill(0xff)),
+    ("bad-superblock-epoch", "superblock", "superblock: epoch 18446744073709551615 is impossible", |d| {
+        d[28..36].fill(0xff)
+    }),
     ("bad-catalogue-magic", "catalogue", "catalogue: no magic", |d| d[0] = b'X'),
     ("bad-catalogue-version", "catalogue", "catalogue: format version 2 is unknown to this release", |d| d[4] = 2),
     ("bad-catalogue-length", "catalogue", "catalogue: its length is not what its header says", |d| d[8] ^= 1),
@@ -116,7 +139,9 @@ const BAD: &[Bad] = &[
         (kind("log-entry").seal)(d);
         d[39] = 1;
     }),
-    ("bad-log-record-operation", "log-record", "log record: operation 9 is unknown", |d| *d = vec![1, 1, 0, 0, 1, 9, 0]),
+    ("bad-log-record-operation", "log-record", "log record: operation 9 is unknown", |d| {
+        *d = vec![1, 1, 0, 0, 1, 9, 0]
+    }),
     ("bad-log-record-frame", "log-record", "log record: a block lies outside its frame", |d| {
         *d = [&[1, 1, 0, 0, 1, 1, 1, 0, 1, 2, 1, 0, 0][..], &[0; 16]].concat();
     }),
@@ -155,7 +180,8 @@ fn damaged_golden_images_are_refused_with_the_reason() {
 
 #[test]
 fn every_golden_image_is_used() {
-    let known: Vec<PathBuf> = KINDS.iter().map(|k| k.name).chain(BAD.iter().map(|b| b.0)).chain(["values"]).map(path).collect();
+    let known: Vec<PathBuf> =
+        KINDS.iter().map(|k| k.name).chain(BAD.iter().map(|b| b.0)).chain(["values"]).map(path).collect();
     let folder = workspace().join("tests/golden");
     let prefix = format!("v{FORMAT_VERSION}-");
     for entry in std::fs::read_dir(&folder).expect("tests/golden") {

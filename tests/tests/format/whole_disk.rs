@@ -31,7 +31,13 @@ fn memory(prefix: &str, count: usize) -> Disks {
 }
 
 fn options(tolerance: Tolerance) -> CreateOptions {
-    CreateOptions { name: "tank".into(), tolerance, chunk_size: Some(128 << 10), strip_size: Some(16 << 10), force: false }
+    CreateOptions {
+        name: "tank".into(),
+        tolerance,
+        chunk_size: Some(128 << 10),
+        strip_size: Some(16 << 10),
+        force: false,
+    }
 }
 
 fn config() -> PoolConfig {
@@ -230,7 +236,11 @@ struct Shorter(Arc<dyn Disk>, u64);
 
 impl Shorter {
     fn check(&self, offset: u64, len: usize) -> DiskResult<()> {
-        if offset + len as u64 <= self.1 { Ok(()) } else { Err(DiskError::Failed(format!("{} ends at {}", self.0.name(), self.1))) }
+        if offset + len as u64 <= self.1 {
+            Ok(())
+        } else {
+            Err(DiskError::Failed(format!("{} ends at {}", self.0.name(), self.1)))
+        }
     }
 }
 
@@ -272,7 +282,10 @@ fn shortened_disk_does_not_serve() {
         let mut disks = pool("d", 3, Tolerance::Single, 21);
         disks[1] = Arc::new(Shorter(disks[1].clone(), size));
         let gone = opens(&disks, 21);
-        assert!(matches!(&gone[..], [(name, DiskState::Failed | DiskState::Missing)] if name == "d1" || name.is_empty()), "{gone:?}");
+        assert!(
+            matches!(&gone[..], [(name, DiskState::Failed | DiskState::Missing)] if name == "d1" || name.is_empty()),
+            "{gone:?}"
+        );
     }
 }
 
@@ -295,7 +308,11 @@ fn creation_is_refused_before_anything_is_written() {
     says(&create(&mixed, single()), ErrorKind::Busy, &["d1", "tank"]);
 
     let small: Arc<dyn Disk> = Arc::new(MemoryDisk::new("small", 1 << 20));
-    says(&create(&[memory("new", 2), vec![small]].concat(), single()), ErrorKind::InvalidArgument, &["small", "too small"]);
+    says(
+        &create(&[memory("new", 2), vec![small]].concat(), single()),
+        ErrorKind::InvalidArgument,
+        &["small", "too small"],
+    );
     says(&create(&memory("new", 1), single()), ErrorKind::InvalidArgument, &["at least 2 disks, 1 given"]);
     says(&create(&[], single()), ErrorKind::InvalidArgument, &["0 given"]);
     says(
@@ -303,5 +320,9 @@ fn creation_is_refused_before_anything_is_written() {
         ErrorKind::InvalidArgument,
         &["chunk size 1073741824 exceeds"],
     );
-    says(&create(&memory("new", 2), CreateOptions { name: "no/good".into(), ..single() }), ErrorKind::InvalidArgument, &["no/good"]);
+    says(
+        &create(&memory("new", 2), CreateOptions { name: "no/good".into(), ..single() }),
+        ErrorKind::InvalidArgument,
+        &["no/good"],
+    );
 }

@@ -50,7 +50,14 @@ fn place(client: usize, volumes: usize) -> (usize, u64) {
     (client % volumes, (client / volumes) as u64 * OWN_BLOCKS)
 }
 
-async fn client(env: Arc<dyn Env>, pool: Pool, history: &Mutex<History>, me: usize, volumes: usize, seed: u64) -> Result<(), String> {
+async fn client(
+    env: Arc<dyn Env>,
+    pool: Pool,
+    history: &Mutex<History>,
+    me: usize,
+    volumes: usize,
+    seed: u64,
+) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let (volume, base) = place(me, volumes);
     let device = pool.open_volume(&name(volume)).map_err(|e| e.to_string())?;
@@ -137,7 +144,9 @@ fn judge(history: &History, before: &Image, found: &Image, volumes: usize) -> Re
         for (n, op) in operations.iter().enumerate().skip(longest[me]) {
             let Some(completed) = op.completed else { continue };
             if completed < history.durable {
-                return Err(format!("client {me}: operation {n} was complete before a flush that completed, and is lost"));
+                return Err(format!(
+                    "client {me}: operation {n} was complete before a flush that completed, and is lost"
+                ));
             }
             if completed < newest_seen {
                 return Err(format!("client {me}: operation {n} is lost, but one that was issued later is there"));

@@ -103,11 +103,16 @@ impl Appliance {
     /// Labels new disks and makes the volumes.
     pub fn new(scenario: Scenario) -> Result<Self, String> {
         let mut rng = Rng::new(scenario.seed);
-        let disk = |i: usize| SimDisk::new(&format!("disk{i}"), scenario.disk_size, scenario.seed * 97 + i as u64, FaultBudget::none());
+        let disk = |i: usize| {
+            SimDisk::new(&format!("disk{i}"), scenario.disk_size, scenario.seed * 97 + i as u64, FaultBudget::none())
+        };
         let disks: Vec<Arc<SimDisk>> = (0..scenario.disks).map(disk).collect();
         let mut order: Vec<usize> = (0..scenario.disks).collect();
         rng.shuffle(&mut order);
-        let frail = order.into_iter().take(if scenario.faults != Faults::None { scenario.tolerance.drives() } else { 0 }).collect();
+        let frail = order
+            .into_iter()
+            .take(if scenario.faults != Faults::None { scenario.tolerance.drives() } else { 0 })
+            .collect();
         let mut out = Self { scenario, disks, rng, model: Model::default(), lives: 0, trace: 0, cleaned: 0, frail };
         let scope = out.next_life();
         let env = scope.env();
@@ -146,7 +151,8 @@ impl Appliance {
         for &i in &self.frail.clone() {
             let mut budget = FaultBudget::none();
             if self.scenario.faults == Faults::Deaths {
-                budget.death_after_ops = self.rng.chance(2, 3).then(|| self.disks[i].ops_count() + self.rng.between(1, 300));
+                budget.death_after_ops =
+                    self.rng.chance(2, 3).then(|| self.disks[i].ops_count() + self.rng.between(1, 300));
                 self.disks[i].set_budget(budget);
                 continue;
             }
@@ -217,7 +223,8 @@ impl Appliance {
                 futures::future::Either::Right(_) => Ok(None),
             }
         };
-        let result: Result<Option<Pool>, String> = scope.run_until(raced, STEPS_MAX).map_err(|e| format!("life {}: {e:?}", self.lives))?;
+        let result: Result<Option<Pool>, String> =
+            scope.run_until(raced, STEPS_MAX).map_err(|e| format!("life {}: {e:?}", self.lives))?;
         self.trace = self.trace.rotate_left(7) ^ scope.trace();
         scope.kill_all_tasks();
         self.model = model.into_inner().map_err(|e| e.to_string())?;
@@ -263,7 +270,9 @@ pub fn scenario_is_silent(scenario: &Scenario) -> bool {
 /// Without disks that corrupt what they hold, no checksum may ever mismatch: a reader would have looked in the wrong place.
 fn no_mismatch(pool: &Pool, silent: bool) -> Result<(), String> {
     match pool.engine().counters.repaired.load(Ordering::Relaxed) {
-        n if n > 0 && !silent => Err(format!("{n} frames did not match their checksums though no disk corrupts anything")),
+        n if n > 0 && !silent => {
+            Err(format!("{n} frames did not match their checksums though no disk corrupts anything"))
+        }
         _ => Ok(()),
     }
 }
@@ -286,7 +295,8 @@ pub async fn read_all(pool: &Pool, volumes: usize) -> Result<Image, String> {
     for v in 0..volumes {
         let device = pool.open_volume(&name(v)).map_err(|e| e.to_string())?;
         let blocks = device.geometry().size / BLOCK_BYTES;
-        let data = device.read(0, (blocks * BLOCK_BYTES) as usize).await.map_err(|e| format!("reading volume {v}: {e}"))?;
+        let data =
+            device.read(0, (blocks * BLOCK_BYTES) as usize).await.map_err(|e| format!("reading volume {v}: {e}"))?;
         let mut tags = Vec::new();
         for (i, block) in data.chunks_exact(BLOCK_SIZE).enumerate() {
             tags.push(tag_of(block).ok_or_else(|| format!("volume {v}, block {i}: content that was never written"))?);

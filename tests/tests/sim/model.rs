@@ -64,7 +64,10 @@ impl Image {
             let wrong: Vec<usize> = (0..blocks.len()).filter(|&i| blocks[i] != theirs[i]).collect();
             if let Some(&i) = wrong.first() {
                 return format!(
-                    "volume {volume}: {} blocks differ, first {i}: expected {:x}, found {:x}", wrong.len(), blocks[i], theirs[i]
+                    "volume {volume}: {} blocks differ, first {i}: expected {:x}, found {:x}",
+                    wrong.len(),
+                    blocks[i],
+                    theirs[i]
                 );
             }
         }
@@ -130,7 +133,9 @@ impl Model {
         }
         Err(format!(
             "no prefix of {} steps, {} of them flushed, gives what was found; against the flushed prefix: {nearest}; against all: {}",
-            self.steps.len(), self.durable, image.difference(found)
+            self.steps.len(),
+            self.durable,
+            image.difference(found)
         ))
     }
 }

@@ -29,7 +29,8 @@ pub fn run_to_end(scenario: Scenario) -> Result<Appliance, String> {
 #[test]
 fn a_seed_decides_everything() {
     for seed in 1..=40 {
-        let traces: Vec<Option<u64>> = (0..2).map(|_| run_to_end(Scenario::random(seed)).ok().map(|a| a.trace())).collect();
+        let traces: Vec<Option<u64>> =
+            (0..2).map(|_| run_to_end(Scenario::random(seed)).ok().map(|a| a.trace())).collect();
         assert!(traces[0].is_some(), "seed {seed} fails");
         assert_eq!(traces[0], traces[1], "seed {seed} took two ways");
     }

@@ -115,7 +115,8 @@ impl Worker<'_> {
         let target = self.target(rng, 6)?;
         match rng.below(32) {
             0..=17 => {
-                let tag = |rng: &mut Rng| if rng.chance(1, 5) { 1 + rng.below(8) } else { (rng.u64() / 5 * 5) | 5 << 56 };
+                let tag =
+                    |rng: &mut Rng| if rng.chance(1, 5) { 1 + rng.below(8) } else { (rng.u64() / 5 * 5) | 5 << 56 };
                 let tags: Vec<u64> = (0..target.count).map(|_| tag(rng)).collect();
                 self.write(&target, tags, rng.chance(1, 3)).await?;
             }

@@ -17,12 +17,7 @@ pub struct Kind {
 
 /// All of them.
 pub const KINDS: &[Kind] = &[
-    Kind {
-        name: "label",
-        make: |r| label(r).encode(),
-        read: |d| Label::decode(d).map(|v| v.encode()),
-        seal: seal_end,
-    },
+    Kind { name: "label", make: |r| label(r).encode(), read: |d| Label::decode(d).map(|v| v.encode()), seal: seal_end },
     Kind {
         name: "superblock",
         make: |r| superblock(r).encode(),

@@ -103,7 +103,13 @@ fn segment_and_volume_records() {
 
 #[test]
 fn catalogue() {
-    let disk = |id: u16, failed| DiskRecord { id: DiskId(id), uuid: Uuid([id as u8; 16]), size: 1 << 30, last_checkpoint: 8, failed };
+    let disk = |id: u16, failed| DiskRecord {
+        id: DiskId(id),
+        uuid: Uuid([id as u8; 16]),
+        size: 1 << 30,
+        last_checkpoint: 8,
+        failed,
+    };
     let catalogue = Catalogue {
         record: 1000,
         seqno: 2000,
@@ -113,7 +119,12 @@ fn catalogue() {
         disks: vec![disk(0, false), disk(1, false), disk(2, true)],
         segments: vec![segment()],
         volumes: vec![volume()],
-        directory: vec![PagePtr { at: Location { segment: SegmentId(1), offset: 2, len: 3 }, codec: Codec::Zstd, checksum: 4, used: 5 }],
+        directory: vec![PagePtr {
+            at: Location { segment: SegmentId(1), offset: 2, len: 3 },
+            codec: Codec::Zstd,
+            checksum: 4,
+            used: 5,
+        }],
         unique_bytes: 8192,
         stored_bytes: 3000,
     };
@@ -140,7 +151,11 @@ fn log_entry_with_every_operation() {
         frames: vec![Frame { at, codec: Codec::Lz4, blocks: 2, raw_len: 8192 }],
         pages: vec![VirtualBlock(128), VirtualBlock(2)],
         ops: vec![
-            Op::Write { volume: VolumeId(3), lba: Lba(512), blocks: vec![BlockRef::Zero, BlockRef::Shared(VirtualBlock(9)), new] },
+            Op::Write {
+                volume: VolumeId(3),
+                lba: Lba(512),
+                blocks: vec![BlockRef::Zero, BlockRef::Shared(VirtualBlock(9)), new],
+            },
             Op::Unmap { volume: VolumeId(3), lba: Lba(1), count: 128 },
             Op::Relocate(vec![Move {
                 block: VirtualBlock(10),
@@ -196,7 +211,8 @@ fn part_summary() {
         Content::TablePage(7),
         Content::DirectoryPage(8),
     ];
-    let items = items.into_iter().zip([0u32, 128, 256, 384]).map(|(content, offset)| Item { offset, len: 100, content });
+    let items =
+        items.into_iter().zip([0u32, 128, 256, 384]).map(|(content, offset)| Item { offset, len: 100, content });
     let previous = Location { segment: SegmentId(5), offset: 1024, len: 200 };
     let part = Part { segment: SegmentId(5), incarnation: 300, previous, items: items.collect() };
     let bytes = part.encode();
@@ -225,7 +241,10 @@ fn pages() {
         interval: 0x3132_3334,
     };
     let bytes = table.encode();
-    assert_eq!(hex(&bytes[32..64]), digits("04030201 08070605 0a09 02 01 01 04 0040 14131211 34333231 2827262524232221"));
+    assert_eq!(
+        hex(&bytes[32..64]),
+        digits("04030201 08070605 0a09 02 01 01 04 0040 14131211 34333231 2827262524232221")
+    );
     assert!(bytes[..32].iter().chain(&bytes[64..]).all(|&b| b == 0) && bytes.len() == 4096);
 
     let mut directory = DirectoryPage::default();
