@@ -150,7 +150,7 @@ impl Catalogue {
     /// Refuses what would make its readers allocate or add up without bound, or take one thing for another.
     fn check(&self) -> Result<()> {
         let directories = self.directory.len() as u64 + DIRECTORIES_AHEAD;
-        if self.table_len % TABLE_FANOUT as u64 != 0
+        if !self.table_len.is_multiple_of(TABLE_FANOUT as u64)
             || self.table_len > directories * (TABLE_FANOUT * DIRECTORY_FANOUT) as u64
         {
             return Err(Error::corrupt(format!(

@@ -27,6 +27,8 @@ pub struct Label {
     pub geometry: PoolGeometry,
     /// Bytes of the disk when it was labelled; the copy at the end is found by it.
     pub size: u64,
+    /// Bit per disk that was not there when log entries were written under this label: what it holds of them cannot be relied on.
+    pub absent: u128,
 }
 
 impl Label {
@@ -46,6 +48,7 @@ impl Label {
             out.put_u32(v);
         }
         out.put_bytes(self.pool_name.as_bytes());
+        out.put_u128(self.absent);
         seal_fixed(out, LABEL_SIZE)
     }
 
@@ -75,6 +78,7 @@ impl Label {
             return Err(Error::corrupt(format!("label: a disk of {size} bytes is impossible")));
         }
         let pool_name = get.string(255)?;
-        Ok(Self { pool, pool_name, disk, id, epoch, tolerance, geometry, size })
+        let absent = get.u128()?;
+        Ok(Self { pool, pool_name, disk, id, epoch, tolerance, geometry, size, absent })
     }
 }

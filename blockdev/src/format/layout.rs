@@ -73,8 +73,8 @@ impl PoolGeometry {
 
     /// Checks the relations the engine relies on.
     pub fn validate(&self) -> Result<()> {
-        let aligned = |v: u32| v != 0 && v % 4096 == 0;
-        if !aligned(self.strip_size) || !aligned(self.chunk_size) || self.chunk_size % self.strip_size != 0 {
+        let aligned = |v: u32| v != 0 && v.is_multiple_of(4096);
+        if !aligned(self.strip_size) || !aligned(self.chunk_size) || !self.chunk_size.is_multiple_of(self.strip_size) {
             return Err(Error::invalid(format!(
                 "chunk size {} and strip size {} must be multiples of 4096, the chunk a multiple of the strip",
                 self.chunk_size, self.strip_size

@@ -287,9 +287,9 @@ fn geometry_keeps_all_arithmetic_within_its_types() {
         PoolGeometry { strip_size: 0, ..g },
         PoolGeometry { strip_size: 512, ..g },
         PoolGeometry { strip_size: g.chunk_size * 2, ..g },
-        PoolGeometry { catalogue_size: u32::MAX & !4095, ..g },
+        PoolGeometry { catalogue_size: !4095, ..g },
         PoolGeometry { log_extent_size: 0, ..g },
-        PoolGeometry { log_extent_size: u32::MAX & !4095, ..g },
+        PoolGeometry { log_extent_size: !4095, ..g },
         PoolGeometry { log_extents: u32::MAX, ..g },
         PoolGeometry { log_extents: 1, ..g },
     ] {

@@ -2,11 +2,11 @@
 
 pub mod check;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 
 pub use crate::volume::PoolConfig;
 
@@ -56,7 +56,7 @@ pub struct Pool(Arc<Inner>);
 
 struct Inner {
     engine: Arc<Engine>,
-    volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
+    volumes: Mutex<FxHashMap<VolumeId, Arc<Volume>>>,
     /// Changes of volumes come one after another.
     administration: tokio::sync::Mutex<()>,
 }
@@ -80,7 +80,7 @@ fn check_name(kind: &str, name: &str) -> Result<()> {
 }
 
 fn blocks_of(name: &str, size: u64) -> Result<u64> {
-    if size == 0 || size % BLOCK_BYTES != 0 || size / BLOCK_BYTES > VOLUME_BLOCKS_MAX {
+    if size == 0 || !size.is_multiple_of(BLOCK_BYTES) || size / BLOCK_BYTES > VOLUME_BLOCKS_MAX {
         return Err(Error::invalid(format!(
             "volume {name}: size {size} must be a multiple of 4096 bytes, above 0 and at most 256 TiB"
         )));
@@ -132,11 +132,20 @@ impl Pool {
         let epoch = next_epoch(&env, Epoch(0));
         let catalogue =
             Catalogue { next_incarnation: 1, next_volume: 1, disks: disk_records(&array), ..Catalogue::default() };
-        let label =
-            Label { pool, pool_name: name, disk: Uuid::default(), id: DiskId(0), epoch, tolerance, geometry, size: 0 };
+        let label = Label {
+            pool,
+            pool_name: name,
+            disk: Uuid::default(),
+            id: DiskId(0),
+            epoch,
+            tolerance,
+            geometry,
+            size: 0,
+            absent: 0,
+        };
         // The root first: a disk with a label always has a root.
         write_root(&array, pool, epoch, 1, 1, &catalogue).await?;
-        write_labels(&array, &label, epoch).await?;
+        write_labels(&array, &label, epoch, 0).await?;
         if array.online().len() < array.members().len() {
             return Err(Error::io(format!("pool {}: a disk failed while it was labelled", label.pool_name)));
         }
@@ -326,7 +335,7 @@ impl Pool {
             return Err(Error::invalid(format!("{} is not a disk of pool {}", disk.name(), engine.name)));
         };
         if member.online().is_none() {
-            engine.reinstate(member.id, disk, &label).await?;
+            engine.reinstate(member.id, disk).await?;
         }
         Ok(member.info())
     }

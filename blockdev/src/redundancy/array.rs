@@ -223,6 +223,12 @@ impl DiskArray {
         self.stopped.store(true, Ordering::Release);
     }
 
+    /// Bit per disk that is not there.
+    pub fn absent(&self) -> u128 {
+        let gone = |m: &&Arc<Member>| m.online().is_none();
+        self.members.read().iter().filter(gone).fold(0, |bits, m| bits | 1u128.checked_shl(m.id.0.into()).unwrap_or(0))
+    }
+
     /// How often a disk went or came so far.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)

@@ -19,7 +19,6 @@ use super::Engine;
 use super::commit::Draft;
 use super::destage::ReducedFrame;
 use super::group_commit::Queued;
-use super::recovery::write_labels;
 use super::state::map_page_entry;
 use crate::codec::Compressor;
 use crate::disk::{AlignedBuf, Disk};
@@ -103,7 +102,7 @@ impl Engine {
             let state = self.state.read();
             let dirty = state.maps.pages.dirty_len() > self.config.map_pages() / 2
                 || state.table.pages.dirty_len() > self.config.table_pages() / 2;
-            dirty || state.record % RECORDS_MAX == 0
+            dirty || state.record.is_multiple_of(RECORDS_MAX)
         };
         if due {
             self.checkpoint_wanted.notify_one();
@@ -226,15 +225,15 @@ impl Engine {
     }
 
     /// Takes a disk back that failed or was missing. What it missed stays marked; it gets a checkpoint at once.
-    pub async fn reinstate(self: &Arc<Self>, id: DiskId, disk: Arc<dyn Disk>, label: &Label) -> Result<()> {
+    pub async fn reinstate(self: &Arc<Self>, id: DiskId, disk: Arc<dyn Disk>) -> Result<()> {
         {
             let mut own = self.checkpoints.lock().await;
             self.note_failures(&mut own);
             self.array.reinstate(id, disk);
             own.forced = true;
         }
-        write_labels(&self.array, label, self.epoch).await?;
-        self.checkpoint().await
+        self.checkpoint().await?;
+        self.label_absent().await
     }
 
     async fn freeze(self: &Arc<Self>, own: &mut Checkpoints) -> Result<(Frozen, oneshot::Receiver<u64>)> {

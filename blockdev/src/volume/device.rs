@@ -93,7 +93,7 @@ impl Volume {
     async fn write_bytes(&self, offset: u64, data: Bytes) -> Result<()> {
         self.check_range(offset, data.len() as u64)?;
         self.engine.check_alive()?;
-        if offset % BLOCK_BYTES == 0 && data.len() % BLOCK_SIZE == 0 {
+        if offset.is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_SIZE) {
             let _shared = self.exclusive.read().await;
             // Again: the volume may have shrunk or gone while this waited.
             self.check_range(offset, data.len() as u64)?;

@@ -201,6 +201,8 @@ impl Engine {
 
     async fn write_entry(&self, records: &[Vec<u8>], ends: &BTreeMap<SegmentId, (Arc<Appender>, u32)>) -> Result<()> {
         let inline = self.settle(ends).await?;
+        // Before anything is logged that a failed disk may lack, the others must say that it is gone: it might come back after a crash.
+        self.label_absent().await?;
         let durable: Vec<(SegmentId, u32)> = ends.iter().map(|(&s, (a, _))| (s, a.flushed())).collect();
         let inline: Vec<(SegmentId, u32, &[u8])> = inline.iter().map(|(s, o, d)| (*s, *o, &d[..])).collect();
         let records: Vec<&[u8]> = records.iter().map(|r| &r[..]).collect();

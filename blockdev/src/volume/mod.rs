@@ -33,6 +33,7 @@ use crate::dedupe::DedupeIndex;
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::label::Label;
 use crate::log::Log;
 use crate::redundancy::array::DiskArray;
 use crate::report::Compression;
@@ -189,6 +190,10 @@ pub struct Engine {
     pub frames: FrameCache,
     /// Grace periods of freed space.
     pub gate: Arc<Gate>,
+    /// What all labels have in common.
+    pub(crate) label: Label,
+    /// State of [`DiskArray::changes`] that the labels tell of.
+    pub(crate) labelled_changes: AtomicU64,
     /// Disk failures that the newest checkpoint records.
     pub(crate) noted_failures: AtomicU64,
     /// Encoded bytes of the newest catalogue.

@@ -139,14 +139,14 @@ impl Engine {
                 && run.frames.last().is_some_and(|l| at.offset <= l.at.offset + u32::from(l.at.len) + GAP_MAX)
                 && run.frames.first().is_some_and(|f| at.offset + u32::from(at.len) - f.at.offset <= RUN_MAX)
             {
-                if !self.from_cache(&run.extent, &wanted, &mut out) {
+                if !self.take_from_cache(&run.extent, &wanted, &mut out) {
                     run.frames.push(wanted);
                 }
                 continue;
             }
             match self.extent(at.segment) {
                 Ok(extent) => {
-                    if !self.from_cache(&extent, &wanted, &mut out) {
+                    if !self.take_from_cache(&extent, &wanted, &mut out) {
                         runs.push(Run { extent, frames: vec![wanted] });
                     }
                 }
@@ -161,7 +161,7 @@ impl Engine {
         out
     }
 
-    fn from_cache(&self, extent: &Extent, wanted: &Wanted, out: &mut [Result<Bytes>]) -> bool {
+    fn take_from_cache(&self, extent: &Extent, wanted: &Wanted, out: &mut [Result<Bytes>]) -> bool {
         let Some(raw) = self.frames.get(&(extent.incarnation, wanted.at.offset)) else { return false };
         // Only the blocks that were wanted when the frame was read have been verified.
         if !verify(&raw, &wanted.blocks) {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -226,6 +226,8 @@ impl Engine {
             frames: FrameCache::new(config.frame_cache()),
             gate: Arc::default(),
             counters: Counters::default(),
+            label: label.clone(),
+            labelled_changes: AtomicU64::new(u64::MAX),
             noted_failures: AtomicU64::new(0),
             catalogue_bytes: AtomicU64::new(superblock.catalogue_len.into()),
             segment_counts: Mutex::new(((u64::MAX, 0), super::space::Space::default())),
@@ -259,7 +261,10 @@ impl Engine {
         let seen = disks.iter().map(|d| d.label.epoch).max().unwrap_or_default().max(superblock.epoch);
         // The low half is random: of two writers that each saw only some of the disks, neither takes the other's log for its own.
         let epoch = next_epoch(&env, seen);
-        write_labels(&array, &label, epoch).await?;
+        // Disks that came back since the newest label was written lack what was logged meanwhile.
+        let newest = disks.iter().filter(|d| d.label.epoch.0 >> 32 == seen.0 >> 32);
+        let absent = newest.fold(0, |bits, d| bits | d.label.absent);
+        write_labels(&array, &label, epoch, absent).await?;
 
         let found = replay::read(&array, superblock.epoch, superblock.log_start, catalogue.record + 1).await?;
         let entries = found.entries;
@@ -284,8 +289,10 @@ impl Engine {
         *engine.log_queue.lock() = LogQueue::new(reached);
         engine.intake.resume(reached.seqno);
         engine.start();
+        engine.mark_stale(&open, absent);
         engine.finish_segments(open).await?;
         engine.checkpoint().await?;
+        engine.label_absent().await?;
         engine.start_background();
         Ok(engine)
     }
@@ -342,6 +349,28 @@ impl Engine {
             }
         }
         Ok(open)
+    }
+
+    /// Columns on disks that were absent may lack anything that was written since the checkpoint.
+    fn mark_stale(&self, open: &BTreeMap<SegmentId, OpenEnd>, absent: u128) {
+        let state = self.state.read();
+        for extent in open.keys().filter_map(|id| state.segments.get(*id)).map(|s| &s.extent) {
+            for (column, (disk, _)) in extent.columns.iter().enumerate() {
+                if absent >> disk.0 & 1 == 1 {
+                    extent.stale.fetch_or(1 << column, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+
+    /// Writes to all labels which disks are not there, unless they say so already.
+    pub(super) async fn label_absent(&self) -> Result<()> {
+        let changes = self.array.changes();
+        if self.labelled_changes.load(Ordering::Acquire) != changes {
+            write_labels(&self.array, &self.label, self.epoch, 0).await?;
+            self.labelled_changes.store(changes, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Writes what open segments still lack, describes it, and seals them.
@@ -475,9 +504,12 @@ pub fn next_epoch(env: &Arc<dyn Env>, seen: Epoch) -> Epoch {
 }
 
 /// Writes every disk's label with a new epoch, one copy after the other.
-pub async fn write_labels(array: &DiskArray, pool: &Label, epoch: Epoch) -> Result<()> {
+///
+/// `absent` adds to the disks that are not there now.
+pub async fn write_labels(array: &DiskArray, pool: &Label, epoch: Epoch, absent: u128) -> Result<()> {
+    let absent = absent | array.absent();
     let writes = array.online().into_iter().map(|m| async move {
-        let label = Label { disk: m.uuid, id: m.id, size: m.size, epoch, ..pool.clone() };
+        let label = Label { disk: m.uuid, id: m.id, size: m.size, epoch, absent, ..pool.clone() };
         let data = AlignedBuf::padded(&label.encode()).freeze();
         array.write(m.id, 0, vec![data.clone()], true).await?;
         array.write(m.id, array.geometry.tail(m.size), vec![data], true).await

@@ -186,7 +186,7 @@ impl Engine {
     /// What a person should know about space.
     pub fn space_alerts(&self) -> Vec<Alert> {
         let space = self.space();
-        let percent = if space.usable == 0 { 100 } else { space.used * 100 / space.usable };
+        let percent = (space.used * 100).checked_div(space.usable).unwrap_or(100);
         let level = [(95, "critical"), (90, "warning"), (80, "info")].into_iter().find(|(limit, _)| percent >= *limit);
         let alert = level.map(|(limit, severity)| Alert {
             severity: severity.into(),

@@ -142,11 +142,11 @@ impl State {
                     }
                 }
                 Op::PutVolume(v) => {
-                    if let Some(old) = self.volumes.get(&v.id) {
-                        if !old.root.is_none() {
-                            let levels = crate::map::tree::levels_for(v.blocks);
-                            roots += usize::from(levels.saturating_sub(old.levels));
-                        }
+                    if let Some(old) = self.volumes.get(&v.id)
+                        && !old.root.is_none()
+                    {
+                        let levels = crate::map::tree::levels_for(v.blocks);
+                        roots += usize::from(levels.saturating_sub(old.levels));
                     }
                 }
                 _ => {}
@@ -304,10 +304,8 @@ impl State {
     ) -> std::result::Result<(), Blocked> {
         let v = self.volumes.get_mut(&volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
         let mut path = Vec::new();
-        if to.is_none() {
-            if self.maps.lookup(v, lba)?.is_none() {
-                return Ok(());
-            }
+        if to.is_none() && self.maps.lookup(v, lba)?.is_none() {
+            return Ok(());
         }
         let table = &mut self.table;
         let mut short = false;

@@ -29,6 +29,7 @@ fn label() {
         tolerance: Tolerance::Double,
         geometry,
         size: 0x4000_0000,
+        absent: 0,
     }
     .encode();
     let expected = "4153484c41524c42 01000000 11111111111111111111111111111111 22222222222222222222222222222222
