@@ -86,21 +86,24 @@ fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
     }
 }
 
-fn seal_end(data: &mut [u8]) {
+#[expect(clippy::ptr_arg, reason = "one of several functions of this type")]
+fn seal_end(data: &mut Vec<u8>) {
     if let Some(at) = data.len().checked_sub(8) {
         let sum = checksum(&data[..at]);
         put(data, at, &sum.to_le_bytes());
     }
 }
 
-fn seal_part(data: &mut [u8]) {
+#[expect(clippy::ptr_arg, reason = "one of several functions of this type")]
+fn seal_part(data: &mut Vec<u8>) {
     let len = data.len() as u32;
     put(data, 4, &len.to_le_bytes());
     seal_end(data);
 }
 
+#[expect(clippy::ptr_arg, reason = "one of several functions of this type")]
 /// The checksum of an entry covers its header and its body, not itself nor the padding.
-pub fn seal_entry(data: &mut [u8]) {
+pub fn seal_entry(data: &mut Vec<u8>) {
     let Some(len) = data.get(32..40) else { return };
     let len = u64::from_le_bytes(len.try_into().expect("8 bytes"));
     let len = if (48..=data.len() as u64).contains(&len) { len as usize } else { data.len() };
