@@ -331,6 +331,8 @@ impl Pool {
         let Some(member) = member else {
             return Err(Error::invalid(format!("{} is not a disk of pool {}", disk.name(), engine.name)));
         };
+        // While the disk still counts as failed, a checkpoint notes which columns it may lack.
+        engine.checkpoint().await?;
         engine.array.reinstate(member.id, disk);
         Ok(member.info())
     }
