@@ -109,7 +109,7 @@ impl Engine {
                 return;
             }
             let since = self.state.read().table.interval;
-            let ops = self.intake.take(BATCH_BLOCKS);
+            let ops = self.intake.take(self.batch_blocks(BATCH_BLOCKS));
             // What earlier batches wrote is in the index once they are committed.
             pending.retain(|_, (_, cell)| cell.get().is_none());
             let (send, receive) = oneshot::channel();

@@ -15,6 +15,8 @@ const CLEANER_MIN: u64 = 3;
 const HOST_MIN: u64 = 4;
 /// Bytes a dirty metadata page takes in a checkpoint, about.
 const PAGE_BYTES: u64 = 3 << 10;
+/// Segments that one piece of a write may fill, and one batch before its last write.
+const BATCH_SEGMENTS: u64 = 2;
 /// Share of a segment that summaries and padding take.
 const OVERHEAD: f64 = 0.03;
 /// Commits wait for a checkpoint when the log is this full.
@@ -47,7 +49,7 @@ impl Space {
 
     /// Segments kept back from host data.
     pub fn reserve(&self) -> u64 {
-        ((self.total_segments as f64 * RESERVE) as u64).max(self.host_min() + CLEANER_MIN)
+        ((self.total_segments as f64 * RESERVE) as u64).max(self.host_min() + CLEANER_MIN + 2 * BATCH_SEGMENTS)
     }
 
     /// The cleaner opens no segment when fewer are free.
@@ -78,8 +80,17 @@ impl Engine {
             checkpoint: (dirty as u64 * PAGE_BYTES).div_ceil(segment.max(1)),
         };
         let data_segments = total_segments.saturating_sub(out.reserve());
-        out.usable = ((data_segments * segment) as f64 * (1.0 - OVERHEAD)) as u64;
+        // At the end of a segment there may be no room for one more frame.
+        let tail = (self.config.frame_blocks.clamp(1, 4) * BLOCK_SIZE) as u64;
+        out.usable = ((data_segments * segment.saturating_sub(tail)) as f64 * (1.0 - OVERHEAD)) as u64;
         out
+    }
+
+    /// Most blocks of a piece of a write, or of a batch without its last write: what the reserve has room for in a small pool.
+    pub fn batch_blocks(&self, most: usize) -> usize {
+        let width = self.state.read().segments.width(&self.array);
+        let segment = width.map_or(0, |w| w.data as u64 * u64::from(self.array.geometry.chunk_size));
+        most.min((BATCH_SEGMENTS * segment / BLOCK_SIZE as u64).max(1) as usize)
     }
 
     /// Fails with `NoSpace` when `blocks` more may not fit, counting what is on its way as incompressible.
@@ -131,7 +142,7 @@ impl Engine {
 
     /// Below this many free segments the cleaner works.
     pub(super) fn low_water(&self, space: &Space) -> u64 {
-        (space.total_segments / 10).max(space.host_min() + 4)
+        (space.total_segments / 10).max(space.host_min() + 2 * BATCH_SEGMENTS + 4)
     }
 
     /// What a person should know about space.
