@@ -5,7 +5,7 @@ use blockdev::planted::{Bug, plant};
 use super::full::pressure;
 use super::harness::Scenario;
 use super::seeds::outcome;
-use super::stress::{deaths, storm};
+use super::stress::{storm, strict_returns};
 
 /// Plants the bug for as long as it lives.
 struct Planted;
@@ -60,7 +60,7 @@ catches! {
     replay_short: ReplayShort, 200, Scenario::random;
     replay_reordered: ReplayReordered, 200, Scenario::random;
     parity_missing: ParityMissing, 200, Scenario::random;
-    stale_column_read: StaleColumnRead, 200, deaths;
+    stale_column_read: StaleColumnRead, 400, strict_returns;
     move_unconditional: MoveUnconditional, 60, pressure;
     reference_leaked: ReferenceLeaked, 200, Scenario::random;
 }
