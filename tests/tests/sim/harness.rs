@@ -105,7 +105,7 @@ impl Appliance {
     /// Labels new disks and makes the volumes.
     pub fn new(scenario: Scenario) -> Result<Self, String> {
         let mut rng = Rng::new(scenario.seed);
-        let disk = |i: usize| SimDisk::new(&format!("disk{i}"), scenario.disk_size, scenario.seed * 97 + i as u64, FaultBudget::none());
+        let disk = |i: usize| SimDisk::new(format!("disk{i}"), scenario.disk_size, scenario.seed * 97 + i as u64, FaultBudget::none());
         let disks: Vec<Arc<SimDisk>> = (0..scenario.disks).map(disk).collect();
         let mut order: Vec<usize> = (0..scenario.disks).collect();
         rng.shuffle(&mut order);

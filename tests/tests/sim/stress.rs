@@ -67,7 +67,7 @@ fn returning_disks() {
 fn crashes_during_recovery() {
     let crash_often = |seed: u64| {
         let mut rng = Rng::new(seed ^ 0x4EC0);
-        let scenario = if seed % 2 == 0 { storm(seed) } else { Scenario::random(seed) };
+        let scenario = if seed.is_multiple_of(2) { storm(seed) } else { Scenario::random(seed) };
         let mut appliance = Appliance::new(scenario)?;
         for _ in 0..3 {
             appliance.live(Some(40 + rng.below(400)))?;
