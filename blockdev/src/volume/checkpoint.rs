@@ -296,6 +296,10 @@ impl Engine {
         }
         self.state.write().maps.pages.thaw(thawed.drain(..));
 
+        if planted::active(Bug::CheckpointNotFrozen) {
+            // Time for changes.
+            self.env.sleep(std::time::Duration::from_millis(1)).await;
+        }
         let table: Vec<(u64, Arc<TablePage>)> = frozen.table.iter().map(|(k, p)| (*k, p.clone())).collect();
         let keys: Vec<u64> = table.iter().map(|(k, _)| *k).collect();
         let engine = self.clone();

@@ -113,7 +113,7 @@ impl Engine {
             if !self.wait_for_batch().await {
                 return;
             }
-            let ops = self.intake.take(self.space().batch_blocks());
+            let ops = self.intake.take(self.space().batch_blocks(BATCH_BLOCKS));
             // What earlier batches wrote is in the index once they are committed.
             pending.retain(|_, (_, cell)| cell.get().is_none());
             let (send, receive) = oneshot::channel();

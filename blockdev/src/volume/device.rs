@@ -128,7 +128,7 @@ impl Volume {
         engine.counters.host_writes.fetch_add(1, Ordering::Relaxed);
         engine.counters.host_write_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
         let all = data.len() / BLOCK_SIZE;
-        let piece = WRITE_BLOCKS.min(engine.intake.write_blocks_max());
+        let piece = engine.space().batch_blocks(WRITE_BLOCKS.min(engine.intake.write_blocks_max()));
         for at in (0..all).step_by(piece) {
             let n = piece.min(all - at);
             let block = |i: usize| HostBlock::of(data.slice((at + i) * BLOCK_SIZE..(at + i + 1) * BLOCK_SIZE));

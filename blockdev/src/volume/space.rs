@@ -18,6 +18,8 @@ const CLEANER_MIN: u64 = 3;
 const HOST_MIN: u64 = 4;
 /// Bytes a dirty metadata page takes in a checkpoint, about.
 const PAGE_BYTES: u64 = 3 << 10;
+/// Segments that one piece of a write may fill, and one batch before its last write.
+const BATCH_SEGMENTS: u64 = 2;
 /// Share of a segment that summaries and padding take.
 const OVERHEAD: f64 = 0.03;
 /// Commits wait for a checkpoint when the log is this full.
@@ -50,14 +52,14 @@ impl Space {
         self.usable.saturating_sub(self.used)
     }
 
-    /// Blocks that are committed at once at most: a small part of a small pool.
-    pub fn batch_blocks(&self) -> usize {
-        (self.total_segments * self.segment / 64 / BLOCK_SIZE as u64).clamp(8, 256) as usize
+    /// Most blocks of a piece of a write, or of a batch without its last write: what the reserve has room for in a small pool.
+    pub fn batch_blocks(&self, most: usize) -> usize {
+        most.min((BATCH_SEGMENTS * self.segment / BLOCK_SIZE as u64).max(1) as usize)
     }
 
     /// Segments kept back from host data.
     pub fn reserve(&self) -> u64 {
-        ((self.total_segments as f64 * RESERVE) as u64).max(self.host_min() + CLEANER_MIN)
+        ((self.total_segments as f64 * RESERVE) as u64).max(self.host_min() + CLEANER_MIN + 2 * BATCH_SEGMENTS)
     }
 
     /// The cleaner opens no segment when fewer are free.
@@ -80,7 +82,9 @@ impl Engine {
         out.used = state.segments.live() + dirty as u64 * PAGE_BYTES;
         out.checkpoint = (dirty as u64 * PAGE_BYTES).div_ceil(out.segment.max(1));
         let data_segments = out.total_segments.saturating_sub(out.reserve());
-        out.usable = ((data_segments * out.segment) as f64 * (1.0 - OVERHEAD)) as u64;
+        // At the end of a segment there may be no room for one more frame.
+        let tail = (self.config.frame_blocks.clamp(1, 4) * BLOCK_SIZE) as u64;
+        out.usable = ((data_segments * out.segment.saturating_sub(tail)) as f64 * (1.0 - OVERHEAD)) as u64;
         out
     }
 
@@ -180,7 +184,7 @@ impl Engine {
 
     /// Below this many free segments the cleaner works.
     pub(super) fn low_water(&self, space: &Space) -> u64 {
-        (space.total_segments / 10).max(space.host_min() + 4)
+        (space.total_segments / 10).max(space.host_min() + 2 * BATCH_SEGMENTS + 4)
     }
 
     /// What a person should know about space.

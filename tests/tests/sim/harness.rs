@@ -41,8 +41,12 @@ pub enum Faults {
     None,
     /// They die, lose and misdirect writes, rot.
     Any,
-    /// They die, and may come back, also during a life.
+    /// They die and stay dead.
     Deaths,
+    /// They die and may come back, in the same life or the next. Strict: what they missed must be known without a checksum.
+    Returns {
+        strict: bool,
+    },
 }
 
 impl Scenario {
@@ -104,7 +108,7 @@ impl Appliance {
     pub fn new(scenario: Scenario) -> Result<Self, String> {
         let mut rng = Rng::new(scenario.seed);
         let disk = |i: usize| {
-            SimDisk::new(&format!("disk{i}"), scenario.disk_size, scenario.seed * 97 + i as u64, FaultBudget::none())
+            SimDisk::new(format!("disk{i}"), scenario.disk_size, scenario.seed * 97 + i as u64, FaultBudget::none())
         };
         let disks: Vec<Arc<SimDisk>> = (0..scenario.disks).map(disk).collect();
         let mut order: Vec<usize> = (0..scenario.disks).collect();
@@ -150,7 +154,7 @@ impl Appliance {
     fn set_faults(&mut self) {
         for &i in &self.frail.clone() {
             let mut budget = FaultBudget::none();
-            if self.scenario.faults == Faults::Deaths {
+            if matches!(self.scenario.faults, Faults::Deaths | Faults::Returns { .. }) {
                 budget.death_after_ops =
                     self.rng.chance(2, 3).then(|| self.disks[i].ops_count() + self.rng.between(1, 300));
                 self.disks[i].set_budget(budget);
@@ -198,6 +202,7 @@ impl Appliance {
         let trigger = CrashTrigger::new(crash.map_or(CrashPlan::NEVER, |after_writes| CrashPlan { after_writes }));
         self.disks.iter().for_each(|d| d.set_crash_trigger(Some(trigger.clone())));
         let env = scope.env();
+        let own = self.disks.clone();
         let (disks, config) = (self.all_disks(), self.scenario.config.clone());
         let silent = scenario_is_silent(&self.scenario);
         let work_seed = self.rng.u64();
@@ -209,7 +214,7 @@ impl Appliance {
             model.lock().map_err(|e| e.to_string())?.recover(&found)?;
             no_mismatch(&pool, silent)?;
             check(&pool, silent).await.map_err(|e| format!("after recovery: {e}"))?;
-            let worker = Worker { env: &env, pool: &pool, scenario: &scenario, model: &model };
+            let worker = Worker { env: &env, pool: &pool, scenario: &scenario, model: &model, disks: &own };
             worker.run(work_seed).await?;
             check(&pool, silent).await.map_err(|e| format!("after the work: {e}"))?;
             no_mismatch(&pool, silent)?;
@@ -235,7 +240,7 @@ impl Appliance {
         drop(scope);
         // A dead disk may come back.
         for &i in &self.frail.clone() {
-            if self.disks[i].is_failed() && self.rng.chance(1, 2) {
+            if self.scenario.faults != Faults::Deaths && self.disks[i].is_failed() && self.rng.chance(1, 2) {
                 self.disks[i].restore();
             }
         }
@@ -264,7 +269,7 @@ impl Appliance {
 
 /// Whether disks may corrupt what they hold.
 pub fn scenario_is_silent(scenario: &Scenario) -> bool {
-    scenario.faults == Faults::Any && scenario.tolerance.drives() > 0
+    matches!(scenario.faults, Faults::Any | Faults::Returns { strict: false }) && scenario.tolerance.drives() > 0
 }
 
 /// Without disks that corrupt what they hold, no checksum may ever mismatch: a reader would have looked in the wrong place.

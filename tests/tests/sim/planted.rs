@@ -2,10 +2,11 @@
 
 use blockdev::planted::{Bug, plant};
 
+use super::concurrent::run_clients;
 use super::full::pressure;
 use super::harness::Scenario;
-use super::seeds::outcome;
-use super::stress::{deaths, storm};
+use super::seeds::{outcome_of, run};
+use super::stress::{storm, strict_returns};
 
 /// Plants the bug for as long as it lives.
 struct Planted;
@@ -24,15 +25,15 @@ impl Drop for Planted {
 }
 
 /// Runs seeds with the bug until one fails, then that seed without the bug.
-fn caught_within(bug: Bug, seeds: u64, scenario: fn(u64) -> Scenario) {
+fn caught_within(bug: Bug, seeds: u64, run: impl Fn(u64) -> Result<(), String>) {
     for seed in 1..=seeds {
         let found = {
             let _planted = Planted::new(bug);
-            outcome(scenario(seed))
+            outcome_of(|| run(seed))
         };
         if let Err(why) = found {
             eprintln!("{bug:?}: seed {seed}: {why}");
-            if let Err(why) = outcome(scenario(seed)) {
+            if let Err(why) = outcome_of(|| run(seed)) {
                 panic!("seed {seed} fails without {bug:?} too: {why}");
             }
             return;
@@ -42,25 +43,25 @@ fn caught_within(bug: Bug, seeds: u64, scenario: fn(u64) -> Scenario) {
 }
 
 macro_rules! catches {
-    ($($name:ident: $bug:ident, $seeds:expr, $scenario:expr;)*) => {
-        $(#[test] fn $name() { caught_within(Bug::$bug, $seeds, $scenario); })*
+    ($($name:ident: $bug:ident, $seeds:expr, $run:expr;)*) => {
+        $(#[test] fn $name() { caught_within(Bug::$bug, $seeds, $run); })*
     };
 }
 
 catches! {
-    log_not_durable: LogNotDurable, 200, Scenario::random;
-    data_not_flushed: DataNotFlushed, 200, Scenario::random;
-    flush_answers_early: FlushAnswersEarly, 200, Scenario::random;
-    log_trimmed_early: LogTrimmedEarly, 400, storm;
-    segment_reused_early: SegmentReusedEarly, 200, pressure;
-    tail_not_logged: TailNotLogged, 200, Scenario::random;
-    superblock_before_catalogue: SuperblockBeforeCatalogue, 1000, Scenario::random;
-    checkpoint_not_frozen: CheckpointNotFrozen, 400, storm;
-    no_verify: NoVerify, 200, Scenario::random;
-    replay_short: ReplayShort, 200, Scenario::random;
-    replay_reordered: ReplayReordered, 200, Scenario::random;
-    parity_missing: ParityMissing, 200, Scenario::random;
-    stale_column_read: StaleColumnRead, 200, deaths;
-    move_unconditional: MoveUnconditional, 60, pressure;
-    reference_leaked: ReferenceLeaked, 200, Scenario::random;
+    log_not_durable: LogNotDurable, 200, |seed| run(Scenario::random(seed));
+    data_not_flushed: DataNotFlushed, 200, |seed| run(Scenario::random(seed));
+    flush_answers_early: FlushAnswersEarly, 200, |seed| run(Scenario::random(seed));
+    log_trimmed_early: LogTrimmedEarly, 400, |seed| run(storm(seed));
+    segment_reused_early: SegmentReusedEarly, 200, |seed| run(pressure(seed));
+    tail_not_logged: TailNotLogged, 200, |seed| run(Scenario::random(seed));
+    superblock_before_catalogue: SuperblockBeforeCatalogue, 1000, |seed| run(Scenario::random(seed));
+    checkpoint_not_frozen: CheckpointNotFrozen, 400, run_clients;
+    no_verify: NoVerify, 200, |seed| run(Scenario::random(seed));
+    replay_short: ReplayShort, 200, |seed| run(Scenario::random(seed));
+    replay_reordered: ReplayReordered, 200, |seed| run(Scenario::random(seed));
+    parity_missing: ParityMissing, 200, |seed| run(Scenario::random(seed));
+    stale_column_read: StaleColumnRead, 400, |seed| run(strict_returns(seed));
+    move_unconditional: MoveUnconditional, 60, |seed| run(pressure(seed));
+    reference_leaked: ReferenceLeaked, 200, |seed| run(Scenario::random(seed));
 }

@@ -3,10 +3,14 @@
 use super::harness::Scenario;
 use super::seeds::run;
 
-fn passes(seed: u64) {
-    if let Err(why) = run(Scenario::random(seed)) {
-        panic!("seed {seed}: {why}");
+fn ends_well(result: Result<(), String>) {
+    if let Err(why) = result {
+        panic!("{why}");
     }
+}
+
+fn passes(seed: u64) {
+    ends_well(run(Scenario::random(seed)));
 }
 
 /// A resize overtook writes that were still buffered.
@@ -45,10 +49,32 @@ fn seed_1185_space_is_kept_for_checkpoints() {
     passes(1185);
 }
 
+/// A checkpoint filled a metadata segment that an earlier one had opened, and did not wait for all of it.
+#[test]
+fn storm_162_checkpoint_waits_for_its_metadata() {
+    ends_well(run(super::stress::storm(162)));
+}
+
+/// Stripes of lost records were durable up to the end of a segment: recovery had no room for its summary.
+#[test]
+fn clients_34_segment_is_finished_where_its_records_end() {
+    ends_well(super::concurrent::run_clients(34));
+}
+
+/// Two crashes in a row left disks that seemed to be restored from old copies.
+#[test]
+fn clients_267_cut_short_checkpoint_is_not_on_all_disks() {
+    ends_well(super::concurrent::run_clients(267));
+}
+
+/// A batch needed more free segments than the cleaner makes.
+#[test]
+fn full_pool_14_batches_fit_the_reserve() {
+    ends_well(run(super::full::pressure(14)));
+}
+
 /// Batches that waited for space held passes; the checkpoint that was to make space waited for them: writes hung for ever.
 #[test]
 fn full_pool_4_waits_without_a_pass() {
-    if let Err(why) = run(super::full::pressure(4)) {
-        panic!("{why}");
-    }
+    ends_well(run(super::full::pressure(4)));
 }

@@ -36,11 +36,6 @@ fn a_seed_decides_everything() {
     }
 }
 
-/// As [`run`]; a panic is a failure like any other.
-pub fn outcome(scenario: Scenario) -> Result<(), String> {
-    outcome_of(|| run(scenario))
-}
-
 /// Turns a panic into an error.
 pub fn outcome_of(work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {

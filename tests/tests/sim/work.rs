@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use blockdev::disk::SimDisk;
 use blockdev::env::{Env, Rng};
 use blockdev::error::{Error, ErrorKind};
 use blockdev::frontend::BlockDevice;
@@ -10,7 +11,7 @@ use blockdev::pool::Pool;
 use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE};
 use bytes::Bytes;
 
-use super::harness::{Scenario, name};
+use super::harness::{Faults, Scenario, name};
 use super::model::{Model, Step, content, tag_of};
 
 /// Which operations, and how often.
@@ -30,6 +31,7 @@ pub struct Worker<'a> {
     pub pool: &'a Pool,
     pub scenario: &'a Scenario,
     pub model: &'a Mutex<Model>,
+    pub disks: &'a [Arc<SimDisk>],
 }
 
 /// A range of a volume.
@@ -126,6 +128,9 @@ impl Worker<'_> {
             30 => self.env.sleep(Duration::from_micros(rng.below(5000))).await,
             _ => self.checkpoint().await?,
         }
+        if self.scenario.faults == (Faults::Returns { strict: false }) && rng.chance(1, 20) {
+            self.reinstate().await?;
+        }
         Ok(true)
     }
 
@@ -149,7 +154,7 @@ impl Worker<'_> {
         Ok(true)
     }
 
-    /// False when the pool has no room for it; then nothing of it was taken.
+    /// False when the pool has no room for it; then nothing of it was taken if it is short.
     async fn write(&self, t: &Target, tags: Vec<u64>, fua: bool) -> Result<bool, String> {
         let data: Vec<u8> = tags.iter().flat_map(|&t| content(t)).collect();
         self.model().issue(Step::Write { volume: t.volume, lba: t.lba, tags });
@@ -158,7 +163,10 @@ impl Worker<'_> {
             Ok(()) if fua => self.model().flushed(steps),
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::NoSpace => {
-                self.model().withdraw();
+                // A long write may have been taken in part.
+                if t.count <= 32 {
+                    self.model().withdraw();
+                }
                 return Ok(false);
             }
             Err(e) => return Err(failed("write", e)),
@@ -204,6 +212,20 @@ impl Worker<'_> {
         let steps = self.model().len();
         self.pool.resize_volume(&name(t.volume), to * BLOCK_BYTES).await.map_err(|e| failed("resize", e))?;
         self.model().flushed(steps);
+        Ok(())
+    }
+
+    /// Disks that died come back.
+    async fn reinstate(&self) -> Result<(), String> {
+        for disk in self.disks.iter().filter(|d| d.is_failed()) {
+            disk.restore();
+            let returned = self.pool.reinstate_disk(disk.clone()).await;
+            if let Err(e) = returned
+                && !disk.is_failed()
+            {
+                return Err(failed("reinstate", e));
+            }
+        }
         Ok(())
     }
 

@@ -94,7 +94,6 @@ fn seal_end(data: &mut Vec<u8>) {
     }
 }
 
-#[expect(clippy::ptr_arg, reason = "one of several functions of this type")]
 fn seal_part(data: &mut Vec<u8>) {
     let len = data.len() as u32;
     put(data, 4, &len.to_le_bytes());
