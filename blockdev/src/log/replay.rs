@@ -32,9 +32,13 @@ fn peek(block: &[u8]) -> Option<(Epoch, u64)> {
 
 /// Finds and reads all entries of `epoch` in extents from `start` on. The union of all mirrors counts: an entry that one
 /// mirror lost is taken from another. Ends at the first gap.
-pub async fn read(array: &DiskArray, epoch: Epoch, start: u64, first_record: u64) -> Result<Replay> {
+///
+/// Disks in the bit set `unseen` are left out: an earlier recovery may have gone on without them, and must not be contradicted by an
+/// entry that only they hold.
+pub async fn read(array: &DiskArray, epoch: Epoch, start: u64, first_record: u64, unseen: u128) -> Result<Replay> {
     let geometry = array.geometry;
-    let online = array.online();
+    let mut online = array.online();
+    online.retain(|m| unseen.checked_shr(m.id.0.into()).unwrap_or(0) & 1 == 0);
     let slots = online.iter().flat_map(|m| (0..geometry.log_extents).map(move |s| (m.id, s)));
     let heads = join_all(slots.map(|(disk, slot)| async move {
         let head = array.read_disk(disk, geometry.log_extent(slot), ENTRY_ALIGN).await.ok()?;

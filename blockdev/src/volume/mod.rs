@@ -193,7 +193,7 @@ pub struct Engine {
     /// What all labels have in common.
     pub(crate) label: Label,
     /// State of [`DiskArray::changes`] that the labels tell of.
-    pub(crate) labelled_changes: AtomicU64,
+    pub(crate) labelled_changes: tokio::sync::Mutex<u64>,
     /// Disk failures that the newest checkpoint records.
     pub(crate) noted_failures: AtomicU64,
     /// Encoded bytes of the newest catalogue.

@@ -227,7 +227,7 @@ impl Engine {
             gate: Arc::default(),
             counters: Counters::default(),
             label: label.clone(),
-            labelled_changes: AtomicU64::new(u64::MAX),
+            labelled_changes: tokio::sync::Mutex::new(u64::MAX),
             noted_failures: AtomicU64::new(0),
             catalogue_bytes: AtomicU64::new(superblock.catalogue_len.into()),
             segment_counts: Mutex::new(((u64::MAX, 0), super::space::Space::default())),
@@ -266,7 +266,7 @@ impl Engine {
         let absent = newest.fold(0, |bits, d| bits | d.label.absent);
         write_labels(&array, &label, epoch, absent).await?;
 
-        let found = replay::read(&array, superblock.epoch, superblock.log_start, catalogue.record + 1).await?;
+        let found = replay::read(&array, superblock.epoch, superblock.log_start, catalogue.record + 1, absent).await?;
         let entries = found.entries;
         let found = replay::Replay { entries: Vec::new(), ..found };
         let at = (&superblock, &catalogue);
@@ -356,7 +356,7 @@ impl Engine {
         let state = self.state.read();
         for extent in open.keys().filter_map(|id| state.segments.get(*id)).map(|s| &s.extent) {
             for (column, (disk, _)) in extent.columns.iter().enumerate() {
-                if absent >> disk.0 & 1 == 1 {
+                if absent.checked_shr(disk.0.into()).unwrap_or(0) & 1 == 1 {
                     extent.stale.fetch_or(1 << column, Ordering::AcqRel);
                 }
             }
@@ -365,10 +365,12 @@ impl Engine {
 
     /// Writes to all labels which disks are not there, unless they say so already.
     pub(super) async fn label_absent(&self) -> Result<()> {
+        // One at a time: the two copies of a label must never be under way together.
+        let mut labelled = self.labelled_changes.lock().await;
         let changes = self.array.changes();
-        if self.labelled_changes.load(Ordering::Acquire) != changes {
+        if *labelled != changes {
             write_labels(&self.array, &self.label, self.epoch, 0).await?;
-            self.labelled_changes.store(changes, Ordering::Release);
+            *labelled = changes;
         }
         Ok(())
     }
