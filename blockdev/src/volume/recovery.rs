@@ -513,8 +513,13 @@ pub async fn write_labels(array: &DiskArray, pool: &Label, epoch: Epoch, absent:
     let writes = array.online().into_iter().map(|m| async move {
         let label = Label { disk: m.uuid, id: m.id, size: m.size, epoch, absent, ..pool.clone() };
         let data = AlignedBuf::padded(&label.encode()).freeze();
-        array.write(m.id, 0, vec![data.clone()], true).await?;
-        array.write(m.id, array.geometry.tail(m.size), vec![data], true).await
+        let tail = array.geometry.tail(m.size);
+        // A crash may have torn the copy at the end: then it is written first, so that one copy is intact at any time.
+        let intact = array.read_disk(m.id, tail, LABEL_SIZE).await.is_ok_and(|old| Label::decode(&old).is_ok());
+        for at in if intact { [0, tail] } else { [tail, 0] } {
+            array.write(m.id, at, vec![data.clone()], true).await?;
+        }
+        Ok::<(), Error>(())
     });
     join_all(writes).await;
     array.check_quorum()
