@@ -167,7 +167,9 @@ fn programs_compress_and_are_not_skipped() {
     let mut compressor = Compressor::new();
     for raw in program.chunks_exact(16384).take(200) {
         let mut out = vec![];
-        skipped += usize::from(incompressible(raw, &mut out));
+        // Some of a program may be noise indeed, such as compressed debug information: Zstandard must agree.
+        let noise = zstd::bulk::compress(raw, 1).is_ok_and(|packed| packed.len() * 8 > raw.len() * 7);
+        skipped += usize::from(incompressible(raw, &mut out) && !noise);
         compressor.compress(Compression::Zstd, raw, &mut out);
         (stored, whole) = (stored + out.len(), whole + raw.len());
     }

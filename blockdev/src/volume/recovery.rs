@@ -168,7 +168,9 @@ pub fn assemble(env: &Arc<dyn Env>, disks: &[Labelled], catalogue: &Catalogue) -
             );
         }
         let member = Member::new(record.id, record.uuid, record.size, found.map(|d| d.disk.clone()), rolled_back);
-        member.last_checkpoint.store(record.last_checkpoint, std::sync::atomic::Ordering::Relaxed);
+        // The newest it shows may have been cut short by a crash; the one before was complete.
+        let sure = record.last_checkpoint.max(seen.saturating_sub(1));
+        member.last_checkpoint.store(sure, Ordering::Relaxed);
         member.stale.store(record.failed && found.is_some(), std::sync::atomic::Ordering::Relaxed);
         members.push(member);
     }

@@ -279,7 +279,11 @@ async fn disk_restore(State(app): Shared, Path(disk): Path<String>) -> Answer<Ve
 async fn set_fault(app: &Appliance, disk: &str, fail: bool) -> Answer<Vec<DiskInfo>> {
     let known = app.engine.status().await.disks;
     app.faults()?.set(disk, &known, fail)?;
-    app.engine.rescan_disks().await?;
+    // The disk is pulled even if the pool cannot go on without it.
+    match app.engine.rescan_disks().await {
+        Err(e) if !fail => return Err(e.into()),
+        _ => {}
+    }
     Ok(Json(app.engine.status().await.disks))
 }
 
