@@ -1,6 +1,6 @@
 //! The engine as the daemon sees it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -18,6 +18,10 @@ use super::faults::{Faults, Pullable};
 
 /// Called with steps done and steps in all.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
+/// How often, and after which pause, a disk is asked for again that is still in use.
+const RELEASE_TRIES: usize = 30;
+const RELEASE_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// An open pool.
 #[async_trait]
@@ -78,6 +82,17 @@ pub fn create(new: &NewPool) -> Result<()> {
     })
 }
 
+/// Opens a disk. A daemon that was just killed holds its disks until the kernel has ended its last requests: that is waited for.
+async fn open_when_released(path: &Path) -> Result<Arc<FileDisk>> {
+    for _ in 0..RELEASE_TRIES {
+        match FileDisk::open(path, OpenOptions::default()) {
+            Err(e) if e.kind() == ErrorKind::Busy => tokio::time::sleep(RELEASE_PAUSE).await,
+            other => return other,
+        }
+    }
+    FileDisk::open(path, OpenOptions::default())
+}
+
 /// Opens the configured pool, with fault injection in a laboratory.
 ///
 /// A drive that cannot be opened is left out: the pool tells whether it can do without.
@@ -88,7 +103,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     let mut drives: Vec<(PathBuf, Box<dyn Pullable>)> = Vec::new();
     let mut refused = None;
     for path in &config.disks.value {
-        let disk = match FileDisk::open(path, OpenOptions::default()) {
+        let disk = match open_when_released(path).await {
             Ok(disk) => disk,
             // Somebody else writes to it: to go on without would be to let two pools drift apart.
             Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
