@@ -8,7 +8,7 @@ mod probe;
 
 use std::cell::RefCell;
 
-use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, DParameter, FrameFormat};
+use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, DParameter, FrameFormat, WriteBuf};
 
 use crate::error::{Error, Result};
 use crate::report::Compression;
@@ -95,11 +95,8 @@ impl Compressor {
             Compression::Off => None,
             Compression::Lz4 => lz4(raw, out).filter(|&len| len <= limit).map(|len| (Codec::Lz4, len)),
             Compression::Zstd if incompressible(raw, out) => None,
-            Compression::Zstd => {
-                out.resize(start + limit, 0);
-                // An error means that the result is longer than the limit.
-                self.zstd.compress2(&mut out[start..], raw).ok().map(|len| (Codec::Zstd, len))
-            }
+            // An error means that the result is longer than the limit.
+            Compression::Zstd => self.zstd.compress2(&mut Tail::of(out, limit), raw).ok().map(|len| (Codec::Zstd, len)),
         };
         match compressed {
             Some((codec, len)) => {
@@ -112,6 +109,43 @@ impl Compressor {
                 Codec::Raw
             }
         }
+    }
+}
+
+/// Room behind what is in a vector, for the library to fill; nobody has to clear it first.
+struct Tail<'a> {
+    vector: &'a mut Vec<u8>,
+    start: usize,
+    room: usize,
+}
+
+impl<'a> Tail<'a> {
+    fn of(vector: &'a mut Vec<u8>, room: usize) -> Self {
+        vector.reserve(room);
+        Self { start: vector.len(), vector, room }
+    }
+}
+
+// SAFETY: `as_mut_ptr` points to `capacity` bytes that `of` reserved, and only those that were filled become part of the vector.
+unsafe impl WriteBuf for Tail<'_> {
+    fn as_slice(&self) -> &[u8] {
+        &self.vector[self.start..]
+    }
+
+    fn capacity(&self) -> usize {
+        self.room
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut u8 {
+        // SAFETY: `start` is at most the vector's capacity.
+        unsafe { self.vector.as_mut_ptr().add(self.start) }
+    }
+
+    /// # Safety
+    /// The first `n` bytes of the room are filled.
+    unsafe fn filled_until(&mut self, n: usize) {
+        // SAFETY: the caller has filled `n` bytes from `start` on, within the capacity.
+        unsafe { self.vector.set_len(self.start + n) }
     }
 }
 
@@ -158,11 +192,12 @@ pub fn decompress(codec: Codec, data: &[u8], raw_len: usize, out: &mut Vec<u8>) 
         out.extend_from_slice(data);
         return Ok(());
     }
-    out.resize(start + raw_len, 0);
-    let room = &mut out[start..];
     let result = match codec {
-        Codec::Lz4 => lz4_flex::block::decompress_into(data, room).map_err(|e| bad(&e.to_string())),
-        _ => unzstd(data, room).map_err(bad),
+        Codec::Lz4 => {
+            out.resize(start + raw_len, 0);
+            lz4_flex::block::decompress_into(data, &mut out[start..]).map_err(|e| bad(&e.to_string()))
+        }
+        _ => unzstd(data, &mut Tail::of(out, raw_len)).map_err(bad),
     };
     let result = match result {
         Ok(len) if len == raw_len => Ok(()),
@@ -175,7 +210,7 @@ pub fn decompress(codec: Codec, data: &[u8], raw_len: usize, out: &mut Vec<u8>) 
     result
 }
 
-fn unzstd(data: &[u8], room: &mut [u8]) -> std::result::Result<usize, &'static str> {
+fn unzstd(data: &[u8], room: &mut Tail<'_>) -> std::result::Result<usize, &'static str> {
     DECOMPRESSOR.with_borrow_mut(|kept| {
         if kept.is_none() {
             let mut context = DCtx::try_create().ok_or("no memory for decompression")?;

@@ -36,6 +36,8 @@ mod lists;
 mod tests;
 mod window;
 
+use rustc_hash::FxHashSet;
+
 use crate::units::{SegmentId, VirtualBlock};
 use hooks::Hooks;
 use lists::LoadedLists;
@@ -105,6 +107,8 @@ pub struct DedupeIndex {
     recent: Window,
     lists: LoadedLists,
     hooks: Hooks,
+    /// Lists that are being read ahead.
+    loading: FxHashSet<ListId>,
     fingerprint_mask: u128,
 }
 
@@ -117,6 +121,7 @@ impl DedupeIndex {
             recent: Window::new(recent),
             lists: LoadedLists::new(lists),
             hooks: Hooks::new(budget - recent - lists),
+            loading: FxHashSet::default(),
             fingerprint_mask: u128::MAX,
         }
     }
@@ -161,6 +166,12 @@ impl DedupeIndex {
         (!self.lists.contains(next)).then_some(next)
     }
 
+    /// Whether the caller should load a list it was not asked to wait for; no for lists that are loaded or about to be. It must end with
+    /// [`Self::cache_list`].
+    pub fn begin_load(&mut self, list: ListId) -> bool {
+        !self.lists.contains(list) && self.loading.insert(list)
+    }
+
     /// Remembers that `block` was just stored under `fingerprint`, in place of any other.
     pub fn insert_recent(&mut self, fingerprint: u128, block: VirtualBlock) {
         if !block.is_none() {
@@ -197,6 +208,7 @@ impl DedupeIndex {
     pub fn cache_list(&mut self, list: ListId, entries: Vec<(u128, VirtualBlock)>) {
         let keys = entries.into_iter().filter(|(_, block)| !block.is_none()).map(|(f, block)| (self.key(f), block));
         let keys: Vec<_> = keys.collect();
+        self.loading.remove(&list);
         self.lists.insert(list, keys);
     }
 

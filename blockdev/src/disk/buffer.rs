@@ -1,6 +1,9 @@
 //! Memory aligned for O_DIRECT.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::IO_ALIGN;
 
@@ -23,7 +26,36 @@ impl std::fmt::Debug for Page {
     }
 }
 
+/// Buffers of this many pages and more are kept for [`AlignedBuf::recycled`].
+const KEPT_PAGES_MIN: usize = 16;
+/// Pages kept in all: 16 MiB.
+const KEPT_PAGES_MAX: usize = 4096;
+
+/// Buffers that nobody uses at the moment, by their number of pages.
+struct Kept {
+    buffers: BTreeMap<usize, Vec<Vec<Page>>>,
+    pages: usize,
+}
+
+static KEPT: Mutex<Kept> = Mutex::new(Kept { buffers: BTreeMap::new(), pages: 0 });
+
 impl AlignedBuf {
+    /// A buffer of `len` bytes whose content is that of some buffer before it, for those who write all of it: large buffers that
+    /// come and go cost the system a page fault for every page otherwise.
+    pub fn recycled(len: usize) -> Self {
+        let count = len.div_ceil(IO_ALIGN);
+        let kept = {
+            let mut kept = KEPT.lock();
+            let found = kept.buffers.get_mut(&count).and_then(Vec::pop);
+            kept.pages -= found.as_ref().map_or(0, Vec::len);
+            found
+        };
+        match kept {
+            Some(pages) => Self { pages, len },
+            None => Self::zeroed(len),
+        }
+    }
+
     /// A buffer of `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
         Self { pages: vec![Page([0; IO_ALIGN]); len.div_ceil(IO_ALIGN)], len }
@@ -39,6 +71,20 @@ impl AlignedBuf {
     /// The buffer as shareable bytes, without copying.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        let count = self.pages.len();
+        if count < KEPT_PAGES_MIN {
+            return;
+        }
+        let mut kept = KEPT.lock();
+        if kept.pages + count <= KEPT_PAGES_MAX {
+            kept.pages += count;
+            kept.buffers.entry(count).or_default().push(std::mem::take(&mut self.pages));
+        }
     }
 }
 
@@ -61,5 +107,34 @@ impl std::ops::DerefMut for AlignedBuf {
 impl AsRef<[u8]> for AlignedBuf {
     fn as_ref(&self) -> &[u8] {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recycled_buffers_have_their_length_and_zeroed_ones_are_zero() {
+        for round in 1..4u8 {
+            let len = KEPT_PAGES_MIN * IO_ALIGN;
+            let mut one = AlignedBuf::recycled(len);
+            let mut other = AlignedBuf::recycled(len);
+            assert_eq!((one.len(), other.len(), AlignedBuf::recycled(3 * IO_ALIGN).len()), (len, len, 3 * IO_ALIGN));
+            one.fill(round);
+            other.fill(round + 100);
+            assert!(one.iter().all(|&b| b == round) && other.iter().all(|&b| b == round + 100));
+            assert_eq!(one.as_ptr().addr() % IO_ALIGN, 0);
+            drop((one.freeze(), other));
+            assert!(AlignedBuf::zeroed(len).iter().all(|&b| b == 0));
+            assert!(AlignedBuf::padded(&[7; 100])[100..].iter().all(|&b| b == 0));
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let many: Vec<AlignedBuf> = (0..100).map(|_| AlignedBuf::recycled(1 << 20)).collect();
+        drop(many);
+        assert!(KEPT.lock().pages <= KEPT_PAGES_MAX);
     }
 }

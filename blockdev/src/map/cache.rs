@@ -53,6 +53,12 @@ impl<P: Clone> PageCache<P> {
         Some(Arc::make_mut(&mut slot.page))
     }
 
+    /// The page for changing, if it is resident and dirty already.
+    pub fn get_dirty(&mut self, key: u64) -> Option<&mut P> {
+        let slot = self.slots.get_mut(&key).filter(|slot| slot.dirty)?;
+        Some(Arc::make_mut(&mut slot.page))
+    }
+
     /// Changes a page without making it dirty: for what a checkpoint writes to the page's frozen copy as well.
     pub fn patch(&mut self, key: u64) -> Option<&mut P> {
         self.slots.get_mut(&key).map(|slot| Arc::make_mut(&mut slot.page))

@@ -10,7 +10,7 @@ pub mod tree;
 use crate::units::VirtualBlock;
 
 /// A metadata page that must be loaded first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Miss {
     /// A volume map page.
     Map(VirtualBlock),

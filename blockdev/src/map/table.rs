@@ -112,25 +112,42 @@ impl BlockTable {
         Ok(())
     }
 
+    /// As [`Self::ensure`], for one of several blocks: those in the page `last` are known to be there.
+    pub fn ensure_another(&mut self, block: VirtualBlock, last: &mut u64) -> Need<()> {
+        if page_of(block) != *last {
+            self.ensure(block)?;
+            *last = page_of(block);
+        }
+        Ok(())
+    }
+
     /// Changes an entry by `change`; [`Self::ensure`] must have been called. Keeps the counts of used entries.
     pub fn update<T>(&mut self, block: VirtualBlock, change: impl FnOnce(&mut BlockEntry) -> T) -> Need<T> {
-        self.ensure(block)?;
         let page = page_of(block);
         let (directory, slot) = (page / DIR_FANOUT, (page % DIR_FANOUT) as usize);
+        let dirty = match self.pages.get_dirty(page) {
+            Some(_) => true,
+            None => {
+                self.ensure(block)?;
+                self.len = self.len.max((page + 1) * FANOUT);
+                if self.roots.len() <= directory as usize {
+                    self.roots.resize(directory as usize + 1, PagePtr::default());
+                }
+                false
+            }
+        };
         let entries = self.pages.get_mut(page).ok_or(Miss::Table(page))?;
         let entry = &mut entries.0[slot_of(block)];
         let before = entry.refcount > 0;
         let out = change(entry);
         let after = entry.refcount > 0;
-        let pointers = self.directory.get_mut(directory).ok_or(Miss::Directory(directory))?;
-        if self.roots.len() <= directory as usize {
-            self.roots.resize(directory as usize + 1, PagePtr::default());
+        // Above a dirty page all is dirty, and of the size it must have.
+        if !dirty || before != after {
+            let pointers = self.directory.get_mut(directory).ok_or(Miss::Directory(directory))?;
+            for used in [&mut pointers.0[slot].used, &mut self.roots[directory as usize].used] {
+                *used = used.wrapping_add(u32::from(after)).wrapping_sub(u32::from(before));
+            }
         }
-        let root = &mut self.roots[directory as usize];
-        for used in [&mut pointers.0[slot].used, &mut root.used] {
-            *used = used.wrapping_add(u32::from(after)).wrapping_sub(u32::from(before));
-        }
-        self.len = self.len.max((page + 1) * FANOUT);
         Ok(out)
     }
 

@@ -24,6 +24,17 @@ fn slot(lba: u64, level: u8) -> usize {
     (lba >> (BITS * u32::from(level))) as usize % MAP_FANOUT
 }
 
+/// Splits `count` LBAs at the borders of leaf pages: the first LBA of each piece, and which of the LBAs are in it.
+pub fn by_leaf(lba: Lba, count: usize) -> impl Iterator<Item = (Lba, std::ops::Range<usize>)> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let first = lba.0 + from as u64;
+        let len = (MAP_FANOUT - slot(first, 0)).min(count - from);
+        from += len;
+        (len > 0).then_some((Lba(first), from - len..from))
+    })
+}
+
 /// Index of the page of `level` that covers an LBA.
 pub fn page_index(lba: u64, level: u8) -> u64 {
     lba >> (BITS * (u32::from(level) + 1))
@@ -119,16 +130,27 @@ impl VolumeMaps {
         Ok(())
     }
 
-    /// Maps an LBA; `new_page` gives identities for pages that must come into being. Returns what was mapped before.
+    /// The mappings of the leaf page that covers an LBA, from that LBA to the end of the page; None when there is no such page.
+    pub fn leaf_entries(&self, volume: &VolumeRecord, lba: Lba) -> Need<Option<&[VirtualBlock]>> {
+        match self.leaf(volume, lba.0)? {
+            Some(leaf) => Ok(Some(&self.page(leaf)?.entries[slot(lba.0, 0)..])),
+            None => Ok(None),
+        }
+    }
+
+    /// Maps consecutive LBAs within one leaf page; `new_page` gives identities for pages that must come into being. What was mapped
+    /// before goes to `replaced`, the pages on the way, root first, to `path`.
     ///
     /// All pages on the way must be resident ([`Self::walk`]).
-    pub fn set(
+    pub fn set_in_leaf(
         &mut self,
         volume: &mut VolumeRecord,
         lba: Lba,
-        to: VirtualBlock,
+        to: &[VirtualBlock],
         mut new_page: impl FnMut() -> VirtualBlock,
-    ) -> Need<VirtualBlock> {
+        replaced: &mut Vec<VirtualBlock>,
+        path: &mut Vec<VirtualBlock>,
+    ) -> Need<()> {
         let (id, generation, levels) = (volume.id, volume.generation, volume.levels);
         let mut create = |pages: &mut PageCache<MapPage>, level: u8| {
             let block = new_page();
@@ -140,6 +162,7 @@ impl VolumeMaps {
         }
         let mut at = volume.root;
         for level in (1..levels).rev() {
+            path.push(at);
             let index = slot(lba.0, level);
             let mut next = self.page(at)?.entries[index];
             if next.is_none() {
@@ -148,13 +171,20 @@ impl VolumeMaps {
             }
             at = next;
         }
-        let old = self.pages.get_mut(at.0).ok_or(Miss::Map(at))?.set(slot(lba.0, 0), to, generation);
-        match (old.is_none(), to.is_none()) {
-            (true, false) => volume.mapped += 1,
-            (false, true) => volume.mapped = volume.mapped.saturating_sub(1),
-            _ => {}
+        path.push(at);
+        let leaf = self.pages.get_mut(at.0).ok_or(Miss::Map(at))?;
+        for (index, &to) in (slot(lba.0, 0)..MAP_FANOUT).zip(to) {
+            let old = leaf.set(index, to, generation);
+            match (old.is_none(), to.is_none()) {
+                (true, false) => volume.mapped += 1,
+                (false, true) => volume.mapped = volume.mapped.saturating_sub(1),
+                _ => {}
+            }
+            if !old.is_none() {
+                replaced.push(old);
+            }
         }
-        Ok(old)
+        Ok(())
     }
 
     /// The first mapped LBA in `from..end`, skipping absent subtrees without visiting them.

@@ -10,8 +10,8 @@ use rustc_hash::FxHashMap;
 
 pub use crate::volume::PoolConfig;
 
-use crate::disk::Disk;
 use crate::disk::signature;
+use crate::disk::{AlignedBuf, Disk};
 use crate::env::Env;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::catalogue::Catalogue;
@@ -79,6 +79,27 @@ fn check_name(kind: &str, name: &str) -> Result<()> {
     )))
 }
 
+/// Fills the log region of every disk with zeroes. Where a disk is a sparse file or is thinly provisioned, its space is taken now:
+/// the small synchronous writes of the log would otherwise each wait for the layer below to find room and to record it.
+async fn clear_log(array: &DiskArray) -> Result<()> {
+    const PIECE: u64 = 1 << 20;
+    let (start, end) = (array.geometry.log_extent(0), array.geometry.log_extent(array.geometry.log_extents));
+    let zeroes = AlignedBuf::zeroed(PIECE as usize).freeze();
+    let clear = |disk: DiskId| {
+        let zeroes = &zeroes;
+        async move {
+            let mut at = start;
+            while at < end {
+                let len = PIECE.min(end - at);
+                array.write(disk, at, vec![zeroes.slice(..len as usize)], false).await?;
+                at += len;
+            }
+            Ok(())
+        }
+    };
+    futures::future::try_join_all(array.members().iter().map(|m| clear(m.id))).await.map(drop)
+}
+
 fn blocks_of(name: &str, size: u64) -> Result<u64> {
     if size == 0 || !size.is_multiple_of(BLOCK_BYTES) || size / BLOCK_BYTES > VOLUME_BLOCKS_MAX {
         return Err(Error::invalid(format!(
@@ -143,6 +164,7 @@ impl Pool {
             size: 0,
             absent: 0,
         };
+        clear_log(&array).await?;
         // The root first: a disk with a label always has a root.
         write_root(&array, pool, epoch, 1, 1, &catalogue).await?;
         write_labels(&array, &label, epoch, 0).await?;

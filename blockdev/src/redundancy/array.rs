@@ -393,8 +393,8 @@ impl DiskArray {
     pub fn parity_of(&self, data: &[u8], columns: usize, parity: usize) -> Vec<Bytes> {
         let strip = data.len() / columns;
         let strips: Vec<&[u8]> = data.chunks_exact(strip).collect();
-        let mut p = (parity >= 1).then(|| AlignedBuf::zeroed(strip));
-        let mut q = (parity >= 2).then(|| AlignedBuf::zeroed(strip));
+        let mut p = (parity >= 1).then(|| AlignedBuf::recycled(strip));
+        let mut q = (parity >= 2).then(|| AlignedBuf::recycled(strip));
         parity::encode(&strips, p.as_deref_mut(), q.as_deref_mut());
         p.into_iter().chain(q).map(AlignedBuf::freeze).collect()
     }
@@ -415,30 +415,43 @@ impl DiskArray {
 
     /// As [`Self::read_segment`], reconstructing the columns in the bit set `avoid` even if their disks answer.
     pub async fn read_avoiding(&self, extent: &Extent, offset: u32, len: usize, avoid: u32) -> Result<Bytes> {
+        let mut pieces = self.read_split(extent, offset, len, avoid).await;
+        if pieces.len() == 1
+            && let Some((_, piece)) = pieces.pop()
+        {
+            return piece;
+        }
+        let mut out = Vec::with_capacity(len);
+        for (_, piece) in pieces {
+            out.extend_from_slice(&piece?);
+        }
+        Ok(Bytes::from(out))
+    }
+
+    /// As [`Self::read_segment`], strip by strip: where in the data space each piece starts, and what it holds.
+    pub async fn read_strips(&self, extent: &Extent, offset: u32, len: usize) -> Vec<(u32, Result<Bytes>)> {
+        self.read_split(extent, offset, len, 0).await
+    }
+
+    async fn read_split(&self, extent: &Extent, offset: u32, len: usize, avoid: u32) -> Vec<(u32, Result<Bytes>)> {
         let strip = self.geometry.strip_size;
         if u64::from(offset) + len as u64 > u64::from(extent.capacity(&self.geometry)) {
-            return Err(Error::corrupt(format!(
-                "segment {}: offset {offset} + {len} is beyond its end",
-                extent.segment
-            )));
+            let message = format!("segment {}: offset {offset} + {len} is beyond its end", extent.segment);
+            return vec![(offset, Err(Error::corrupt(message)))];
+        }
+        let end = offset + len as u32;
+        if end <= (offset / strip + 1) * strip {
+            return vec![(offset, self.read_piece(extent, offset, len, avoid).await)];
         }
         let mut pieces = Vec::new();
         let mut at = offset;
-        let end = offset + len as u32;
         while at < end {
             let piece = (strip - at % strip).min(end - at);
             pieces.push((at, piece as usize));
             at += piece;
         }
-        if let [(at, piece)] = pieces[..] {
-            return self.read_piece(extent, at, piece, avoid).await;
-        }
-        let parts = join_all(pieces.into_iter().map(|(at, n)| self.read_piece(extent, at, n, avoid))).await;
-        let mut out = Vec::with_capacity(len);
-        for part in parts {
-            out.extend_from_slice(&part?);
-        }
-        Ok(Bytes::from(out))
+        let read = |(at, n)| async move { (at, self.read_piece(extent, at, n, avoid).await) };
+        join_all(pieces.into_iter().map(read)).await
     }
 
     /// Reads bytes that lie within one strip.

@@ -17,6 +17,7 @@ use crate::format::part::{Content, Item, PART_BLOCKS, PART_BYTES_MAX, PART_OVERH
 use crate::redundancy::array::Extent;
 
 enum Stripe {
+    /// What was not filled yet has any content.
     Filling(AlignedBuf),
     Full(Bytes),
 }
@@ -142,7 +143,8 @@ impl Appender {
         let mut inner = self.inner.lock();
         let offset = inner.filled;
         assert!(offset as usize + frame.len() <= self.capacity as usize, "append beyond the end of a segment");
-        Self::put(&mut inner, self.stripe_size, offset, frame);
+        // Appending fills a stripe from its first byte on, so it need not be cleared before.
+        Self::put(&mut inner, self.stripe_size, offset, frame, AlignedBuf::recycled);
         inner.filled += frame.len() as u32;
         self.take_ready(&mut inner, ready);
         Location { segment: self.extent.segment, offset, len: frame.len() as u16 }
@@ -181,6 +183,10 @@ impl Appender {
     /// Pads to the end of the stripe, so that everything appended can be written.
     pub fn pad(&self, ready: &mut Vec<ReadyStripe>) {
         let mut inner = self.inner.lock();
+        let (stripe, within) = (inner.filled / self.stripe_size, (inner.filled % self.stripe_size) as usize);
+        if let Some(Stripe::Filling(buf)) = inner.stripes.get_mut(&stripe) {
+            buf[within..].fill(0);
+        }
         inner.filled = inner.filled.next_multiple_of(self.stripe_size);
         self.take_ready(&mut inner, ready);
     }
@@ -195,7 +201,8 @@ impl Appender {
     pub fn restore(&self, offset: u32, data: &[u8]) {
         let mut inner = self.inner.lock();
         let skip = (inner.completed.saturating_sub(offset) as usize).min(data.len());
-        Self::put(&mut inner, self.stripe_size, offset + skip as u32, &data[skip..]);
+        // Between what is restored there may be gaps, which must be zeroes.
+        Self::put(&mut inner, self.stripe_size, offset + skip as u32, &data[skip..], AlignedBuf::zeroed);
         inner.filled = inner.filled.max(offset + data.len() as u32);
     }
 
@@ -204,14 +211,11 @@ impl Appender {
         self.pad(ready);
     }
 
-    fn put(inner: &mut Inner, stripe_size: u32, mut offset: u32, mut data: &[u8]) {
+    fn put(inner: &mut Inner, stripe_size: u32, mut offset: u32, mut data: &[u8], new: impl Fn(usize) -> AlignedBuf) {
         while !data.is_empty() {
             let (stripe, within) = (offset / stripe_size, (offset % stripe_size) as usize);
             let n = data.len().min(stripe_size as usize - within);
-            let slot = inner
-                .stripes
-                .entry(stripe)
-                .or_insert_with(|| Stripe::Filling(AlignedBuf::zeroed(stripe_size as usize)));
+            let slot = inner.stripes.entry(stripe).or_insert_with(|| Stripe::Filling(new(stripe_size as usize)));
             if let Stripe::Filling(buf) = slot {
                 buf[within..within + n].copy_from_slice(&data[..n]);
             }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::Engine;
 use super::commit::Draft;
-use super::destage::ReducedFrame;
+use super::frame::ReducedFrame;
 use super::group_commit::Queued;
 use super::state::map_page_entry;
 use crate::codec::Compressor;
@@ -380,7 +380,7 @@ impl Engine {
             for (frame, checksum) in packed {
                 let content = contents.next().ok_or_else(|| Error::io("more pages than contents"))?;
                 let at = self.append(&mut own.open, Stream::Meta, &frame.stored, content, 1, &mut draft)?;
-                out.push((Frame { at, codec: frame.codec, blocks: 1, raw_len: frame.raw.len() as u16 }, checksum));
+                out.push((Frame { at, codec: frame.codec, blocks: 1, raw_len: frame.raw_len }, checksum));
             }
             self.note_layout(frozen, draft).await?;
         }
@@ -504,7 +504,7 @@ fn pack<F: FnOnce() -> Vec<u8>>(pages: Vec<F>) -> Vec<(ReducedFrame, u64)> {
         let mut stored = Vec::with_capacity(raw.len());
         let codec = compressor.compress(Compression::Zstd, &raw, &mut stored);
         let checksum = crate::format::checksum(&raw);
-        (ReducedFrame { stored, raw: Bytes::from(raw), codec, blocks: 1 }, checksum)
+        (ReducedFrame { stored: Bytes::from(stored), raw_len: raw.len() as u16, raw: None, codec, blocks: 1 }, checksum)
     };
     pages.into_iter().map(one).collect()
 }

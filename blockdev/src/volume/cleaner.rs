@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustc_hash::FxHashSet;
 
 use super::Engine;
 use super::commit::Draft;
-use super::destage::compress;
+use super::frame::{Group, compress};
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{BlockEntry, BlockKind};
@@ -31,6 +32,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 /// A block to be moved, and its fingerprint.
 type Live = (VirtualBlock, u128, BlockEntry);
+/// One that could be read, with its content.
+type Good = (VirtualBlock, u128, BlockEntry, Bytes);
 
 impl Engine {
     /// The task that cleans when free segments run low.
@@ -210,7 +213,7 @@ impl Engine {
         let entries: Vec<BlockEntry> = live.iter().map(|(_, _, e)| *e).collect();
         let content = self.fetch_blocks(&entries).await;
         let mut complete = true;
-        let mut good = Vec::with_capacity(live.len());
+        let mut good: Vec<Good> = Vec::with_capacity(live.len());
         for ((block, fingerprint, entry), content) in live.into_iter().zip(content) {
             match content {
                 Ok(data) => good.push((block, fingerprint, entry, data)),
@@ -221,10 +224,11 @@ impl Engine {
             return Ok(complete);
         }
         let per_frame = self.config.frame_blocks.clamp(1, 4);
-        let groups: Vec<_> = good.chunks(per_frame).map(|g| g.iter().map(|b| b.3.clone()).collect()).collect();
+        let group = |blocks: &[Good]| Group::blocks(blocks.iter().map(|(.., data)| data.clone()).collect(), false);
+        let groups: Vec<Group> = good.chunks(per_frame).map(group).collect();
         let compression = self.config.compression;
         let stopped = || Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name));
-        let frames = compute(&self.env, move || compress(groups, compression)).await.ok_or_else(stopped)?;
+        let frames = compute(&self.env, move || compress(&groups, compression)).await.ok_or_else(stopped)?;
         let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
 
         self.wait_for_log().await?;

@@ -1,15 +1,15 @@
 //! Commits, one after another: gives frames their places, writes the record, changes the state.
 
-use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
-use rustc_hash::FxBuildHasher;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Engine;
-use super::destage::{Plan, Reduced, ReducedFrame, ReducedWrite, Stamp};
+use super::destage::{Plan, Reduced, ReducedWrite, Stamp};
+use super::frame::ReducedFrame;
 use super::group_commit::Queued;
+use super::intake::HostBlock;
 use super::state::Blocked;
 use crate::codec::Codec;
 use crate::dedupe::ListId;
@@ -40,6 +40,18 @@ impl Committer {
     }
 }
 
+/// How a block of a batch will be stored.
+enum Sharing {
+    /// Not at all.
+    Zero,
+    /// By itself.
+    Not,
+    /// As a reference to this block.
+    With(VirtualBlock, Stamp),
+    /// As a reference to a block in front of it in the same batch, if that gets stored.
+    Later,
+}
+
 /// A record being put together, and what must happen once it is applied.
 #[derive(Default)]
 pub struct Draft {
@@ -67,7 +79,7 @@ impl Engine {
                 continue;
             }
             let result = match batch {
-                Reduced::Writes { writes, frames } => self.commit_writes(writes, frames).await,
+                Reduced::Writes { writes, frames, identities } => self.commit_writes(writes, frames, &identities).await,
                 Reduced::Unmap { seqno, volume, lba, count, done } => {
                     let result = self.commit_unmap(volume, lba, count, seqno).await;
                     let _ = done.send(result.clone());
@@ -80,105 +92,92 @@ impl Engine {
         }
     }
 
-    async fn commit_writes(self: &Arc<Self>, writes: Vec<ReducedWrite>, mut frames: Vec<ReducedFrame>) -> Result<()> {
+    async fn commit_writes(
+        self: &Arc<Self>,
+        writes: Vec<ReducedWrite>,
+        mut frames: Vec<ReducedFrame>,
+        identities: &[OnceLock<(VirtualBlock, Stamp)>],
+    ) -> Result<()> {
         let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
         self.wait_for_space(bytes).await?;
         let mut committer = self.committer.lock().await;
-        let _pass = self.gate.enter();
-        // Checkpoints take their instant under the commit lock: the interval stays as it is until this is committed.
-        let interval = self.state.read().table.interval;
-        let seqno = writes.last().map_or(Seqno(0), |w| w.seqno);
+        let pass = self.gate.enter();
+        let shared = self.shared_blocks(&writes).await?;
         // A volume that was deleted meanwhile takes no more writes.
-        let (writes, orphans): (Vec<_>, Vec<_>) = {
+        let deleted: Vec<bool> = {
             let state = self.state.read();
-            writes.into_iter().partition(|w| state.volumes.contains_key(&w.volume))
+            writes.iter().map(|w| !state.volumes.contains_key(&w.volume)).collect()
         };
+        let fresh = shared.iter().filter(|s| matches!(s, Sharing::Not | Sharing::Later)).count();
+        let mut free = Vec::with_capacity(fresh);
+        // Checkpoints take their instant under the commit lock: the interval stays as it is until this is committed.
+        let interval = self
+            .with_state_mut(|s| {
+                s.table.allocate(fresh.saturating_sub(free.len()), &mut free)?;
+                Ok(s.table.interval)
+            })
+            .await?;
+        let mut free = free.into_iter();
 
-        // Identities.
-        let mut refs: Vec<Vec<Option<BlockRef>>> = Vec::with_capacity(writes.len());
-        let mut fresh = 0;
-        for write in &writes {
-            let mut out = Vec::with_capacity(write.blocks.len());
-            for (block, plan, _) in &write.blocks {
-                let candidate = match plan {
-                    Plan::Zero => {
-                        out.push(Some(BlockRef::Zero));
-                        continue;
-                    }
-                    Plan::Stored(v, stamp) => Some((*v, *stamp)),
-                    Plan::Pending(cell) => cell.get().copied(),
-                    Plan::Unique(..) => None,
-                };
-                let shared = match candidate {
-                    Some((v, stamp)) if self.is_sharable(v, stamp, block.fingerprint as u64).await? => {
-                        Some(BlockRef::Shared(v))
-                    }
-                    _ => None,
-                };
-                fresh += usize::from(shared.is_none());
-                out.push(shared);
-            }
-            refs.push(out);
-        }
-        let mut identities = Vec::with_capacity(fresh);
-        self.with_state_mut(|s| Ok(s.table.allocate(fresh - identities.len(), &mut identities)?)).await?;
-        let mut identities = identities.into_iter();
-
-        // A twin of an earlier block of this very batch becomes a reference to it.
-        let mut decided_now: HashSet<VirtualBlock, FxBuildHasher> = HashSet::default();
+        let seqno = writes.last().map_or(Seqno(0), |w| w.seqno);
         let mut record = Record { seqno, ..Record::default() };
         let empty = (VirtualBlock::NONE, 0);
         let mut contents: Vec<Vec<(VirtualBlock, u128)>> =
             frames.iter().map(|f| vec![empty; f.blocks.into()]).collect();
-        for (write, refs) in writes.iter().zip(refs) {
-            let mut blocks = Vec::with_capacity(refs.len());
-            for ((block, plan, cell), known) in write.blocks.iter().zip(refs) {
-                let twin = match plan {
-                    Plan::Pending(twin) => twin.get().map(|(v, _)| *v),
+        let (mut zeroes, mut position) = (0, 0);
+        let mut stored = Vec::with_capacity(fresh);
+        for (write, deleted) in writes.iter().zip(&deleted) {
+            let mut blocks = Vec::with_capacity(write.blocks.len());
+            for (block, plan) in &write.blocks {
+                let (known, cell) = (&shared[position], &identities[position]);
+                position += 1;
+                if *deleted {
+                    // Nobody may wait for its identity.
+                    let _ = cell.set((VirtualBlock::NONE, 0));
+                    continue;
+                }
+                let equal = match (known, plan) {
+                    (Sharing::Zero, _) => {
+                        zeroes += 1;
+                        blocks.push(BlockRef::Zero);
+                        continue;
+                    }
+                    (Sharing::With(v, stamp), _) => Some((*v, *stamp)),
+                    // Equal to an earlier block of this very batch, unless the volume of that one is gone.
+                    (Sharing::Later, Plan::Pending(twin)) => twin.get().filter(|(v, _)| !v.is_none()),
                     _ => None,
                 };
-                let decided = match (known, plan) {
-                    (Some(known), _) => known,
-                    (None, Plan::Pending(_)) if twin.is_some_and(|v| decided_now.contains(&v)) => {
-                        twin.map_or(BlockRef::Zero, BlockRef::Shared)
-                    }
-                    (None, _) => {
-                        let id = identities.next().ok_or_else(|| Error::io("too few identities were allocated"))?;
-                        let (frame, index) = match plan {
-                            Plan::Unique(frame, index) => (*frame, *index),
-                            _ => {
-                                // It was to be shared, but what it equals is gone: stored as it is.
-                                frames.push(ReducedFrame {
-                                    stored: block.data.to_vec(),
-                                    raw: block.data.clone(),
-                                    codec: Codec::Raw,
-                                    blocks: 1,
-                                });
-                                contents.push(vec![empty]);
-                                (frames.len() as u32 - 1, 0)
-                            }
-                        };
-                        contents[frame as usize][usize::from(index)] = (id, block.fingerprint);
-                        BlockRef::New { block: id, frame, index, fingerprint: block.fingerprint }
+                if let Some((v, stamp)) = equal {
+                    let _ = cell.set((v, stamp));
+                    blocks.push(BlockRef::Shared(v));
+                    continue;
+                }
+                let id = free.next().ok_or_else(|| Error::io("too few identities were allocated"))?;
+                let (frame, index) = match plan {
+                    Plan::Unique(frame, index) => (*frame, *index),
+                    _ => {
+                        // It was to be shared, but what it equals is gone: stored as it is.
+                        frames.push(ReducedFrame {
+                            stored: block.data.clone(),
+                            raw_len: BLOCK_SIZE as u16,
+                            raw: None,
+                            codec: Codec::Raw,
+                            blocks: 1,
+                        });
+                        contents.push(vec![empty]);
+                        (frames.len() as u32 - 1, 0)
                     }
                 };
-                match decided {
-                    BlockRef::New { block, .. } | BlockRef::Shared(block) => {
-                        let stamp = match decided {
-                            BlockRef::New { .. } => interval,
-                            _ => self.state.read().table.entry(block).map_or(interval, |e| e.interval),
-                        };
-                        let _ = cell.set((block, stamp));
-                        decided_now.insert(block);
-                    }
-                    BlockRef::Zero => {
-                        self.counters.zero_bytes.fetch_add(BLOCK_SIZE as u64, Ordering::Relaxed);
-                    }
-                }
-                blocks.push(decided);
+                contents[frame as usize][usize::from(index)] = (id, block.fingerprint);
+                let _ = cell.set((id, interval));
+                stored.push((block.fingerprint, id));
+                blocks.push(BlockRef::New { block: id, frame, index, fingerprint: block.fingerprint });
             }
-            record.ops.push(Op::Write { volume: write.volume, lba: write.lba, blocks });
+            if !deleted {
+                record.ops.push(Op::Write { volume: write.volume, lba: write.lba, blocks });
+            }
         }
+        self.counters.zero_bytes.fetch_add(zeroes * BLOCK_SIZE as u64, Ordering::Relaxed);
 
         let mut draft = Draft { record, ..Draft::default() };
         let contents: Vec<Content> = contents.into_iter().map(Content::Data).collect();
@@ -187,45 +186,50 @@ impl Engine {
             self.cache_frame(placed, frame);
         }
         self.commit(&mut committer, draft).await?;
-        drop(committer);
+        drop((committer, pass));
 
-        for write in &orphans {
-            // Nobody may wait for their identities.
-            for (_, _, cell) in &write.blocks {
-                let _ = cell.set((VirtualBlock::NONE, 0));
-            }
-        }
-        for write in writes.into_iter().chain(orphans) {
-            self.intake.committed(write.volume, write.lba, write.blocks.len(), write.seqno);
+        {
             let mut index = self.index.lock();
-            for (block, plan, cell) in &write.blocks {
-                if let (false, Some((v, _))) = (matches!(plan, Plan::Zero), cell.get())
-                    && !v.is_none()
-                {
-                    index.insert_recent(block.fingerprint, *v);
-                }
-            }
-            drop(write.room);
+            stored.into_iter().for_each(|(fingerprint, block)| index.insert_recent(fingerprint, block));
+        }
+        for write in writes {
+            self.intake.committed(write.volume, write.lba, write.blocks.len(), write.seqno);
         }
         self.checkpoint_if_due();
         Ok(())
     }
 
-    /// Whether a block may get one more reference: it is in use and still is what was compared.
-    async fn is_sharable(&self, block: VirtualBlock, stamp: Stamp, checksum: u64) -> Result<bool> {
-        let entry = self
-            .with_state_mut(|s| {
-                s.table.ensure(block)?;
-                Ok(s.table.entry(block)?)
-            })
-            .await?;
-        let sum = (entry.checksum == checksum && entry.interval == stamp) || planted::active(Bug::NoVerify);
-        Ok(entry.refcount > 0 && entry.refcount < u32::MAX - 1 && entry.kind == BlockKind::Data && sum)
+    /// Which blocks of a batch can be stored as references. A block that is stored already may get one more when it is in use, and
+    /// still is what was compared.
+    async fn shared_blocks(&self, writes: &[ReducedWrite]) -> Result<Vec<Sharing>> {
+        let blocks = || writes.iter().flat_map(|w| &w.blocks);
+        self.with_state(|s| {
+            let sharing = |(block, plan): &(HostBlock, Plan)| {
+                let (v, stamp) = match plan {
+                    Plan::Zero => return Ok(Sharing::Zero),
+                    Plan::Unique(..) => return Ok(Sharing::Not),
+                    Plan::Stored(v, stamp) => (*v, *stamp),
+                    Plan::Pending(twin) => match twin.get() {
+                        Some(known) => known,
+                        None => return Ok(Sharing::Later),
+                    },
+                };
+                let e = s.table.entry(v)?;
+                let same = e.checksum == block.fingerprint as u64 && e.interval == stamp;
+                let same = same || planted::active(Bug::NoVerify);
+                let sharable = e.refcount > 0 && e.refcount < u32::MAX - 1 && e.kind == BlockKind::Data && same;
+                Ok(if sharable { Sharing::With(v, e.interval) } else { Sharing::Not })
+            };
+            blocks().map(sharing).collect()
+        })
+        .await
     }
 
     fn cache_frame(&self, placed: &Frame, frame: &ReducedFrame) {
-        if let Ok(extent) = self.extent(placed.at.segment) {
-            self.frames.insert((extent.incarnation, placed.at.offset), frame.raw.clone());
+        if let Some(raw) = &frame.raw
+            && let Ok(extent) = self.extent(placed.at.segment)
+        {
+            self.frames.insert((extent.incarnation, placed.at.offset), raw.clone());
         }
     }
 
@@ -240,12 +244,7 @@ impl Engine {
     ) -> Result<()> {
         for (frame, content) in frames.iter().zip(contents) {
             let at = self.append(committer.slot(stream), stream, &frame.stored, content, frame.blocks.into(), draft)?;
-            draft.record.frames.push(Frame {
-                at,
-                codec: frame.codec,
-                blocks: frame.blocks,
-                raw_len: frame.raw.len() as u16,
-            });
+            draft.record.frames.push(Frame { at, codec: frame.codec, blocks: frame.blocks, raw_len: frame.raw_len });
         }
         Ok(())
     }
@@ -313,15 +312,13 @@ impl Engine {
         layout.append(&mut record.ops);
         record.ops = layout;
 
-        let needed = self.with_state_mut(|s| s.prepare(&record)).await?;
-        let mut pages = Vec::with_capacity(needed);
-        self.with_state_mut(|s| Ok(s.table.allocate(needed - pages.len(), &mut pages)?)).await?;
-        record.pages = pages;
-
         let number = self
             .with_state_mut(|s| {
+                let needed = s.prepare(&record)?;
+                let given = record.pages.len();
+                s.table.allocate(needed.saturating_sub(given), &mut record.pages)?;
                 record.number = s.record + 1;
-                s.apply(&record)?;
+                s.apply_prepared(&record)?;
                 s.table.settle_allocations();
                 Ok(record.number)
             })

@@ -7,28 +7,32 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::join_all;
 use rustc_hash::FxBuildHasher;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Engine;
+use super::frame::{Group, ReducedFrame, compress};
 use super::gate::Pass;
 use super::intake::{HostBlock, HostOp, Numbered};
-use crate::codec::{Codec, Compressor};
 use crate::dedupe::{ListId, Lookup};
 use crate::env::compute;
 use crate::error::Error;
 use crate::format::part::Content;
+use crate::map::Miss;
+use crate::map::tree::LEVELS_MAX;
 use crate::planted::{self, Bug};
 use crate::units::{BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
 
 /// Batches between destaging and committing.
-pub const BATCHES_IN_FLIGHT: usize = 4;
+pub const BATCHES_IN_FLIGHT: usize = 8;
 /// A batch is cut at this many blocks.
 const BATCH_BLOCKS: usize = 256;
 /// Frames compressed in one piece of processor work.
 const FRAMES_PER_JOB: usize = 8;
+/// Frames of writes with at least this many blocks are not kept in the frame cache: streams would drive out everything else.
+const STREAM_BLOCKS: usize = 16;
 /// Batches of at most this many blocks are compressed in place: handing them over would cost more.
 const INLINE_BLOCKS: usize = 2;
 
@@ -49,19 +53,21 @@ pub enum Plan {
 /// another one, so what was compared earlier is never taken for what is there now.
 pub type Stamp = u32;
 
-/// Tells later batches which block a unique block became.
-pub type Twin = Arc<OnceLock<(VirtualBlock, Stamp)>>;
+/// What the blocks of a batch became, in order; those that nobody can ask for may stay empty.
+pub type Identities = Arc<[OnceLock<(VirtualBlock, Stamp)>]>;
 
-/// A compressed frame.
-pub struct ReducedFrame {
-    /// Stored bytes.
-    pub stored: Vec<u8>,
-    /// Uncompressed bytes.
-    pub raw: Bytes,
-    /// How it is compressed.
-    pub codec: Codec,
-    /// Blocks in it.
-    pub blocks: u8,
+/// Tells later batches which block a unique block became.
+#[derive(Clone, Debug)]
+pub struct Twin {
+    batch: Identities,
+    index: usize,
+}
+
+impl Twin {
+    /// The block, once it is committed; none when its volume was deleted before.
+    pub fn get(&self) -> Option<(VirtualBlock, Stamp)> {
+        self.batch[self.index].get().copied()
+    }
 }
 
 /// A write whose blocks have plans.
@@ -72,8 +78,10 @@ pub struct ReducedWrite {
     pub volume: VolumeId,
     /// First block.
     pub lba: Lba,
-    /// Content and plan of each block, and the cell that tells later batches its identity.
-    pub blocks: Vec<(HostBlock, Plan, Twin)>,
+    /// Content.
+    pub data: Bytes,
+    /// Content and plan of each block.
+    pub blocks: Vec<(HostBlock, Plan)>,
     /// Room in the write buffer, given back when the write is committed.
     pub room: tokio::sync::OwnedSemaphorePermit,
 }
@@ -86,6 +94,8 @@ pub enum Reduced {
         writes: Vec<ReducedWrite>,
         /// Frames that [`Plan::Unique`] points to.
         frames: Vec<ReducedFrame>,
+        /// Where later batches look for what the blocks became.
+        identities: Identities,
     },
     /// A discard.
     Unmap {
@@ -115,7 +125,7 @@ impl Engine {
             }
             let ops = self.intake.take(self.space().batch_blocks(BATCH_BLOCKS));
             // What earlier batches wrote is in the index once they are committed.
-            pending.retain(|_, (_, cell)| cell.get().is_none());
+            pending.retain(|_, (_, twin)| twin.get().is_none());
             let (send, receive) = oneshot::channel();
             if batches.send(receive).await.is_err() {
                 return;
@@ -126,10 +136,10 @@ impl Engine {
                 Some(Planned::Unmap(op)) => {
                     let _ = send.send(op);
                 }
-                Some(Planned::Writes(writes)) => {
+                Some(Planned::Writes(writes, identities)) => {
                     let engine = self.clone();
                     let reduce = async move {
-                        let reduced = engine.reduce(writes, pass).await;
+                        let reduced = engine.reduce(writes, identities, pass).await;
                         let _ = send.send(reduced);
                     };
                     self.spawn(reduce);
@@ -174,29 +184,43 @@ impl Engine {
     }
 
     /// Looks every block up, in order.
-    async fn plan(&self, ops: Vec<Numbered>, pending: &mut PendingBlocks) -> Option<Planned> {
-        self.load_lists(&ops).await;
+    async fn plan(self: &Arc<Self>, ops: Vec<Numbered>, pending: &mut PendingBlocks) -> Option<Planned> {
+        let found = self.look_up(&ops).await;
+        let mut found = found.into_iter();
+        let blocks = |n: &Numbered| match &n.op {
+            HostOp::Write { blocks, .. } => blocks.len(),
+            HostOp::Unmap { .. } => 0,
+        };
+        let identities: Identities = (0..ops.iter().map(blocks).sum()).map(|_| OnceLock::new()).collect();
         let mut writes = Vec::with_capacity(ops.len());
+        let mut position = 0;
         for Numbered { seqno, op } in ops {
             match op {
                 HostOp::Unmap { volume, lba, count, done } => {
                     return Some(Planned::Unmap(Reduced::Unmap { seqno, volume, lba, count, done }));
                 }
-                HostOp::Write { volume, lba, blocks, room } => {
-                    let mut out = Vec::with_capacity(blocks.len());
-                    for block in blocks {
-                        let cell = Arc::new(OnceLock::new());
-                        let plan = self.plan_block(&block, &cell, pending).await;
-                        out.push((block, plan, cell));
-                    }
-                    writes.push(ReducedWrite { seqno, volume, lba, blocks: out, room });
+                HostOp::Write { volume, lba, data, blocks, room } => {
+                    let mut plan = |block: HostBlock| {
+                        let twin = || Twin { batch: identities.clone(), index: position };
+                        let plan = self.plan_block(&block, found.next(), twin, pending);
+                        position += 1;
+                        (block, plan)
+                    };
+                    let blocks = blocks.into_iter().map(&mut plan).collect();
+                    writes.push(ReducedWrite { seqno, volume, lba, data, blocks, room });
                 }
             }
         }
-        Some(Planned::Writes(writes))
+        Some(Planned::Writes(writes, identities))
     }
 
-    async fn plan_block(&self, block: &HostBlock, cell: &Twin, pending: &mut PendingBlocks) -> Plan {
+    fn plan_block(
+        &self,
+        block: &HostBlock,
+        found: Option<Lookup>,
+        twin: impl FnOnce() -> Twin,
+        pending: &mut PendingBlocks,
+    ) -> Plan {
         if block.is_zero() {
             return Plan::Zero;
         }
@@ -206,11 +230,10 @@ impl Engine {
         {
             return Plan::Pending(twin.clone());
         }
-        let found = self.index.lock().lookup(block.fingerprint);
         match found {
-            Lookup::Recent(candidate) => Plan::Stored(candidate, 0),
+            Some(Lookup::Recent(candidate)) => Plan::Stored(candidate, 0),
             _ => {
-                pending.insert(key, (block.data.clone(), cell.clone()));
+                pending.insert(key, (block.data.clone(), twin()));
                 Plan::Unique(0, 0)
             }
         }
@@ -223,28 +246,50 @@ impl Engine {
         }
     }
 
-    /// Loads the fingerprint lists that hooks among the blocks point to, and those that a stream would want next.
-    async fn load_lists(&self, ops: &[Numbered]) {
-        let blocks = ops.iter().flat_map(|n| match &n.op {
-            HostOp::Write { blocks, .. } => &blocks[..],
-            HostOp::Unmap { .. } => &[],
-        });
-        let wanted: BTreeSet<ListId> = {
-            let mut index = self.index.lock();
-            let mut wanted = BTreeSet::new();
-            for block in blocks.filter(|b| !b.is_zero()) {
-                match index.lookup(block.fingerprint) {
-                    Lookup::Miss => continue,
-                    Lookup::Hook(list) => {
-                        wanted.insert(list);
-                    }
-                    Lookup::Recent(_) => {}
-                }
-                wanted.extend(index.list_after(block.fingerprint));
-            }
-            wanted
+    /// Looks up every block. Loads the fingerprint lists that hooks among them point to first, and begins to load those that a stream
+    /// will want next.
+    async fn look_up(self: &Arc<Self>, ops: &[Numbered]) -> Vec<Lookup> {
+        let blocks = || {
+            ops.iter().flat_map(|n| match &n.op {
+                HostOp::Write { blocks, .. } => &blocks[..],
+                HostOp::Unmap { .. } => &[],
+            })
         };
-        join_all(wanted.into_iter().map(|list| self.load_list(list))).await;
+        let mut wanted = BTreeSet::new();
+        let mut ahead = BTreeSet::new();
+        let mut look = |wanted: &mut BTreeSet<ListId>| {
+            let mut index = self.index.lock();
+            let mut look_up = |block: &HostBlock| {
+                if block.is_zero() {
+                    return Lookup::Miss;
+                }
+                let found = index.lookup(block.fingerprint);
+                if let Lookup::Hook(list) = found {
+                    wanted.insert(list);
+                }
+                if found != Lookup::Miss {
+                    ahead.extend(index.list_after(block.fingerprint));
+                }
+                found
+            };
+            let found: Vec<Lookup> = blocks().map(&mut look_up).collect();
+            ahead.retain(|list| index.begin_load(*list));
+            found
+        };
+        let mut found = look(&mut wanted);
+        if !wanted.is_empty() {
+            let lists = std::mem::take(&mut wanted);
+            join_all(lists.into_iter().map(|list| self.load_list(list))).await;
+            found = look(&mut wanted);
+        }
+        for list in ahead {
+            let engine = self.clone();
+            self.spawn(async move {
+                let _pass = engine.gate.enter();
+                engine.load_list(list).await;
+            });
+        }
+        found
     }
 
     /// Reads the fingerprint list a hook points to.
@@ -261,37 +306,42 @@ impl Engine {
     }
 
     /// Compares candidates byte by byte, then compresses what is unique.
-    async fn reduce(self: &Arc<Self>, mut writes: Vec<ReducedWrite>, pass: Pass) -> Reduced {
+    async fn reduce(self: &Arc<Self>, mut writes: Vec<ReducedWrite>, identities: Identities, pass: Pass) -> Reduced {
+        self.preload(&writes).await;
         self.verify(&mut writes).await;
         let mut unique: Vec<(usize, usize)> = Vec::new();
         for (w, write) in writes.iter().enumerate() {
-            for (b, (_, plan, _)) in write.blocks.iter().enumerate() {
+            for (b, (_, plan)) in write.blocks.iter().enumerate() {
                 if matches!(plan, Plan::Unique(..)) {
                     unique.push((w, b));
                 }
             }
         }
         let per_frame = self.config.frame_blocks.clamp(1, 4);
-        let mut groups: Vec<Vec<Bytes>> = Vec::new();
+        let mut groups: Vec<Group> = Vec::with_capacity(unique.len() / per_frame + 1);
         for (n, group) in unique.chunks(per_frame).enumerate() {
-            let mut blocks = Vec::with_capacity(group.len());
             for (i, &(w, b)) in group.iter().enumerate() {
-                let (block, plan, _) = &mut writes[w].blocks[b];
-                *plan = Plan::Unique(n as u32, i as u8);
-                blocks.push(block.data.clone());
+                writes[w].blocks[b].1 = Plan::Unique(n as u32, i as u8);
             }
-            groups.push(blocks);
+            let (w, first) = group[0];
+            let keep = group.iter().any(|&(w, _)| writes[w].blocks.len() < STREAM_BLOCKS);
+            let consecutive = group.iter().enumerate().all(|(i, &at)| at == (w, first + i));
+            groups.push(if consecutive {
+                Group::slice(writes[w].data.slice(first * BLOCK_SIZE..(first + group.len()) * BLOCK_SIZE), keep)
+            } else {
+                Group::blocks(group.iter().map(|&(w, b)| writes[w].blocks[b].0.data.clone()).collect(), keep)
+            });
         }
         let compression = self.config.compression;
         let expected = groups.len();
         let frames: Vec<ReducedFrame> = if unique.len() <= INLINE_BLOCKS {
-            compress(groups, compression)
+            compress(&groups, compression)
         } else {
             let mut jobs = Vec::new();
             while !groups.is_empty() {
                 let rest = groups.split_off(groups.len().min(FRAMES_PER_JOB));
                 let job = std::mem::replace(&mut groups, rest);
-                jobs.push(compute(&self.env, move || compress(job, compression)));
+                jobs.push(compute(&self.env, move || compress(&job, compression)));
             }
             join_all(jobs).await.into_iter().flatten().flatten().collect()
         };
@@ -300,7 +350,26 @@ impl Engine {
         if frames.len() != expected {
             self.fail(Error::io("compressing a batch did not end well"));
         }
-        Reduced::Writes { writes, frames }
+        Reduced::Writes { writes, frames, identities }
+    }
+
+    /// Makes the metadata resident that committing the writes will change, all of it at the same time: the commit, which goes one by one,
+    /// should find it there. What cannot be read is left for the commit to report.
+    async fn preload(&self, writes: &[ReducedWrite]) {
+        // Each round gets one level deeper: directory and table page of a map page, the page, and so on to the entries.
+        for _ in 0..3 * LEVELS_MAX {
+            let missing: BTreeSet<Miss> = {
+                let state = self.state.read();
+                let blocks = |w: &ReducedWrite| w.blocks.len();
+                writes.iter().flat_map(|w| state.missing(w.volume, w.lba, blocks(w))).collect()
+            };
+            if missing.is_empty() {
+                return;
+            }
+            if join_all(missing.into_iter().map(|miss| self.load(miss))).await.iter().any(Result::is_err) {
+                return;
+            }
+        }
     }
 
     /// Turns candidates that are not equal after all into unique blocks.
@@ -308,62 +377,37 @@ impl Engine {
         if planted::active(Bug::NoVerify) {
             return;
         }
-        let mut wanted: Vec<(usize, usize, VirtualBlock)> = Vec::new();
-        for (w, write) in writes.iter().enumerate() {
-            for (b, (_, plan, _)) in write.blocks.iter().enumerate() {
-                if let Plan::Stored(candidate, _) = plan {
-                    wanted.push((w, b, *candidate));
-                }
+        let mut wanted: Vec<(VirtualBlock, HostBlock)> = Vec::new();
+        for (block, plan) in writes.iter().flat_map(|w| &w.blocks) {
+            if let Plan::Stored(candidate, _) = plan {
+                wanted.push((*candidate, block.clone()));
             }
         }
         if wanted.is_empty() {
             return;
         }
-        let blocks: Vec<VirtualBlock> = wanted.iter().map(|(_, _, v)| *v).collect();
-        let sums: Vec<u64> = wanted.iter().map(|&(w, b, _)| writes[w].blocks[b].0.fingerprint as u64).collect();
-        let stored = self.read_blocks_matching(&blocks, &sums).await;
-        for ((w, b, _), stored) in wanted.into_iter().zip(stored) {
-            let (block, plan, _) = &mut writes[w].blocks[b];
-            match (stored, &mut *plan) {
-                (Some((data, stamp)), Plan::Stored(_, known)) if data == block.data => {
-                    *known = stamp;
-                    self.counters.dedupe_hits.fetch_add(1, Ordering::Relaxed);
-                }
-                _ => {
-                    self.counters.dedupe_misses.fetch_add(1, Ordering::Relaxed);
-                    *plan = Plan::Unique(0, 0);
+        let (mut hits, mut misses) = (0, 0);
+        let mut stamps = self.compare(wanted).await.into_iter();
+        for (_, plan) in writes.iter_mut().flat_map(|w| &mut w.blocks) {
+            if let Plan::Stored(_, stamp) = plan {
+                match stamps.next().flatten() {
+                    Some(equal) => {
+                        *stamp = equal;
+                        hits += 1;
+                    }
+                    None => {
+                        *plan = Plan::Unique(0, 0);
+                        misses += 1;
+                    }
                 }
             }
         }
+        self.counters.dedupe_hits.fetch_add(hits, Ordering::Relaxed);
+        self.counters.dedupe_misses.fetch_add(misses, Ordering::Relaxed);
     }
 }
 
 enum Planned {
-    Writes(Vec<ReducedWrite>),
+    Writes(Vec<ReducedWrite>, Identities),
     Unmap(Reduced),
-}
-
-thread_local! {
-    static COMPRESSOR: std::cell::RefCell<Compressor> = std::cell::RefCell::new(Compressor::new());
-}
-
-/// Compresses groups of blocks into frames.
-pub fn compress(groups: Vec<Vec<Bytes>>, compression: crate::report::Compression) -> Vec<ReducedFrame> {
-    COMPRESSOR.with_borrow_mut(|compressor| {
-        let pack = |blocks: Vec<Bytes>| {
-            let raw = match &blocks[..] {
-                // A copy: the frame cache must not keep the host's whole buffer for one block of it.
-                [one] => Bytes::copy_from_slice(one),
-                _ => {
-                    let mut raw = BytesMut::with_capacity(blocks.len() * BLOCK_SIZE);
-                    blocks.iter().for_each(|b| raw.extend_from_slice(b));
-                    raw.freeze()
-                }
-            };
-            let mut stored = Vec::with_capacity(raw.len());
-            let codec = compressor.compress(compression, &raw, &mut stored);
-            ReducedFrame { stored, raw, codec, blocks: blocks.len() as u8 }
-        };
-        groups.into_iter().map(pack).collect()
-    })
 }

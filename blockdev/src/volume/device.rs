@@ -131,14 +131,15 @@ impl Volume {
         let piece = engine.space().batch_blocks(WRITE_BLOCKS.min(engine.intake.write_blocks_max()));
         for at in (0..all).step_by(piece) {
             let n = piece.min(all - at);
-            let block = |i: usize| HostBlock::of(data.slice((at + i) * BLOCK_SIZE..(at + i + 1) * BLOCK_SIZE));
+            let piece = data.slice(at * BLOCK_SIZE..(at + n) * BLOCK_SIZE);
+            let block = |i: usize| HostBlock::of(piece.slice(i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE));
             let blocks: Vec<HostBlock> = (0..n).map(block).collect();
             let room = engine.intake.reserve(n).await?;
             if blocks.iter().any(|b| !b.is_zero()) {
                 engine.check_space().await?;
             }
             engine.check_alive()?;
-            engine.intake.write(self.id, Lba(first + at as u64), blocks, room);
+            engine.intake.write(self.id, Lba(first + at as u64), piece, blocks, room);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Where host operations arrive: they get their place in the order, become visible to reads, and wait to be committed.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -47,6 +48,8 @@ pub enum HostOp {
         /// First block.
         lba: Lba,
         /// Content.
+        data: Bytes,
+        /// Content, block by block.
         blocks: Vec<HostBlock>,
         /// Room in the write buffer.
         room: OwnedSemaphorePermit,
@@ -86,14 +89,78 @@ struct Queue {
     closed: bool,
 }
 
-type Key = (VolumeId, u64);
+/// Newest content by volume and group of LBAs.
+type Shard = Mutex<FxHashMap<(VolumeId, u64), Box<Group>>>;
 const SHARDS: usize = 16;
+/// Consecutive LBAs in one group: what is written together is entered together.
+const GROUP: usize = 16;
+
+/// The newest content of one LBA.
+#[derive(Clone, Default)]
+struct Slot {
+    /// Of the write; 0 when there is none.
+    seqno: Seqno,
+    data: Bytes,
+}
+
+impl Slot {
+    fn content(&self) -> Option<Bytes> {
+        (self.seqno.0 != 0).then(|| self.data.clone())
+    }
+}
+
+/// The newest content of consecutive LBAs.
+#[derive(Default)]
+struct Group {
+    slots: [Slot; GROUP],
+    /// Slots that have content.
+    used: usize,
+}
+
+impl Group {
+    fn put(&mut self, slot: usize, seqno: Seqno, data: Bytes) {
+        let slot = &mut self.slots[slot];
+        self.used += usize::from(slot.seqno.0 == 0);
+        *slot = Slot { seqno, data };
+    }
+
+    /// Forgets the content if it is still that of write `seqno`.
+    fn clear(&mut self, slot: usize, seqno: Seqno) {
+        let slot = &mut self.slots[slot];
+        if slot.seqno == seqno {
+            *slot = Slot::default();
+            self.used -= 1;
+        }
+    }
+}
+
+/// Those of some LBAs that lie in one group.
+struct Piece {
+    group: u64,
+    /// Slot of the first.
+    slot: usize,
+    /// Which of the LBAs.
+    range: Range<usize>,
+}
+
+/// Splits `count` LBAs from `lba` on into groups.
+fn pieces(lba: u64, count: usize) -> impl Iterator<Item = Piece> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let at = lba + from as u64;
+        let slot = at as usize % GROUP;
+        let len = (GROUP - slot).min(count - from);
+        let range = from..from + len;
+        from += len;
+        (len > 0).then_some(Piece { group: at / GROUP as u64, slot, range })
+    })
+}
 
 /// Operations that are acknowledged but not committed.
 pub struct Intake {
     queue: Mutex<Queue>,
     wake: Notify,
-    overlay: [Mutex<FxHashMap<Key, (Seqno, Bytes)>>; SHARDS],
+    overlay: [Shard; SHARDS],
     room: Arc<Semaphore>,
     room_blocks: u32,
 }
@@ -123,8 +190,8 @@ impl Intake {
         (self.room_blocks / 2) as usize
     }
 
-    fn shard(&self, key: &Key) -> &Mutex<FxHashMap<Key, (Seqno, Bytes)>> {
-        &self.overlay[(key.1 as usize >> 3).wrapping_add(key.0.0 as usize) % SHARDS]
+    fn shard(&self, volume: VolumeId, group: u64) -> &Shard {
+        &self.overlay[(group as usize).wrapping_add(volume.0 as usize) % SHARDS]
     }
 
     /// Waits for room for `blocks` in the write buffer.
@@ -134,16 +201,26 @@ impl Intake {
     }
 
     /// Takes a write in: from now on reads see it.
-    pub fn write(&self, volume: VolumeId, lba: Lba, blocks: Vec<HostBlock>, room: OwnedSemaphorePermit) -> Seqno {
+    pub fn write(
+        &self,
+        volume: VolumeId,
+        lba: Lba,
+        data: Bytes,
+        blocks: Vec<HostBlock>,
+        room: OwnedSemaphorePermit,
+    ) -> Seqno {
         let mut queue = self.queue.lock();
         queue.last += 1;
         let seqno = Seqno(queue.last);
-        for (i, block) in blocks.iter().enumerate() {
-            let key = (volume, lba.0 + i as u64);
-            self.shard(&key).lock().insert(key, (seqno, block.data.clone()));
+        for piece in pieces(lba.0, blocks.len()) {
+            let mut shard = self.shard(volume, piece.group).lock();
+            let group = shard.entry((volume, piece.group)).or_default();
+            for (slot, i) in (piece.slot..).zip(piece.range) {
+                group.put(slot, seqno, blocks[i].data.clone());
+            }
         }
         queue.blocks += blocks.len();
-        queue.ops.push_back(Numbered { seqno, op: HostOp::Write { volume, lba, blocks, room } });
+        queue.ops.push_back(Numbered { seqno, op: HostOp::Write { volume, lba, data, blocks, room } });
         drop(queue);
         self.wake.notify_one();
         seqno
@@ -214,19 +291,27 @@ impl Intake {
         out
     }
 
-    /// The newest uncommitted content of a block; empty for zeroes.
-    pub fn lookup(&self, volume: VolumeId, lba: u64) -> Option<Bytes> {
-        let key = (volume, lba);
-        self.shard(&key).lock().get(&key).map(|(_, data)| data.clone())
+    /// Appends the newest uncommitted content of blocks to `out`: None where there is none, empty for zeroes.
+    pub fn lookup(&self, volume: VolumeId, lba: Lba, count: usize, out: &mut Vec<Option<Bytes>>) {
+        for piece in pieces(lba.0, count) {
+            let shard = self.shard(volume, piece.group).lock();
+            match shard.get(&(volume, piece.group)) {
+                Some(group) => out.extend(group.slots[piece.slot..][..piece.range.len()].iter().map(Slot::content)),
+                None => out.resize(out.len() + piece.range.len(), None),
+            }
+        }
     }
 
     /// A write was committed: what the overlay holds of it is no longer needed.
     pub fn committed(&self, volume: VolumeId, lba: Lba, blocks: usize, seqno: Seqno) {
-        for i in 0..blocks as u64 {
-            let key = (volume, lba.0 + i);
-            let mut shard = self.shard(&key).lock();
-            if shard.get(&key).is_some_and(|(s, _)| *s == seqno) {
-                shard.remove(&key);
+        for piece in pieces(lba.0, blocks) {
+            let mut shard = self.shard(volume, piece.group).lock();
+            let Some(group) = shard.get_mut(&(volume, piece.group)) else { continue };
+            for slot in piece.slot..piece.slot + piece.range.len() {
+                group.clear(slot, seqno);
+            }
+            if group.used == 0 {
+                shard.remove(&(volume, piece.group));
             }
         }
     }
@@ -244,5 +329,59 @@ impl Intake {
     /// Bytes that wait to be committed.
     pub fn memory(&self) -> usize {
         (self.room_blocks as usize).saturating_sub(self.room.available_permits()) * BLOCK_SIZE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocks(value: u8, count: usize) -> (Bytes, Vec<HostBlock>) {
+        let data = Bytes::from(vec![value; count * BLOCK_SIZE]);
+        let block = |i| HostBlock::of(data.slice(i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE));
+        (data.clone(), (0..count).map(block).collect())
+    }
+
+    #[tokio::test]
+    async fn the_overlay_shows_the_newest_content_until_that_is_committed() {
+        let (intake, volume) = (Intake::new(1 << 20, Seqno(0)), VolumeId(3));
+        let write = async |lba: u64, value: u8, count: usize| {
+            let (data, blocks) = blocks(value, count);
+            let room = intake.reserve(count).await.unwrap();
+            intake.write(volume, Lba(lba), data, blocks, room)
+        };
+        // First byte of each block; 255 where there is nothing.
+        let seen = |lba: u64, count: usize| -> Vec<u8> {
+            let mut out = Vec::new();
+            intake.lookup(volume, Lba(lba), count, &mut out);
+            out.iter().map(|b| b.as_ref().map_or(255, |b| b.first().copied().unwrap_or(0))).collect()
+        };
+        let first = write(10, 1, 40).await;
+        let second = write(15, 0, 3).await;
+        assert_eq!(seen(14, 5), [1, 0, 0, 0, 1]);
+        assert_eq!((seen(9, 2), seen(49, 2)), (vec![255, 1], vec![1, 255]));
+        intake.committed(volume, Lba(10), 40, first);
+        assert_eq!(seen(10, 40), [[255; 5].as_slice(), &[0; 3], &[255; 32]].concat());
+        let third = write(16, 2, 1).await;
+        intake.committed(volume, Lba(15), 3, second);
+        assert_eq!(seen(15, 3), [255, 2, 255]);
+        intake.committed(volume, Lba(16), 1, third);
+        assert!(intake.overlay.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    #[test]
+    fn pieces_cover_all_blocks_once() {
+        for (lba, count) in [(0, 0), (0, 16), (15, 1), (15, 2), (3, 100), (u64::from(u32::MAX) * 16 - 1, 17)] {
+            let covered: Vec<u64> = pieces(lba, count)
+                .flat_map(|p| {
+                    p.range.clone().zip(p.slot..).map(move |(i, slot)| (i, p.group * GROUP as u64 + slot as u64))
+                })
+                .map(|(i, at)| {
+                    assert_eq!(at, lba + i as u64);
+                    at
+                })
+                .collect();
+            assert_eq!(covered, (lba..lba + count as u64).collect::<Vec<_>>());
+        }
     }
 }

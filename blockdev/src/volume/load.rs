@@ -43,6 +43,15 @@ impl Engine {
         Ok(Bytes::from(out))
     }
 
+    /// As [`Self::read_stored`] without `avoid`, in the pieces the disks hold: where each starts, and what it holds.
+    pub(super) async fn read_pieces(&self, extent: &Extent, offset: u32, len: usize) -> Vec<(u32, Result<Bytes>)> {
+        let open = self.appenders.read().contains_key(&extent.segment);
+        if open {
+            return vec![(offset, self.read_stored(extent, offset, len, 0).await)];
+        }
+        self.array.read_strips(extent, offset, len).await
+    }
+
     /// Reads and uncompresses a frame and checks it with `accept`. What does not pass is reconstructed from other columns: first
     /// without each single column that holds the frame, then, with double parity, without each pair.
     pub async fn read_frame(
@@ -50,13 +59,14 @@ impl Engine {
         at: &Location,
         codec: Codec,
         raw_len: usize,
-        accept: impl Fn(&[u8]) -> bool,
+        accept: impl Fn(&Bytes) -> bool,
     ) -> Result<Bytes> {
         let extent = self.extent(at.segment)?;
         let decode = |stored: &[u8]| {
-            let mut raw = Vec::with_capacity(raw_len);
+            let mut raw = Vec::new();
             codec::decompress(codec, stored, raw_len, &mut raw).ok()?;
-            (raw.len() == raw_len && accept(&raw)).then(|| Bytes::from(raw))
+            let raw = Bytes::from(raw);
+            (raw.len() == raw_len && accept(&raw)).then_some(raw)
         };
         let first = self.read_stored(&extent, at.offset, at.len.into(), 0).await;
         if let Ok(stored) = &first
@@ -130,7 +140,7 @@ impl Engine {
         if entry.refcount == 0 || entry.kind != BlockKind::MapPage || entry.frame.len == 0 {
             return Err(Error::corrupt(format!("virtual block {block} is not a stored map page")));
         }
-        let sum = |raw: &[u8]| crate::format::checksum(raw) == entry.checksum;
+        let sum = |raw: &Bytes| crate::format::checksum(raw) == entry.checksum;
         let raw = self.read_frame(&entry.frame, entry.codec, entry.raw_len.into(), sum).await?;
         let page = MapPage::decode(&raw)?;
         let mut state = self.state.write();
@@ -147,7 +157,7 @@ impl Engine {
         if pointer.is_none() || self.state.read().table.pages.contains(page) {
             return Ok(());
         }
-        let sum = |raw: &[u8]| crate::format::checksum(raw) == pointer.checksum;
+        let sum = |raw: &Bytes| crate::format::checksum(raw) == pointer.checksum;
         let raw = self.read_frame(&pointer.at, pointer.codec, TABLE_PAGE_SIZE, sum).await?;
         let decoded = TablePage::decode(&raw)?;
         let mut state = self.state.write();
@@ -169,7 +179,7 @@ impl Engine {
         if pointer.is_none() {
             return Err(Error::corrupt(format!("directory page {page} was never written")));
         }
-        let sum = |raw: &[u8]| crate::format::checksum(raw) == pointer.checksum;
+        let sum = |raw: &Bytes| crate::format::checksum(raw) == pointer.checksum;
         let raw = self.read_frame(&pointer.at, pointer.codec, DIRECTORY_PAGE_SIZE, sum).await?;
         let decoded = DirectoryPage::decode(&raw)?;
         let mut state = self.state.write();

@@ -8,6 +8,7 @@ pub mod cleaner;
 pub mod commit;
 pub mod destage;
 pub mod device;
+pub mod frame;
 pub mod frame_cache;
 pub mod gate;
 pub mod group_commit;

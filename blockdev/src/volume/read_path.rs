@@ -1,6 +1,5 @@
 //! Reads: what is not yet committed comes from the overlay, the rest through map, block table, frame.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,10 +8,12 @@ use futures::future::join_all;
 
 use super::Engine;
 use super::destage::Stamp;
+use super::intake::HostBlock;
 use crate::codec;
 use crate::env::compute;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::page::{BlockEntry, BlockKind, Location};
+use crate::map::Need;
 use crate::redundancy::array::Extent;
 use crate::units::{BLOCK_SIZE, Lba, VirtualBlock, VolumeId};
 
@@ -23,18 +24,70 @@ const RUN_MAX: u32 = 256 << 10;
 /// Runs with more frames than this are uncompressed by the processor pool.
 const FRAMES_INLINE: usize = 4;
 
+/// A block to be found.
+struct WantedBlock {
+    /// Index into the request.
+    index: usize,
+    /// Where it is.
+    entry: BlockEntry,
+    /// What it may be equal to.
+    like: Option<Bytes>,
+}
+
+/// A block that was found, and its checksum right.
+struct Found {
+    /// Content.
+    data: Bytes,
+    /// Whether it is equal to [`WantedBlock::like`], byte for byte.
+    equal: bool,
+}
+
+/// What became of wanted blocks.
+type Answers = Vec<(WantedBlock, Result<Found>)>;
+
+/// One frame and which of the wanted blocks lie in it.
+struct WantedFrame {
+    at: Location,
+    entry: BlockEntry,
+    blocks: Vec<WantedBlock>,
+}
+
+impl WantedFrame {
+    /// The wanted blocks in the uncompressed frame; None when one of them is not what its checksum says.
+    fn look_at(&self, raw: &Bytes) -> Option<Vec<Found>> {
+        let find = |wanted: &WantedBlock| {
+            let start = usize::from(wanted.entry.index) * BLOCK_SIZE;
+            let block = raw.get(start..start + BLOCK_SIZE)?;
+            // What equals a block of the same checksum needs no other proof.
+            let equal = wanted.like.as_ref().is_some_and(|like| like == block);
+            let right = equal || crate::format::checksum(block) == wanted.entry.checksum;
+            right.then(|| Found { data: raw.slice(start..start + BLOCK_SIZE), equal })
+        };
+        self.blocks.iter().map(find).collect()
+    }
+}
+
+/// A frame that was read, and what was found in it unless it is damaged.
+struct Decoded {
+    frame: WantedFrame,
+    raw: Option<(Bytes, Vec<Found>)>,
+}
+
 /// Frames next to each other, read at once.
 struct Run {
     extent: Arc<Extent>,
-    frames: Vec<Wanted>,
+    frames: Vec<WantedFrame>,
 }
 
-/// One frame and which of the wanted blocks lie in it.
-struct Wanted {
-    at: Location,
-    entry: BlockEntry,
-    /// Index into the request, and entry, of each wanted block.
-    blocks: Vec<(usize, BlockEntry)>,
+impl Run {
+    /// Whether a frame behind the others is near enough.
+    fn takes(&self, at: &Location) -> bool {
+        let near = |last: &WantedFrame| at.offset <= last.at.offset + u32::from(last.at.len) + GAP_MAX;
+        let short = |first: &WantedFrame| at.offset + u32::from(at.len) - first.at.offset <= RUN_MAX;
+        self.extent.segment == at.segment
+            && self.frames.last().is_some_and(near)
+            && self.frames.first().is_some_and(short)
+    }
 }
 
 impl Engine {
@@ -42,7 +95,7 @@ impl Engine {
     pub async fn read_lbas(&self, volume: VolumeId, lba: Lba, count: usize) -> Result<Bytes> {
         let _pass = self.gate.enter();
         let mut pending: Vec<Option<Bytes>> = Vec::with_capacity(count);
-        pending.extend((0..count as u64).map(|i| self.intake.lookup(volume, lba.0 + i)));
+        self.intake.lookup(volume, lba, count, &mut pending);
         if let [Some(one)] = &pending[..]
             && !one.is_empty()
         {
@@ -100,126 +153,145 @@ impl Engine {
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("volume {volume} is gone")))
     }
 
-    /// The content and stamp of those blocks that are in use and have the given checksum; None for all others.
-    pub(super) async fn read_blocks_matching(
-        &self,
-        blocks: &[VirtualBlock],
-        sums: &[u64],
-    ) -> Vec<Option<(Bytes, Stamp)>> {
-        let mut out = vec![None; blocks.len()];
-        let mut wanted = Vec::new();
-        for (i, (&block, &sum)) in blocks.iter().zip(sums).enumerate() {
-            let Ok(entry) = self.with_state(|s| s.table.entry(block)).await else { continue };
-            if entry.refcount > 0 && entry.kind == BlockKind::Data && entry.checksum == sum {
-                wanted.push((i, entry));
+    /// Compares blocks with what may be their like in the pool, byte by byte: the stamp of those that are equal.
+    pub(super) async fn compare(&self, pairs: Vec<(VirtualBlock, HostBlock)>) -> Vec<Option<Stamp>> {
+        let entries = self.with_state(|s| pairs.iter().map(|(v, _)| s.table.entry(*v)).collect::<Need<Vec<_>>>()).await;
+        let Ok(entries) = entries else { return vec![None; pairs.len()] };
+        let mut stamps = vec![None; pairs.len()];
+        let mut wanted = Vec::with_capacity(pairs.len());
+        for (i, ((_, block), entry)) in pairs.into_iter().zip(entries).enumerate() {
+            // The fingerprint's lower half is the checksum: where that differs there is nothing to compare.
+            let alike = entry.checksum == block.fingerprint as u64;
+            if entry.refcount > 0 && entry.kind == BlockKind::Data && alike {
+                wanted.push(WantedBlock { index: i, entry, like: Some(block.data) });
             }
         }
-        let found = self.fetch_blocks(&wanted.iter().map(|(_, e)| *e).collect::<Vec<_>>()).await;
-        for ((i, entry), block) in wanted.into_iter().zip(found) {
-            out[i] = block.ok().map(|data| (data, entry.interval));
+        for (wanted, found) in self.fetch(wanted).await {
+            if found.is_ok_and(|found| found.equal) {
+                stamps[wanted.index] = Some(wanted.entry.interval);
+            }
         }
-        out
+        stamps
     }
 
     /// The content of blocks, one result for each. Frames next to each other are read together.
     pub async fn fetch_blocks(&self, entries: &[BlockEntry]) -> Vec<Result<Bytes>> {
         let mut out: Vec<Result<Bytes>> = Vec::with_capacity(entries.len());
-        let mut frames: BTreeMap<Location, Wanted> = BTreeMap::new();
-        for (i, entry) in entries.iter().enumerate() {
-            out.push(Err(Error::io("not read")));
-            let slot = frames.entry(entry.frame);
-            slot.or_insert_with(|| Wanted { at: entry.frame, entry: *entry, blocks: Vec::new() })
-                .blocks
-                .push((i, *entry));
+        out.resize_with(entries.len(), || Err(Error::io("not read")));
+        let wanted = entries.iter().enumerate();
+        let wanted = wanted.map(|(index, entry)| WantedBlock { index, entry: *entry, like: None }).collect();
+        for (wanted, found) in self.fetch(wanted).await {
+            out[wanted.index] = found.map(|found| found.data);
         }
+        out
+    }
+
+    /// Finds blocks in the cache or on disk, in any order.
+    async fn fetch(&self, mut wanted: Vec<WantedBlock>) -> Answers {
+        wanted.sort_by_key(|w| (w.entry.frame, w.index));
+        let mut out = Vec::with_capacity(wanted.len());
         let mut runs: Vec<Run> = Vec::new();
-        for (at, wanted) in frames {
+        let mut rest = wanted.into_iter().peekable();
+        while let Some(first) = rest.next() {
+            let (at, entry) = (first.entry.frame, first.entry);
+            let mut blocks = vec![first];
+            while let Some(next) = rest.next_if(|w| w.entry.frame == at) {
+                blocks.push(next);
+            }
+            let frame = WantedFrame { at, entry, blocks };
             if let Some(run) = runs.last_mut()
-                && run.extent.segment == at.segment
-                && run.frames.last().is_some_and(|l| at.offset <= l.at.offset + u32::from(l.at.len) + GAP_MAX)
-                && run.frames.first().is_some_and(|f| at.offset + u32::from(at.len) - f.at.offset <= RUN_MAX)
+                && run.takes(&at)
             {
-                if !self.take_from_cache(&run.extent, &wanted, &mut out) {
-                    run.frames.push(wanted);
+                if let Some(frame) = self.take_from_cache(&run.extent, frame, &mut out) {
+                    run.frames.push(frame);
                 }
                 continue;
             }
             match self.extent(at.segment) {
                 Ok(extent) => {
-                    if !self.take_from_cache(&extent, &wanted, &mut out) {
-                        runs.push(Run { extent, frames: vec![wanted] });
+                    if let Some(frame) = self.take_from_cache(&extent, frame, &mut out) {
+                        runs.push(Run { extent, frames: vec![frame] });
                     }
                 }
-                Err(e) => wanted.blocks.iter().for_each(|(i, _)| out[*i] = Err(e.clone())),
+                Err(e) => out.extend(frame.blocks.into_iter().map(|w| (w, Err(e.clone())))),
             }
         }
-        for results in join_all(runs.into_iter().map(|run| self.read_run(run))).await {
-            for (i, result) in results {
-                out[i] = result;
+        match runs.len() {
+            0 => {}
+            1 => {
+                for run in runs {
+                    out.append(&mut self.read_run(run).await);
+                }
             }
+            _ => join_all(runs.into_iter().map(|run| self.read_run(run))).await.into_iter().for_each(|a| out.extend(a)),
         }
         out
     }
 
-    fn take_from_cache(&self, extent: &Extent, wanted: &Wanted, out: &mut [Result<Bytes>]) -> bool {
-        let Some(raw) = self.frames.get(&(extent.incarnation, wanted.at.offset)) else { return false };
+    /// Answers from the cache, or gives the frame back.
+    fn take_from_cache(&self, extent: &Extent, frame: WantedFrame, out: &mut Answers) -> Option<WantedFrame> {
+        let key = (extent.incarnation, frame.at.offset);
+        let Some(raw) = self.frames.get(&key) else { return Some(frame) };
         // Only the blocks that were wanted when the frame was read have been verified.
-        if !verify(&raw, &wanted.blocks) {
-            self.frames.remove(&(extent.incarnation, wanted.at.offset));
-            return false;
+        match frame.look_at(&raw) {
+            Some(found) => {
+                out.extend(frame.blocks.into_iter().zip(found.into_iter().map(Ok)));
+                None
+            }
+            None => {
+                self.frames.remove(&key);
+                Some(frame)
+            }
         }
-        for (i, e) in &wanted.blocks {
-            out[*i] = Ok(block_of(&raw, e));
-        }
-        true
     }
 
-    async fn read_run(&self, run: Run) -> Vec<(usize, Result<Bytes>)> {
+    async fn read_run(&self, run: Run) -> Answers {
         let (Some(first), Some(last)) = (run.frames.first(), run.frames.last()) else { return Vec::new() };
         let start = first.at.offset;
         let len = (last.at.offset + u32::from(last.at.len) - start) as usize;
-        let stored = self.read_stored(&run.extent, start, len, 0).await;
-        let mut decoded: Vec<(Wanted, Option<Bytes>)> = match stored {
-            Err(_) => run.frames.into_iter().map(|w| (w, None)).collect(),
-            Ok(stored) if run.frames.len() <= FRAMES_INLINE => decode_all(run.frames, &stored, start),
-            Ok(stored) => {
-                let mut jobs = Vec::new();
-                let mut frames = run.frames;
-                while !frames.is_empty() {
-                    let rest = frames.split_off(frames.len().min(2 * FRAMES_INLINE));
-                    let job = std::mem::replace(&mut frames, rest);
-                    let stored = stored.clone();
-                    jobs.push(compute(&self.env, move || decode_all(job, &stored, start)));
-                }
-                join_all(jobs).await.into_iter().flatten().flatten().collect()
+        let stored = Arc::new(self.read_pieces(&run.extent, start, len).await);
+        let decoded: Vec<Decoded> = if run.frames.len() <= FRAMES_INLINE {
+            decode_all(run.frames, &stored)
+        } else {
+            let mut jobs = Vec::new();
+            let mut frames = run.frames;
+            while !frames.is_empty() {
+                let rest = frames.split_off(frames.len().min(2 * FRAMES_INLINE));
+                let job = std::mem::replace(&mut frames, rest);
+                let stored = stored.clone();
+                jobs.push(compute(&self.env, move || decode_all(job, &stored)));
             }
+            join_all(jobs).await.into_iter().flatten().flatten().collect()
         };
         let mut out = Vec::new();
-        for (wanted, raw) in decoded.drain(..) {
+        for Decoded { frame, raw } in decoded {
             let raw = match raw {
                 Some(raw) => Ok(raw),
-                None => self.repair_frame(&wanted).await,
+                None => self.repair_frame(&frame).await,
             };
-            if let Ok(raw) = &raw
-                && wanted.blocks.len() < usize::from(wanted.entry.frame_blocks)
-            {
-                self.frames.insert((run.extent.incarnation, wanted.at.offset), raw.clone());
-            }
-            for (i, entry) in &wanted.blocks {
-                out.push((*i, raw.clone().map(|raw| block_of(&raw, entry))));
+            match raw {
+                Ok((raw, found)) => {
+                    if frame.blocks.len() < usize::from(frame.entry.frame_blocks) {
+                        self.frames.insert((run.extent.incarnation, frame.at.offset), raw);
+                    }
+                    out.extend(frame.blocks.into_iter().zip(found.into_iter().map(Ok)));
+                }
+                Err(e) => out.extend(frame.blocks.into_iter().map(|w| (w, Err(e.clone())))),
             }
         }
         out
     }
 
-    async fn repair_frame(&self, wanted: &Wanted) -> Result<Bytes> {
-        let accept = |raw: &[u8]| verify(raw, &wanted.blocks);
-        let entry = &wanted.entry;
-        let raw = self.read_frame(&wanted.at, entry.codec, entry.raw_len.into(), accept).await;
+    async fn repair_frame(&self, frame: &WantedFrame) -> Result<(Bytes, Vec<Found>)> {
+        let entry = &frame.entry;
+        let accept = |raw: &Bytes| frame.look_at(raw).is_some();
+        let raw = self.read_frame(&frame.at, entry.codec, entry.raw_len.into(), accept).await;
         if raw.is_err() {
-            tracing::error!(segment = wanted.at.segment.0, offset = wanted.at.offset, "a frame cannot be read");
+            tracing::error!(segment = frame.at.segment.0, offset = frame.at.offset, "a frame cannot be read");
         }
-        raw.context("reading stored data")
+        let raw = raw.context("reading stored data")?;
+        let found = frame.look_at(&raw).ok_or_else(|| Error::corrupt("a frame changed while it was looked at"))?;
+        Ok((raw, found))
     }
 
     /// Counts a host read.
@@ -229,33 +301,43 @@ impl Engine {
     }
 }
 
-fn block_of(raw: &Bytes, entry: &BlockEntry) -> Bytes {
-    let start = usize::from(entry.index) * BLOCK_SIZE;
-    raw.slice(start..start + BLOCK_SIZE)
+/// Stored bytes at consecutive offsets, as they came from the disks: where each piece starts, and what it holds.
+type Pieces = Vec<(u32, Result<Bytes>)>;
+
+/// The stored bytes of a frame; None when they could not be read.
+fn stored_of(pieces: &Pieces, at: &Location) -> Option<Bytes> {
+    let first = pieces.partition_point(|(start, _)| *start <= at.offset).checked_sub(1)?;
+    let (start, piece) = &pieces[first];
+    let (from, len) = ((at.offset - start) as usize, usize::from(at.len));
+    let piece = piece.as_ref().ok()?;
+    if from + len <= piece.len() {
+        return Some(piece.slice(from..from + len));
+    }
+    let mut out = BytesMut::with_capacity(len);
+    out.extend_from_slice(piece.get(from..)?);
+    for (_, piece) in &pieces[first + 1..] {
+        let piece = piece.as_ref().ok()?;
+        out.extend_from_slice(&piece[..piece.len().min(len - out.len())]);
+    }
+    (out.len() == len).then(|| out.freeze())
 }
 
-fn verify(raw: &[u8], blocks: &[(usize, BlockEntry)]) -> bool {
-    blocks.iter().all(|(_, e)| {
-        let start = usize::from(e.index) * BLOCK_SIZE;
-        raw.get(start..start + BLOCK_SIZE).is_some_and(|block| crate::format::checksum(block) == e.checksum)
-    })
-}
-
-/// Uncompresses and verifies frames out of the bytes that were read from `start` on; None for those that do not pass.
-fn decode_all(frames: Vec<Wanted>, stored: &Bytes, start: u32) -> Vec<(Wanted, Option<Bytes>)> {
-    let decode = |wanted: &Wanted| {
-        let from = (wanted.at.offset - start) as usize;
-        let stored = stored.get(from..from + usize::from(wanted.at.len))?;
-        let raw_len = usize::from(wanted.entry.raw_len);
-        let mut raw = Vec::with_capacity(raw_len);
-        codec::decompress(wanted.entry.codec, stored, raw_len, &mut raw).ok()?;
-        verify(&raw, &wanted.blocks).then(|| Bytes::from(raw))
+/// Uncompresses and verifies frames.
+fn decode_all(frames: Vec<WantedFrame>, stored: &Pieces) -> Vec<Decoded> {
+    let decode = |frame: &WantedFrame| {
+        let stored = stored_of(stored, &frame.at)?;
+        let raw_len = usize::from(frame.entry.raw_len);
+        let mut raw = Vec::new();
+        codec::decompress(frame.entry.codec, &stored, raw_len, &mut raw).ok()?;
+        let raw = Bytes::from(raw);
+        let found = frame.look_at(&raw)?;
+        Some((raw, found))
     };
     frames
         .into_iter()
-        .map(|w| {
-            let raw = decode(&w);
-            (w, raw)
+        .map(|frame| {
+            let raw = decode(&frame);
+            Decoded { frame, raw }
         })
         .collect()
 }

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::format::catalogue::Catalogue;
-use crate::format::page::{BlockEntry, BlockKind, Location};
+use crate::format::page::{BlockEntry, BlockKind, Location, MAP_FANOUT};
 use crate::format::part::{Content, Item};
 use crate::format::record::{BlockRef, Frame, Op, Record, VolumeRecord};
-use crate::map::table::BlockTable;
-use crate::map::tree::{PageKey, VolumeMaps, page_index};
+use crate::map::table::{BlockTable, page_of};
+use crate::map::tree::{PageKey, VolumeMaps, by_leaf, page_index};
 use crate::map::{Miss, Need};
 use crate::planted::{self, Bug};
 use crate::segment::table::SegmentTable;
@@ -75,11 +75,34 @@ impl State {
         self.volumes.values().find(|v| v.name == name)
     }
 
+    /// What must be loaded next to overwrite `count` LBAs; nothing when all is resident, or the volume is gone.
+    pub fn missing(&self, volume: VolumeId, lba: Lba, count: usize) -> Vec<Miss> {
+        let mut out = Vec::new();
+        let Some(volume) = self.volumes.get(&volume) else { return out };
+        for (lba, range) in by_leaf(lba, count) {
+            match self.maps.leaf_entries(volume, lba) {
+                Ok(entries) => {
+                    let mut last = u64::MAX;
+                    for old in entries.into_iter().flatten().take(range.len()) {
+                        let page = page_of(*old);
+                        if page != last {
+                            out.extend(self.table.entry(*old).err());
+                            last = page;
+                        }
+                    }
+                }
+                Err(miss) => out.push(miss),
+            }
+        }
+        out
+    }
+
     /// Makes sure that everything [`State::apply`] needs is resident; returns how many map pages would come into being.
     pub fn prepare(&mut self, record: &Record) -> std::result::Result<usize, Blocked> {
         let mut created: HashSet<PageKey, rustc_hash::FxBuildHasher> = HashSet::default();
         let mut roots = 0;
         let mut path = Vec::new();
+        let mut last = u64::MAX;
         // An earlier operation of the record may empty pages that a later one needs again: then every page counts.
         let prunes = record.ops.iter().any(|op| match op {
             Op::Unmap { .. } => true,
@@ -93,47 +116,46 @@ impl State {
             match op {
                 Op::Write { volume, lba, blocks } => {
                     let volume = self.volumes.get(volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
-                    let mut leaf = u64::MAX;
-                    for (i, block) in blocks.iter().enumerate() {
-                        let lba = Lba(lba.0 + i as u64);
-                        if lba.0 >= volume.blocks {
-                            return Err(bad(format!("volume {}: write beyond its end", volume.name)));
-                        }
-                        match block {
-                            BlockRef::Zero => {}
-                            BlockRef::Shared(v) => self.table.ensure(*v)?,
-                            BlockRef::New { block, .. } => self.table.ensure(*block)?,
-                        }
-                        if prunes && *block != BlockRef::Zero {
+                    if lba.0.checked_add(blocks.len() as u64).is_none_or(|end| end > volume.blocks) {
+                        return Err(bad(format!("volume {}: write beyond its end", volume.name)));
+                    }
+                    for (lba, range) in by_leaf(*lba, blocks.len()) {
+                        let part = &blocks[range];
+                        if prunes && part.iter().any(|b| *b != BlockRef::Zero) {
                             created.extend((0..volume.levels).map(|l| (volume.id, l, page_index(lba.0, l))));
                         }
-                        if lba.0 / 512 != leaf {
-                            leaf = lba.0 / 512;
-                            self.maps.walk(volume, lba, |level, index| {
-                                created.insert((volume.id, level, index));
-                            })?;
-                            path.clear();
-                            self.maps.path(volume, lba, &mut path)?;
-                            for page in &path {
-                                self.table.ensure(*page)?;
+                        self.maps.walk(volume, lba, |level, index| {
+                            created.insert((volume.id, level, index));
+                        })?;
+                        path.clear();
+                        self.maps.path(volume, lba, &mut path)?;
+                        for page in &path {
+                            self.table.ensure_another(*page, &mut last)?;
+                        }
+                        for block in part {
+                            if let BlockRef::Shared(v) | BlockRef::New { block: v, .. } = block {
+                                self.table.ensure_another(*v, &mut last)?;
                             }
                         }
-                        self.table.ensure(self.maps.lookup(volume, lba)?)?;
+                        for old in self.maps.leaf_entries(volume, lba)?.into_iter().flatten().take(part.len()) {
+                            self.table.ensure_another(*old, &mut last)?;
+                        }
                     }
                 }
                 Op::Unmap { volume, lba, count } => {
                     let volume = self.volumes.get(volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
-                    let mut at = lba.0;
-                    while let Some(next) = self.maps.next_mapped(volume, at, lba.0 + count)? {
-                        if at == lba.0 || next / 512 != (at - 1) / 512 {
-                            path.clear();
-                            self.maps.path(volume, Lba(next), &mut path)?;
-                            for page in &path {
-                                self.table.ensure(*page)?;
-                            }
+                    let (mut at, end) = (lba.0, lba.0 + count);
+                    while let Some(next) = self.maps.next_mapped(volume, at, end)? {
+                        path.clear();
+                        self.maps.path(volume, Lba(next), &mut path)?;
+                        for page in &path {
+                            self.table.ensure_another(*page, &mut last)?;
                         }
-                        self.table.ensure(self.maps.lookup(volume, Lba(next))?)?;
-                        at = next + 1;
+                        let len = leaf_rest(next, end);
+                        for old in self.maps.leaf_entries(volume, Lba(next))?.into_iter().flatten().take(len) {
+                            self.table.ensure_another(*old, &mut last)?;
+                        }
+                        at = next + len as u64;
                     }
                 }
                 Op::Relocate(moves) => {
@@ -165,6 +187,11 @@ impl State {
                 record.pages.len()
             )));
         }
+        self.apply_prepared(record)
+    }
+
+    /// Applies a record for which [`State::prepare`] has just found everything resident, with the pages it asked for.
+    pub fn apply_prepared(&mut self, record: &Record) -> std::result::Result<(), Blocked> {
         let mut pages = record.pages.iter().copied();
         for op in &record.ops {
             self.apply_op(op, &record.frames, &mut pages)?;
@@ -182,28 +209,34 @@ impl State {
     ) -> std::result::Result<(), Blocked> {
         match op {
             Op::Write { volume, lba, blocks } => {
-                for (i, block) in blocks.iter().enumerate() {
-                    let to = match *block {
-                        BlockRef::Zero => VirtualBlock::NONE,
-                        BlockRef::Shared(v) => {
-                            self.share(v)?;
-                            v
-                        }
-                        BlockRef::New { block, frame, index, fingerprint } => {
-                            self.create(block, &frames[frame as usize], index, fingerprint)?;
-                            block
-                        }
-                    };
-                    self.set(*volume, Lba(lba.0 + i as u64), to, pages)?;
+                let mut to = Vec::with_capacity(blocks.len().min(MAP_FANOUT));
+                for (lba, range) in by_leaf(*lba, blocks.len()) {
+                    to.clear();
+                    // New references first: what loses its last one here and gains another in the same breath was never free.
+                    for block in &blocks[range] {
+                        to.push(match *block {
+                            BlockRef::Zero => VirtualBlock::NONE,
+                            BlockRef::Shared(v) => {
+                                self.share(v)?;
+                                v
+                            }
+                            BlockRef::New { block, frame, index, fingerprint } => {
+                                self.create(block, &frames[frame as usize], index, fingerprint)?;
+                                block
+                            }
+                        });
+                    }
+                    self.map(*volume, lba, &to, pages)?;
                 }
             }
             Op::Unmap { volume, lba, count } => {
-                let mut at = lba.0;
+                let (mut at, end) = (lba.0, lba.0 + count);
                 loop {
                     let v = self.volumes.get(volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
-                    let Some(next) = self.maps.next_mapped(v, at, lba.0 + count)? else { break };
-                    self.set(*volume, Lba(next), VirtualBlock::NONE, pages)?;
-                    at = next + 1;
+                    let Some(next) = self.maps.next_mapped(v, at, end)? else { break };
+                    let len = leaf_rest(next, end);
+                    self.map(*volume, Lba(next), &[VirtualBlock::NONE; MAP_FANOUT][..len], pages)?;
+                    at = next + len as u64;
                 }
             }
             Op::Relocate(moves) => {
@@ -295,38 +328,41 @@ impl State {
         Ok(())
     }
 
-    fn set(
+    /// Maps consecutive LBAs within one leaf page and gives back what they were mapped to.
+    fn map(
         &mut self,
         volume: VolumeId,
         lba: Lba,
-        to: VirtualBlock,
+        to: &[VirtualBlock],
         pages: &mut impl Iterator<Item = VirtualBlock>,
     ) -> std::result::Result<(), Blocked> {
         let v = self.volumes.get_mut(&volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
-        let mut path = Vec::new();
-        if to.is_none() && self.maps.lookup(v, lba)?.is_none() {
+        let zeroes = to.iter().any(|b| b.is_none());
+        if to.iter().all(|b| b.is_none()) && self.maps.leaf_entries(v, lba)?.is_none() {
             return Ok(());
         }
         let table = &mut self.table;
-        let mut short = false;
-        let old = self.maps.set(v, lba, to, || {
+        let (mut short, mut replaced, mut path) = (false, Vec::new(), Vec::new());
+        let new_page = || {
             next_page(table, pages).unwrap_or_else(|| {
                 short = true;
                 VirtualBlock::NONE
             })
-        })?;
+        };
+        self.maps.set_in_leaf(v, lba, to, new_page, &mut replaced, &mut path)?;
         if short {
             return Err(bad("a record gives too few map pages"));
         }
-        self.maps.path(v, lba, &mut path)?;
         // A dirty map page needs a dirty table page, so that a checkpoint can give it a place.
         for page in &path {
             self.table.touch(*page)?;
         }
-        if !old.is_none() && !planted::active(Bug::ReferenceLeaked) {
-            self.release(old)?;
+        if !planted::active(Bug::ReferenceLeaked) {
+            for old in replaced {
+                self.release(old)?;
+            }
         }
-        if to.is_none() {
+        if zeroes {
             let mut freed = Vec::new();
             let v = self.volumes.get_mut(&volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
             self.maps.prune(v, lba, |page| freed.push(page))?;
@@ -436,6 +472,11 @@ impl State {
         });
         Ok(items.collect())
     }
+}
+
+/// LBAs from `lba` to the end of its leaf page, or to `end`.
+fn leaf_rest(lba: u64, end: u64) -> usize {
+    (MAP_FANOUT - lba as usize % MAP_FANOUT).min((end - lba) as usize)
 }
 
 /// The entry of a map page that lies at `frame` now.
