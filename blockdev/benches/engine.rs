@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use blockdev::codec::Compressor;
 use blockdev::disk::uring::attach_runtime;
-use blockdev::disk::{Disk, FileDisk, OpenOptions};
+use blockdev::disk::{AlignedBuf, Disk, FileDisk, OpenOptions};
 use blockdev::env::{Env, RealEnv, Rng};
 use blockdev::frontend::BlockDevice;
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
@@ -146,11 +146,14 @@ where
 }
 
 /// A file with space allocated, as a drive has: the file system's work to find it is not what is measured.
-fn make_disk(path: &Path, size: u64) {
-    let mut file = std::fs::File::create(path).expect("created");
-    let piece = vec![0; 1 << 20];
-    (0..size >> 20).for_each(|_| file.write_all(&piece).expect("filled"));
-    file.sync_all().expect("synced");
+async fn make_disk(path: &Path, size: u64) {
+    let options = OpenOptions { create_size: Some(size), ..OpenOptions::default() };
+    let disk = FileDisk::open(path, options).expect("opened");
+    let zeroes = AlignedBuf::zeroed(1 << 20).freeze();
+    for at in (0..size).step_by(zeroes.len()) {
+        disk.write(at, vec![zeroes.clone()], false).await.expect("filled");
+    }
+    disk.flush().await.expect("synced");
 }
 
 fn disks(paths: &[PathBuf]) -> Vec<Arc<dyn Disk>> {
@@ -180,7 +183,7 @@ fn main() {
         let paths: Vec<PathBuf> = (0..DISKS).map(|i| dir.join(format!("disk{i}.img"))).collect();
         paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
         let size = ((mib as u64) << 20).max(512 << 20);
-        paths.iter().for_each(|p| make_disk(p, size));
+        futures::future::join_all(paths.iter().map(|p| make_disk(p, size))).await;
         let env: Arc<dyn Env> = RealEnv::new(tokio::runtime::Handle::current(), threads);
         let options = CreateOptions {
             name: "bench".into(),

@@ -94,14 +94,17 @@ impl Hooks {
         self.resolve(self.find(key)?)
     }
 
-    /// The list that came after the one this hook names.
-    pub fn after(&self, key: Key) -> Option<ListId> {
-        let number = self.find(key)?;
-        self.resolve(number)?;
-        if number == self.newest {
-            return None;
-        }
-        self.resolve(next_number(number))
+    /// The lists that came after the one this hook names, in order, as far as they are known.
+    pub fn after(&self, key: Key) -> impl Iterator<Item = ListId> {
+        let named = self.find(key).filter(|&number| self.resolve(number).is_some());
+        let mut at = named.unwrap_or(self.newest);
+        std::iter::from_fn(move || {
+            if at == self.newest {
+                return None;
+            }
+            at = next_number(at);
+            self.resolve(at)
+        })
     }
 
     /// Starts a list: the hooks inserted from now on belong to it.

@@ -12,7 +12,7 @@
 //! * **Loaded lists** are kept while they are used (`lists`).
 //!
 //! A caller that looks up some hundred blocks before it decides on the first of them, and after every answer but a miss
-//! asks [`DedupeIndex::list_after`] which list to read ahead, finds nearly all of a stream that comes again.
+//! asks [`DedupeIndex::read_ahead`] which lists to load in time, finds nearly all of a stream that comes again.
 //!
 //! # Memory
 //! Of the budget, an eighth goes to the recent window, a sixteenth to loaded lists, the rest to hooks. For 1 TiB of
@@ -48,6 +48,12 @@ use window::Window;
 /// Sparser hooks would need less memory but leave more blocks in front of the first hook of a list undiscovered, and
 /// lists would have to be longer to have hooks at all; denser ones would not fit the target for memory.
 pub const HOOK_SAMPLING: u64 = 64;
+
+/// Lists read ahead of a stream. A list is some hundred blocks: as much as is looked up while one is read.
+const READ_AHEAD: usize = 4;
+
+/// Blocks there must be room for in loaded lists, for each list read ahead: what is in use must not be driven out.
+const LIST_ROOM: usize = 4096;
 
 /// Smallest budget in bytes; a smaller one is raised to this.
 pub const BUDGET_MIN: usize = 64 << 10;
@@ -158,18 +164,25 @@ impl DedupeIndex {
         }
     }
 
-    /// The list that was added right after the one the hook of `fingerprint` names, unless it is loaded: what a stream
-    /// that has hit this hook will probably want next. `None` for fingerprints that are no hooks.
-    pub fn list_after(&self, fingerprint: u128) -> Option<ListId> {
+    /// Appends to `out` the lists that were added after the one the hook of `fingerprint` names and are neither loaded nor about to be:
+    /// what a stream that has hit this hook will probably want next. The caller must load them and end with [`Self::cache_list`].
+    /// None for fingerprints that are no hooks.
+    pub fn read_ahead(&mut self, fingerprint: u128, out: &mut Vec<ListId>) {
         let key = self.key(fingerprint);
-        let next = key.is_hook().then(|| self.hooks.after(key)).flatten()?;
-        (!self.lists.contains(next)).then_some(next)
+        if !key.is_hook() {
+            return;
+        }
+        let ahead = (self.lists.capacity() / LIST_ROOM).clamp(1, READ_AHEAD);
+        for list in self.hooks.after(key).take(ahead) {
+            if !self.lists.contains(list) && self.loading.insert(list) {
+                out.push(list);
+            }
+        }
     }
 
-    /// Whether the caller should load a list it was not asked to wait for; no for lists that are loaded or about to be. It must end with
-    /// [`Self::cache_list`].
-    pub fn begin_load(&mut self, list: ListId) -> bool {
-        !self.lists.contains(list) && self.loading.insert(list)
+    /// Whether [`Self::read_ahead`] gave the list away to be loaded, and that has not ended.
+    pub fn is_loading(&self, list: ListId) -> bool {
+        self.loading.contains(&list)
     }
 
     /// Remembers that `block` was just stored under `fingerprint`, in place of any other.

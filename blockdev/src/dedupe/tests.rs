@@ -127,20 +127,29 @@ fn hooks_name_the_newest_list_with_the_fingerprint() {
 }
 
 #[test]
-fn the_list_after_a_hook() {
-    let mut index = DedupeIndex::new(1 << 20);
+fn lists_after_a_hook_are_read_ahead_once() {
+    let mut index = DedupeIndex::new(16 << 20);
     let hooks = hook_blocks(&index, 0, 3);
     let other = (0..).find(|n| !hooks.contains(n)).unwrap();
+    let ahead = |index: &mut DedupeIndex, n: u64| {
+        let mut out = Vec::new();
+        index.read_ahead(fp(n), &mut out);
+        out
+    };
     index.add_list(list(1), [fp(hooks[0])].into_iter());
-    assert_eq!(index.list_after(fp(hooks[0])), None);
+    assert_eq!(ahead(&mut index, hooks[0]), []);
     index.add_list(list(2), std::iter::empty());
     index.add_list(list(3), [fp(hooks[1])].into_iter());
-    assert_eq!(index.list_after(fp(hooks[0])), Some(list(2)));
-    assert_eq!(index.list_after(fp(hooks[1])), None);
-    assert_eq!(index.list_after(fp(hooks[2])), None);
-    assert_eq!(index.list_after(fp(other)), None);
+    assert_eq!(ahead(&mut index, hooks[1]), [], "it is the newest");
+    assert_eq!(ahead(&mut index, hooks[2]), [], "its list is not known");
+    assert_eq!(ahead(&mut index, other), [], "it is no hook");
+    assert_eq!(ahead(&mut index, hooks[0]), [list(2), list(3)]);
+    assert_eq!(ahead(&mut index, hooks[0]), [], "they are being loaded");
+    assert!(index.is_loading(list(2)) && !index.is_loading(list(1)));
     index.cache_list(list(2), vec![]);
-    assert_eq!(index.list_after(fp(hooks[0])), None, "loaded already");
+    assert!(!index.is_loading(list(2)));
+    (4..10).for_each(|n| index.add_list(list(n), std::iter::empty()));
+    assert_eq!(ahead(&mut index, hooks[0]), [list(4), list(5)], "as many as there is room for");
 }
 
 #[test]
@@ -236,7 +245,7 @@ fn list_numbers_may_wrap() {
     }
     for n in 0..8 {
         assert_eq!(hooks.get(index.key(fp(n))), Some(list(8 * n)));
-        assert_eq!(hooks.after(index.key(fp(n))), (n < 7).then(|| list(8 * n + 8)));
+        assert_eq!(hooks.after(index.key(fp(n))).next(), (n < 7).then(|| list(8 * n + 8)));
     }
     hooks.drop_segment(list(8).segment());
     hooks.drop_segment(list(48).segment());
@@ -401,10 +410,10 @@ impl Store {
             if let Lookup::Hook(id) = answer {
                 self.load(id);
             }
-            if answer != Lookup::Miss
-                && let Some(next) = self.index.list_after(fp(n))
-            {
-                self.load(next);
+            if answer != Lookup::Miss {
+                let mut ahead = Vec::new();
+                self.index.read_ahead(fp(n), &mut ahead);
+                ahead.into_iter().for_each(|next| self.load(next));
             }
         }
         batch.iter().filter(|&&n| self.index.lookup(fp(n)) == Lookup::Recent(block(n))).count()

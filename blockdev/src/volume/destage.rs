@@ -255,9 +255,8 @@ impl Engine {
                 HostOp::Unmap { .. } => &[],
             })
         };
-        let mut wanted = BTreeSet::new();
-        let mut ahead = BTreeSet::new();
-        let mut look = |wanted: &mut BTreeSet<ListId>| {
+        let look = || {
+            let (mut wanted, mut ahead) = (BTreeSet::new(), Vec::new());
             let mut index = self.index.lock();
             let mut look_up = |block: &HostBlock| {
                 if block.is_zero() {
@@ -268,28 +267,44 @@ impl Engine {
                     wanted.insert(list);
                 }
                 if found != Lookup::Miss {
-                    ahead.extend(index.list_after(block.fingerprint));
+                    index.read_ahead(block.fingerprint, &mut ahead);
                 }
                 found
             };
             let found: Vec<Lookup> = blocks().map(&mut look_up).collect();
-            ahead.retain(|list| index.begin_load(*list));
-            found
+            drop(index);
+            // At once: what is wanted may be among them.
+            for list in ahead {
+                let engine = self.clone();
+                self.spawn(async move {
+                    let _pass = engine.gate.enter();
+                    engine.load_list(list).await;
+                });
+            }
+            (found, wanted)
         };
-        let mut found = look(&mut wanted);
-        if !wanted.is_empty() {
-            let lists = std::mem::take(&mut wanted);
-            join_all(lists.into_iter().map(|list| self.load_list(list))).await;
-            found = look(&mut wanted);
+        let (found, wanted) = look();
+        if wanted.is_empty() {
+            return found;
         }
-        for list in ahead {
-            let engine = self.clone();
-            self.spawn(async move {
-                let _pass = engine.gate.enter();
-                engine.load_list(list).await;
-            });
+        join_all(wanted.into_iter().map(|list| self.await_list(list))).await;
+        look().0
+    }
+
+    /// Loads a list, or waits for whoever does already.
+    async fn await_list(&self, list: ListId) {
+        let mut waited = false;
+        loop {
+            let loaded = self.list_loaded.notified();
+            if !self.index.lock().is_loading(list) || self.is_dead() {
+                break;
+            }
+            waited = true;
+            loaded.await;
         }
-        found
+        if !waited {
+            self.load_list(list).await;
+        }
     }
 
     /// Reads the fingerprint list a hook points to.
@@ -303,6 +318,7 @@ impl Engine {
             }
         }
         self.index.lock().cache_list(list, entries);
+        self.list_loaded.notify_waiters();
     }
 
     /// Compares candidates byte by byte, then compresses what is unique.

@@ -187,6 +187,8 @@ pub struct Engine {
     pub intake: Intake,
     /// Fingerprint index.
     pub index: Mutex<DedupeIndex>,
+    /// Tells that a fingerprint list was loaded.
+    pub(crate) list_loaded: Notify,
     /// Uncompressed frames.
     pub frames: FrameCache,
     /// Grace periods of freed space.
@@ -269,6 +271,7 @@ impl Engine {
         self.array.stop();
         self.stripes.close();
         self.log_wake.notify_one();
+        self.list_loaded.notify_waiters();
         self.log.interrupt();
         self.checkpoint_wanted.notify_one();
         self.cleaner_wanted.notify_one();

@@ -225,6 +225,7 @@ impl Engine {
             stripes: Arc::new(Semaphore::new(STRIPES_IN_FLIGHT)),
             appenders: RwLock::default(),
             index: Mutex::new(index),
+            list_loaded: Notify::new(),
             frames: FrameCache::new(config.frame_cache()),
             gate: Arc::default(),
             counters: Counters::default(),

@@ -31,6 +31,12 @@ fn seed_189_identities_are_handed_out_once() {
     passes(189);
 }
 
+/// A lookup waited for a fingerprint list that it was to load itself afterwards.
+#[test]
+fn seed_735_lists_are_loaded_before_they_are_waited_for() {
+    passes(735);
+}
+
 /// Host data left no segments to the cleaner and to checkpoints.
 #[test]
 fn seed_251_space_is_kept_for_checkpoints() {
