@@ -37,6 +37,23 @@ pub enum Step {
     Resize { volume: usize, blocks: u64 },
 }
 
+/// Writes of more blocks than this may be cut by a crash: they are taken in piece by piece.
+const WHOLE_BLOCKS: usize = 16;
+
+impl Step {
+    /// The image after a beginning of this step, if that is what was found.
+    fn cut_as(&self, before: &Image, found: &Image) -> Option<Image> {
+        let Step::Write { volume, lba, tags } = self else { return None };
+        (WHOLE_BLOCKS..tags.len())
+            .map(|len| {
+                let mut image = before.clone();
+                image.apply(&Step::Write { volume: *volume, lba: *lba, tags: tags[..len].to_vec() });
+                image
+            })
+            .find(|image| image == found)
+    }
+}
+
 /// Tags of all blocks and sizes of all volumes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
@@ -112,6 +129,15 @@ impl Model {
         image
     }
 
+    /// The first `n` steps made this image, the others are lost: their number is returned.
+    fn go_on_from(&mut self, image: Image, n: usize) -> usize {
+        let lost = self.steps.len() - n;
+        self.base = image;
+        self.steps.clear();
+        self.durable = 0;
+        lost
+    }
+
     /// The prefix that equals what was found after a crash; the model goes on from there. The steps that were lost are returned.
     pub fn recover(&mut self, found: &Image) -> Result<usize, String> {
         let mut image = self.base.clone();
@@ -121,15 +147,20 @@ impl Model {
                 image.apply(&self.steps[n - 1]);
             }
             if n >= self.durable && image == *found {
-                let lost = self.steps.len() - n;
-                self.base = image;
-                self.steps.clear();
-                self.durable = 0;
-                return Ok(lost);
+                return Ok(self.go_on_from(image, n));
             }
             if n == self.durable {
                 nearest = image.difference(found);
             }
+        }
+        let mut cut = self.base.clone();
+        for n in 1..=self.steps.len() {
+            if n > self.durable
+                && let Some(cut) = self.steps[n - 1].cut_as(&cut, found)
+            {
+                return Ok(self.go_on_from(cut, n));
+            }
+            cut.apply(&self.steps[n - 1]);
         }
         Err(format!(
             "no prefix of {} steps, {} of them flushed, gives what was found; against the flushed prefix: {nearest}; against all: {}",

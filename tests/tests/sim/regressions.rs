@@ -37,6 +37,12 @@ fn seed_735_lists_are_loaded_before_they_are_waited_for() {
     passes(735);
 }
 
+/// A crash came between the pieces of a long write: the model had taken it for a hole in the order.
+#[test]
+fn seed_216820_long_writes_may_be_cut() {
+    passes(216_820);
+}
+
 /// Host data left no segments to the cleaner and to checkpoints.
 #[test]
 fn seed_251_space_is_kept_for_checkpoints() {

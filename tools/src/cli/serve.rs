@@ -14,7 +14,7 @@ Examples:
 A configuration file:
   name = \"store\"                       # the pool's name
   disks = [\"/dev/sdb\", \"/dev/sdc\"]     # in any order: disks are known by their labels
-  memory = \"4G\"                        # write buffer, caches and dedupe index together
+  memory = \"4G\"                        # what the daemon may take: write buffer, caches, index, requests
   compression = \"zstd\"                 # zstd, lz4 or off, for new data
 
   [nbd]

@@ -222,7 +222,7 @@ pub struct Config {
     pub disks: Setting<Vec<PathBuf>>,
     /// Unix socket of the REST API.
     pub socket: Setting<PathBuf>,
-    /// Bytes for write buffer, caches and dedupe index together.
+    /// Bytes the daemon may take: write buffer, caches, dedupe index, requests under way, and everything else.
     pub memory: Setting<u64>,
     /// How new data is compressed.
     pub compression: Setting<Compression>,
@@ -329,6 +329,17 @@ pub fn read_file(path: &Path) -> Result<File> {
 }
 
 impl Config {
+    /// Bytes of [`Config::memory`] that the front ends may have for requests under way: an eighth.
+    pub fn front_end_memory(&self) -> u64 {
+        self.memory.value / 8
+    }
+
+    /// Bytes of [`Config::memory`] that the engine accounts for: five eighths. The last quarter is for what nobody accounts for: the program
+    /// itself, work space of the compressor, buffers on their way to disk, and what the allocator holds back.
+    pub fn engine_memory(&self) -> u64 {
+        self.memory.value / 8 * 5
+    }
+
     /// Reads and resolves everything; the first thing that is wrong is the error.
     pub fn load(sources: &Sources<'_>) -> Result<Self> {
         let absolute =

@@ -126,7 +126,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     }
     let faults = if config.lab.value { Some(Faults::new(&config.state_dir.value, drives)?) } else { None };
     let options =
-        PoolConfig { memory: config.memory.value, compression: config.compression.value, ..PoolConfig::default() };
+        PoolConfig { memory: config.engine_memory(), compression: config.compression.value, ..PoolConfig::default() };
     let pool = Pool::open(env, disks, options).await?;
     let name = pool.status().await.name;
     if let Some(wanted) = config.name.value.as_ref().filter(|wanted| **wanted != name) {

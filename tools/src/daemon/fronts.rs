@@ -9,7 +9,7 @@ use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
 use blockdev::frontend::fuse::{FuseOptions, FuseServer, Unmounted};
 use blockdev::frontend::loopdev::{self, LoopOptions, with_private_files};
-use blockdev::frontend::nbd::{Exports, Listen, NbdServer, TlsConfig};
+use blockdev::frontend::nbd::{Exports, Limits, Listen, NbdServer, TlsConfig};
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -61,7 +61,8 @@ impl Nbd {
         clear_socket(socket)?;
         let handle = Handle::current();
         let local = Listen::Unix(socket.clone(), SOCKET_MODE);
-        let mut servers = vec![NbdServer::start(handle.clone(), local, exports.clone(), None)?];
+        let limits = Limits::within(config.front_end_memory());
+        let mut servers = vec![NbdServer::start_with(handle.clone(), local, exports.clone(), None, limits.clone())?];
         if let Some(address) = config.nbd_listen.value {
             let tls = config.nbd_tls_cert.value.clone().zip(config.nbd_tls_key.value.clone());
             let client_ca = config.nbd_tls_ca.value.clone();
@@ -69,7 +70,7 @@ impl Nbd {
             if tls.is_none() && !address.ip().is_loopback() {
                 tracing::warn!(%address, "NBD is served to other machines without TLS: anybody who can connect can write");
             }
-            match NbdServer::start(handle, Listen::Tcp(address), exports.clone(), tls) {
+            match NbdServer::start_with(handle, Listen::Tcp(address), exports.clone(), tls, limits) {
                 Ok(server) => servers.push(server),
                 Err(e) => {
                     servers[0].shutdown().await;

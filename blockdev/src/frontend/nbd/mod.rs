@@ -77,6 +77,16 @@ pub struct Limits {
     pub grace: Duration,
 }
 
+impl Limits {
+    /// Payload buffers of at most about `bytes`, as far as that leaves room for the longest request; else as the default.
+    pub fn within(bytes: u64) -> Self {
+        let defaults = Self::default();
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let shared_bytes = bytes.clamp(REQUEST_BYTES_MAX as usize, defaults.shared_bytes);
+        Self { shared_bytes, connection_bytes: defaults.connection_bytes.min(shared_bytes), ..defaults }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -88,6 +98,24 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             stall: Duration::from_secs(60),
             grace: Duration::from_secs(5),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_follow_a_budget_between_the_longest_request_and_the_default() {
+        let shared = |bytes| Limits::within(bytes).shared_bytes;
+        assert_eq!((shared(0), shared(8 << 20)), (32 << 20, 32 << 20));
+        assert_eq!((shared(48 << 20), shared(u64::MAX)), (48 << 20, 128 << 20));
+        for bytes in [0, 40 << 20, 100 << 20, u64::MAX] {
+            let limits = Limits::within(bytes);
+            assert!(
+                limits.connection_bytes >= REQUEST_BYTES_MAX as usize && limits.connection_bytes <= limits.shared_bytes
+            );
         }
     }
 }
