@@ -11,6 +11,7 @@ use blockdev::report::Tolerance;
 use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE};
 
 use super::model::{Image, Model, Step, tag_of};
+use super::seeds::verbose;
 use super::work::{Mix, Worker};
 
 /// Most steps of the executor in one life.
@@ -168,6 +169,9 @@ impl Appliance {
                     budget.misdirected_writes = FaultRate::new(5_000, 3);
                     budget.medium_errors = FaultRate::new(20_000, 20);
                 }
+            }
+            if verbose() {
+                eprintln!("after life {}: disk {i} {budget:?}", self.lives);
             }
             self.disks[i].set_budget(budget);
         }

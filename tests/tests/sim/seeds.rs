@@ -45,6 +45,11 @@ pub fn outcome_of(work: impl FnOnce() -> Result<(), String>) -> Result<(), Strin
     })
 }
 
+/// Whether to tell what seeds do.
+pub fn verbose() -> bool {
+    std::env::var_os("ASHLAR_SIM_VERBOSE").is_some()
+}
+
 /// A number from the environment.
 pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -58,10 +63,9 @@ pub fn sweep(share: u64, shares: u64, count: u64, mut run: impl FnMut(u64) -> Re
         Some(seed) => (seed, 1),
         None => (number("ASHLAR_SIM_FIRST").unwrap_or(1), number("ASHLAR_SIM_SEEDS").unwrap_or(count)),
     };
-    let verbose = std::env::var_os("ASHLAR_SIM_VERBOSE").is_some();
     let (mut failures, mut done) = (Vec::new(), 0);
     for seed in (first..first + count).filter(|seed| seed % shares == share) {
-        if verbose {
+        if verbose() {
             eprintln!("seed {seed}");
         }
         done += 1;
@@ -82,7 +86,13 @@ const SEEDS: u64 = 2000;
 const SHARES: u64 = 4;
 
 fn random_seeds(share: u64) {
-    sweep(share, SHARES, SEEDS, |seed| run(Scenario::random(seed)));
+    sweep(share, SHARES, SEEDS, |seed| {
+        let scenario = Scenario::random(seed);
+        if verbose() {
+            eprintln!("{scenario:?}");
+        }
+        run(scenario)
+    });
 }
 
 #[test]
