@@ -48,20 +48,38 @@ pub struct Labelled {
 }
 
 /// Reads a disk's label, from its start or from its end; `NotFound` when it has none.
+///
+/// One copy of an unknown format version is enough to refuse the disk, whatever the other copy says: the newer release that wrote it
+/// may have changed the rest of the disk already.
 pub async fn read_label(disk: &Arc<dyn Disk>) -> Result<Label> {
     let size = disk.geometry().size;
+    let front = label_at(disk, 0).await;
+    // The other copy lies where the disk ended when it was labelled. Whether it still reaches that far is for the caller to judge.
+    let end = front.as_ref().map_or(size, |label| label.size);
+    let mut copies = vec![front];
+    if end <= size {
+        copies.push(label_at(disk, (end / 4096 * 4096).saturating_sub(EDGE)).await);
+    }
+    let unknown = |e: &&Error| e.kind() == ErrorKind::Unsupported;
+    if let Some(e) = copies.iter().filter_map(|copy| copy.as_ref().err()).find(unknown) {
+        return Err(e.clone());
+    }
     let mut worst = Error::new(ErrorKind::NotFound, format!("{} has no Ashlar label", disk.name()));
-    for at in [0, (size / 4096 * 4096).saturating_sub(EDGE)] {
-        match disk.read(at, LABEL_SIZE).await {
-            Ok(data) => match Label::decode(&data) {
-                Ok(label) => return Ok(label),
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
-                Err(e) => worst = e.context(disk.name()),
-            },
-            Err(e) => worst = Error::io(format!("{}: {e}", disk.name())),
+    for copy in copies {
+        match copy {
+            Ok(label) => return Ok(label),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => worst = e,
         }
     }
     Err(worst)
+}
+
+async fn label_at(disk: &Arc<dyn Disk>, at: u64) -> Result<Label> {
+    match disk.read(at, LABEL_SIZE).await {
+        Ok(data) => Label::decode(&data).map_err(|e| e.context(disk.name())),
+        Err(e) => Err(Error::io(format!("{}: {e}", disk.name()))),
+    }
 }
 
 /// All intact superblocks of a disk.

@@ -195,15 +195,18 @@ fn disk_restored_from_an_old_copy_is_not_used() {
 
 #[test]
 fn unknown_format_version_is_refused_by_name() {
-    let disks = pool("d", 3, Tolerance::Single, 18);
-    for at in [FRONT, TAIL] {
-        let mut data = bytes(&disks[2], at, 4096).to_vec();
-        data[8] = 2;
-        let sum = checksum(&data[..4088]);
-        data[4088..].copy_from_slice(&sum.to_le_bytes());
-        put(&disks[2], at, &data);
+    // One copy is enough: a newer release that began to take the disk over may have got no further.
+    for copies in [&[FRONT, TAIL][..], &[FRONT], &[TAIL]] {
+        let disks = pool("d", 3, Tolerance::Single, 18);
+        for &at in copies {
+            let mut data = bytes(&disks[2], at, 4096).to_vec();
+            data[8] = 2;
+            let sum = checksum(&data[..4088]);
+            data[4088..].copy_from_slice(&sum.to_le_bytes());
+            put(&disks[2], at, &data);
+        }
+        says(&refuses(&disks), ErrorKind::Unsupported, &["d2", "format version 2 is unknown", "use a newer release"]);
     }
-    says(&refuses(&disks), ErrorKind::Unsupported, &["d2", "format version 2 is unknown", "use a newer release"]);
 }
 
 /// Offsets of all superblocks of a disk.
