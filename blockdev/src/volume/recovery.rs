@@ -228,6 +228,13 @@ pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue) -> Res
             );
         }
         let member = Member::new(record.id, record.uuid, record.size, here.map(|d| d.disk.clone()), rolled_back);
+        if rolled_back {
+            member.set_trouble("shows an older state than it had: it was restored from a copy");
+        } else if let Some(unusable) =
+            found.unusable.iter().find(|u| u.label.as_ref().is_some_and(|l| l.disk == record.uuid))
+        {
+            member.set_trouble(unusable.why.to_string());
+        }
         // The newest it shows may have been cut short by a crash; the one before was complete.
         let sure = record.last_checkpoint.max(seen.saturating_sub(1));
         member.last_checkpoint.store(sure, Ordering::Relaxed);
@@ -242,8 +249,12 @@ pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue) -> Res
     }
     let array = DiskArray::new(env.clone(), label.geometry, label.tolerance, members);
     array.check_quorum().map_err(|e| {
-        let left_out = if found.unusable.is_empty() { String::new() } else { format!(" (left out: {})", found.reasons()) };
-        Error::new(e.kind(), format!("pool {}: {e}{left_out}", label.pool_name))
+        // One of these may be among those that are gone, but which one it is cannot be told.
+        let nameless: Vec<String> =
+            found.unusable.iter().filter(|u| u.label.is_none()).map(|u| u.why.to_string()).collect();
+        let given =
+            if nameless.is_empty() { String::new() } else { format!(" (without a label: {})", nameless.join("; ")) };
+        Error::new(e.kind(), format!("pool {}: {e}{given}", label.pool_name))
     })?;
     Ok(array)
 }

@@ -144,7 +144,11 @@ fn disk_without_a_label_counts_as_missing() {
 
     let disks = pool("e", 3, Tolerance::None, 12);
     [FRONT, TAIL].into_iter().for_each(|at| spoil(&disks[1], at));
-    says(&refuses(&disks), ErrorKind::Unavailable, &["tank", "1 of 3 disks", "tolerance of 0"]);
+    says(
+        &refuses(&disks),
+        ErrorKind::Unavailable,
+        &["tank", "1 of 3 disks", "tolerance of 0", "e1: label: checksum mismatch"],
+    );
 
     for d in &disks {
         [FRONT, TAIL].into_iter().for_each(|at| spoil(d, at));
@@ -157,7 +161,14 @@ fn disk_without_a_label_counts_as_missing() {
 #[test]
 fn more_disks_missing_than_tolerated_is_refused() {
     let disks = pool("d", 4, Tolerance::Single, 13);
-    says(&refuses(&disks[..2]), ErrorKind::Unavailable, &["pool tank", "2 of 4 disks", "tolerance of 1"]);
+    let name = |i: usize| {
+        let label = Label::decode(&bytes(&disks[i], FRONT, 4096)).expect("a label");
+        format!("disk {i} ({}): not found", label.disk)
+    };
+    let error = refuses(&disks[..2]);
+    says(&error, ErrorKind::Unavailable, &["pool tank", "2 of 4 disks", "tolerance of 1"]);
+    says(&error, ErrorKind::Unavailable, &[&name(2), &name(3), "attach them", "restore"]);
+    assert!(!error.to_string().contains("disk 0") && !error.to_string().contains("disk 1"), "{error}");
     assert_eq!(opens(&disks[1..], 13), [(String::new(), DiskState::Missing)]);
 }
 
