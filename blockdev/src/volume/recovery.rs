@@ -287,7 +287,7 @@ impl Engine {
             name: label.pool_name.clone(),
             epoch,
             intake: Intake::new(config.write_buffer(), state.seqno),
-            log: Log::new(array.clone(), epoch, found.extents, found.next_extent),
+            log: Log::new(array.clone(), label.pool, epoch, found.extents, found.next_extent),
             log_queue: Mutex::new(LogQueue::default()),
             log_wake: Notify::new(),
             durable: watch::channel(Durable { seqno: state.seqno.0, record: state.record }).0,
@@ -341,7 +341,10 @@ impl Engine {
         let absent = newest.fold(0, |bits, d| bits | d.label.absent);
         write_labels(&array, &label, epoch, absent).await?;
 
-        let found = replay::read(&array, superblock.epoch, superblock.log_start, catalogue.record + 1, absent).await?;
+        let found = {
+            let writer = (label.pool, superblock.epoch);
+            replay::read(&array, writer, superblock.log_start, catalogue.record + 1, absent).await?
+        };
         let entries = found.entries;
         let found = replay::Replay { entries: Vec::new(), ..found };
         let at = (&superblock, &catalogue);

@@ -211,12 +211,12 @@ fn unknown_format_version_is_refused_by_name() {
         let disks = pool("d", 3, Tolerance::Single, 18);
         for &at in copies {
             let mut data = bytes(&disks[2], at, 4096).to_vec();
-            data[8] = 2;
+            data[8] = FORMAT_VERSION as u8 + 1;
             let sum = checksum(&data[..4088]);
             data[4088..].copy_from_slice(&sum.to_le_bytes());
             put(&disks[2], at, &data);
         }
-        says(&refuses(&disks), ErrorKind::Unsupported, &["d2", "format version 2 is unknown", "use a newer release"]);
+        says(&refuses(&disks), ErrorKind::Unsupported, &["d2", "format version 3 is unknown", "use a newer release"]);
     }
 }
 
