@@ -252,8 +252,11 @@ pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue) -> Res
         // One of these may be among those that are gone, but which one it is cannot be told.
         let nameless: Vec<String> =
             found.unusable.iter().filter(|u| u.label.is_none()).map(|u| u.why.to_string()).collect();
-        let given =
-            if nameless.is_empty() { String::new() } else { format!(" (without a label: {})", nameless.join("; ")) };
+        let given = if nameless.is_empty() {
+            String::new()
+        } else {
+            format!(" (given without a good label: {})", nameless.join("; "))
+        };
         Error::new(e.kind(), format!("pool {}: {e}{given}", label.pool_name))
     })?;
     Ok(array)
