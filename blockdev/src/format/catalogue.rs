@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 
-use super::cursor::{COUNTER_LIMIT, Get, Put};
+use super::cursor::{COUNTER_LIMIT, Get, Put, check_version};
 use super::layout::DISK_SIZE_MAX;
 use super::page::{DIRECTORY_FANOUT, PagePtr, TABLE_FANOUT, VIRTUAL_BLOCKS_MAX};
 use super::record::{SegmentRecord, VolumeRecord};
@@ -101,13 +101,7 @@ impl Catalogue {
         if head.u32()? != MAGIC {
             return Err(Error::corrupt("catalogue: no magic"));
         }
-        let version = head.u32()?;
-        if version != super::FORMAT_VERSION {
-            return Err(Error::new(
-                crate::error::ErrorKind::Unsupported,
-                format!("catalogue: format version {version} is unknown to this release"),
-            ));
-        }
+        check_version(head.u32()?, "catalogue")?;
         let body = unpack(head.u64()?, head.0)?;
         Self::decode_body(&body).context("catalogue")
     }

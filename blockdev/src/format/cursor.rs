@@ -200,15 +200,22 @@ pub fn open_fixed<'a>(data: &'a [u8], magic: &[u8; 8], what: &str) -> Result<Get
     if Get(sum).u64()? != super::checksum(body) {
         return Err(Error::corrupt(format!("{what}: checksum mismatch")));
     }
-    let version = get.u32()?;
-    if version != super::FORMAT_VERSION {
-        return Err(Error::new(
-            crate::error::ErrorKind::Unsupported,
-            format!(
-                "{what}: format version {version} is unknown to this release, which reads version {}; use a newer release",
-                super::FORMAT_VERSION
-            ),
-        ));
-    }
+    check_version(get.u32()?, what)?;
     Ok(get)
+}
+
+/// Refuses a structure of a format version that is not this release's.
+pub fn check_version(version: u32, what: &str) -> Result<()> {
+    let todo = match version.cmp(&super::FORMAT_VERSION) {
+        std::cmp::Ordering::Equal => return Ok(()),
+        std::cmp::Ordering::Greater => "use a newer release",
+        std::cmp::Ordering::Less => "use the release that wrote it",
+    };
+    Err(Error::new(
+        crate::error::ErrorKind::Unsupported,
+        format!(
+            "{what}: format version {version} is unknown to this release, which reads version {}; {todo}",
+            super::FORMAT_VERSION
+        ),
+    ))
 }

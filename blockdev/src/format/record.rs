@@ -4,15 +4,17 @@
 //! A log *entry* is one write to the log: consecutive records, how far each open segment is durable, and the bytes of
 //! open segments beyond that which the records need.
 
-use super::cursor::{COUNTER_LIMIT, Get, Put, counter};
+use super::cursor::{COUNTER_LIMIT, Get, Put, check_version, counter};
 use super::page::{Location, MAP_BLOCKS_MAX, MAP_LEVELS_MAX, VIRTUAL_BLOCKS_MAX};
 use crate::codec::{Codec, FRAME_BLOCKS_MAX, FRAME_MAX};
 use crate::error::{Error, Result};
-use crate::units::{ChunkIndex, DiskId, Epoch, Lba, SegmentId, Seqno, VirtualBlock, VolumeId};
+use crate::units::{ChunkIndex, DiskId, Epoch, Lba, SegmentId, Seqno, Uuid, VirtualBlock, VolumeId};
 
 const ENTRY_MAGIC: u32 = 0x4C48_5341; // "ASHL"
 /// Bytes of an entry's header.
-pub const ENTRY_HEADER: usize = 48;
+pub const ENTRY_HEADER: usize = 64;
+/// Where the checksum is in the header: at its end, and covers what is before it and the body.
+const ENTRY_SUM: usize = ENTRY_HEADER - 8;
 /// Entries are padded to this.
 pub const ENTRY_ALIGN: usize = 4096;
 /// Most columns of a segment: a set of columns is a bit mask of 32 bits.
@@ -510,6 +512,8 @@ pub struct Inline {
 /// One write to the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// The pool's identity.
+    pub pool: Uuid,
     /// Writer epoch.
     pub epoch: Epoch,
     /// Log extent it was written to.
@@ -526,7 +530,7 @@ pub struct Entry {
 
 /// Encodes an entry whose `records` are already encoded; padded to [`ENTRY_ALIGN`].
 pub fn encode_entry(
-    (epoch, extent, number): (Epoch, u64, u64),
+    (pool, epoch, extent, number): (Uuid, Epoch, u64, u64),
     durable: &[(SegmentId, u32)],
     inline: &[(SegmentId, u32, &[u8])],
     records: &[&[u8]],
@@ -549,13 +553,14 @@ pub fn encode_entry(
     let mut header = Vec::with_capacity(ENTRY_HEADER);
     header.put_u32(ENTRY_MAGIC);
     header.put_u32(super::FORMAT_VERSION);
+    header.extend_from_slice(&pool.0);
     header.put_u64(epoch.0);
     header.put_u64(extent);
     header.put_u64(number);
     header.put_u64(len as u64);
-    out[..40].copy_from_slice(&header);
-    let sum = entry_checksum(&out[..40], &out[ENTRY_HEADER..]);
-    out[40..ENTRY_HEADER].copy_from_slice(&sum.to_le_bytes());
+    out[..ENTRY_SUM].copy_from_slice(&header);
+    let sum = entry_checksum(&out[..ENTRY_SUM], &out[ENTRY_HEADER..]);
+    out[ENTRY_SUM..ENTRY_HEADER].copy_from_slice(&sum.to_le_bytes());
     out.resize(len.next_multiple_of(ENTRY_ALIGN), 0);
     out
 }
@@ -576,25 +581,21 @@ impl Entry {
         if head.u32()? != ENTRY_MAGIC {
             return Err(Error::corrupt("log: no entry here"));
         }
-        let version = head.u32()?;
+        // Where the checksum is in another version is not known.
+        check_version(head.u32()?, "log")?;
+        let pool = head.uuid()?;
         let (epoch, extent, number) = (head.u64()?, head.u64()?, head.u64()?);
         let len = usize::try_from(head.u64()?).unwrap_or(usize::MAX);
         let sum = head.u64()?;
         let body =
             data.get(ENTRY_HEADER..len).ok_or_else(|| Error::corrupt("log: an entry is longer than its extent"))?;
-        if entry_checksum(&data[..40], body) != sum {
+        if entry_checksum(&data[..ENTRY_SUM], body) != sum {
             return Err(Error::corrupt("log: an entry's checksum does not match"));
-        }
-        if version != super::FORMAT_VERSION {
-            return Err(Error::new(
-                crate::error::ErrorKind::Unsupported,
-                format!("log: format version {version} is unknown to this release"),
-            ));
         }
         let epoch = Epoch(counter(epoch, "log: epoch")?);
         let (extent, number) = (counter(extent, "log: extent")?, counter(number, "log: entry")?);
         let mut get = Get(body);
-        let mut out = Self { epoch, extent, number, durable: vec![], inline: vec![], records: vec![] };
+        let mut out = Self { pool, epoch, extent, number, durable: vec![], inline: vec![], records: vec![] };
         for _ in 0..get.count(2)? {
             out.durable.push((SegmentId(get.varint32()?), get.varint32()?));
         }

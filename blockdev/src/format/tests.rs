@@ -104,7 +104,7 @@ fn truncation_is_noticed_at_every_length() {
         let whole = (kind.make)(&mut rng);
         // What follows the padding of an entry is not its own.
         let end = if kind.name == "log-entry" {
-            u64::from_le_bytes(whole[32..40].try_into().unwrap()) as usize
+            u64::from_le_bytes(whole[48..56].try_into().unwrap()) as usize
         } else {
             whole.len()
         };
@@ -150,7 +150,7 @@ fn damage_without_a_new_checksum_is_always_noticed() {
     for kind in KINDS.iter().filter(|k| matches!(k.name, "label" | "superblock" | "part" | "log-entry")) {
         let whole = (kind.make)(&mut rng);
         let end = if kind.name == "log-entry" {
-            u64::from_le_bytes(whole[32..40].try_into().unwrap()) as usize
+            u64::from_le_bytes(whole[48..56].try_into().unwrap()) as usize
         } else {
             whole.len()
         };
@@ -186,11 +186,11 @@ fn unknown_versions_are_refused_with_a_message_that_says_so() {
     for (kind, at) in [("label", 8), ("superblock", 8), ("catalogue", 4), ("log-entry", 4)] {
         let kind = KINDS.iter().find(|k| k.name == kind).unwrap();
         let mut bytes = (kind.make)(&mut rng);
-        bytes[at] = 2;
+        bytes[at] = FORMAT_VERSION as u8 + 1;
         (kind.seal)(&mut bytes);
         let (error, text) = message((kind.read)(&bytes));
         assert_eq!(error, ErrorKind::Unsupported, "{text}");
-        assert!(text.contains(kind.name.trim_end_matches("-entry")) && text.contains("version 2"), "{text}");
+        assert!(text.contains(kind.name.trim_end_matches("-entry")) && text.contains("version 3"), "{text}");
     }
 }
 
@@ -225,7 +225,7 @@ fn counts_beyond_the_input_are_refused_before_anything_is_allocated() {
     // Segments, inline data, records of an entry.
     for before in [0, 1, 2] {
         let mut bytes = vec![0; ENTRY_HEADER];
-        bytes[..8].copy_from_slice(&[0x41, 0x53, 0x48, 0x4c, 1, 0, 0, 0]);
+        bytes[..8].copy_from_slice(&[0x41, 0x53, 0x48, 0x4c, FORMAT_VERSION as u8, 0, 0, 0]);
         bytes.extend_from_slice(&many(&vec![0; before]));
         generate::seal_entry(&mut bytes);
         let (_, text) = message(Entry::decode(&bytes));

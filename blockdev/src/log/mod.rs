@@ -1,8 +1,8 @@
 //! The write log: entries mirrored on tolerance + 1 disks, in extents that rotate over all disks.
 //!
 //! The log is a sequence of numbered extents. Each has a slot in the log region of every disk that mirrors it; which slot is not
-//! recorded anywhere: replay looks at all of them ([`replay`]). Entries say which extent and epoch they belong to, so what an
-//! older use of a slot left behind is never taken for new.
+//! recorded anywhere: replay looks at all of them ([`replay`]). Entries say which pool, epoch and extent they belong to, so what an
+//! older use of a slot or of the disk left behind is never taken for new.
 
 pub mod replay;
 
@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::encode_entry;
 use crate::planted::{self, Bug};
 use crate::redundancy::array::DiskArray;
-use crate::units::{DiskId, Epoch, SegmentId};
+use crate::units::{DiskId, Epoch, SegmentId, Uuid};
 
 /// A place of an extent on one disk.
 pub type Mirror = (DiskId, u32);
@@ -41,6 +41,7 @@ struct Inner {
 /// The log of a pool that is open for writing. One task writes; checkpoints trim.
 pub struct Log {
     array: Arc<DiskArray>,
+    pool: Uuid,
     epoch: Epoch,
     inner: Mutex<Inner>,
     trimmed: Notify,
@@ -50,9 +51,15 @@ pub struct Log {
 
 impl Log {
     /// A log that goes on behind what replay found: `extents` stay untouched until they are trimmed.
-    pub fn new(array: Arc<DiskArray>, epoch: Epoch, extents: BTreeMap<u64, Vec<Mirror>>, next_extent: u64) -> Self {
+    pub fn new(
+        array: Arc<DiskArray>,
+        pool: Uuid,
+        epoch: Epoch,
+        extents: BTreeMap<u64, Vec<Mirror>>,
+        next_extent: u64,
+    ) -> Self {
         let inner = Inner { current: None, next_extent, next_entry: 1, extents };
-        Self { array, epoch, inner: Mutex::new(inner), trimmed: Notify::new(), entries: AtomicU64::new(0) }
+        Self { array, pool, epoch, inner: Mutex::new(inner), trimmed: Notify::new(), entries: AtomicU64::new(0) }
     }
 
     /// Writes one entry; durable on all its mirrors when this completes. `full` is called when the log has no room and
@@ -115,7 +122,7 @@ impl Log {
                 return Ok(None);
             }
             let Some(current) = &mut inner.current else { return Ok(None) };
-            let data = encode_entry((self.epoch, current.number, number), durable, inline, records);
+            let data = encode_entry((self.pool, self.epoch, current.number, number), durable, inline, records);
             if data.len() > size as usize {
                 return Err(Error::new(
                     ErrorKind::Io,
@@ -184,3 +191,6 @@ impl Log {
         used as f64 / all.max(1) as f64
     }
 }
+
+#[cfg(test)]
+mod tests;

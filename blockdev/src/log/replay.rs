@@ -7,10 +7,10 @@ use futures::future::join_all;
 
 use super::Mirror;
 use crate::error::Result;
-use crate::format::cursor::Get;
+use crate::format::cursor::{Get, counter};
 use crate::format::record::{ENTRY_ALIGN, Entry};
 use crate::redundancy::array::DiskArray;
-use crate::units::Epoch;
+use crate::units::{Epoch, Uuid};
 
 /// What is left of the log behind a checkpoint.
 #[derive(Default)]
@@ -23,27 +23,33 @@ pub struct Replay {
     pub next_extent: u64,
 }
 
-/// Epoch and extent number in the header at the start of a slot, unverified.
-fn peek(block: &[u8]) -> Option<(Epoch, u64)> {
+/// Pool, epoch and extent number in the header at the start of a slot, unverified.
+fn peek(block: &[u8]) -> Option<(Uuid, Epoch, u64)> {
     let mut get = Get(block);
     get.take(8).ok()?;
-    Some((Epoch(get.u64().ok()?), get.u64().ok()?))
+    Some((get.uuid().ok()?, Epoch(get.u64().ok()?), counter(get.u64().ok()?, "log: extent").ok()?))
 }
 
-/// Finds and reads all entries of `epoch` in extents from `start` on. The union of all mirrors counts: an entry that one
+/// Finds and reads all entries of `pool` and `epoch` in extents from `start` on. The union of all mirrors counts: an entry that one
 /// mirror lost is taken from another. Ends at the first gap.
 ///
 /// Disks in the bit set `unseen` are left out: an earlier recovery may have gone on without them, and must not be contradicted by an
 /// entry that only they hold.
-pub async fn read(array: &DiskArray, epoch: Epoch, start: u64, first_record: u64, unseen: u128) -> Result<Replay> {
+pub async fn read(
+    array: &DiskArray,
+    (pool, epoch): (Uuid, Epoch),
+    start: u64,
+    first_record: u64,
+    unseen: u128,
+) -> Result<Replay> {
     let geometry = array.geometry;
     let mut online = array.online();
     online.retain(|m| unseen.checked_shr(m.id.0.into()).unwrap_or(0) & 1 == 0);
     let slots = online.iter().flat_map(|m| (0..geometry.log_extents).map(move |s| (m.id, s)));
     let heads = join_all(slots.map(|(disk, slot)| async move {
         let head = array.read_disk(disk, geometry.log_extent(slot), ENTRY_ALIGN).await.ok()?;
-        let (found, extent) = peek(&head)?;
-        (found == epoch && extent >= start).then_some((extent, (disk, slot)))
+        let (owner, found, extent) = peek(&head)?;
+        ((owner, found) == (pool, epoch) && extent >= start).then_some((extent, (disk, slot)))
     }))
     .await;
     let mut out = Replay { next_extent: start, ..Replay::default() };
@@ -54,6 +60,7 @@ pub async fn read(array: &DiskArray, epoch: Epoch, start: u64, first_record: u64
 
     let mut entries: BTreeMap<u64, Entry> = BTreeMap::new();
     for (&extent, mirrors) in &out.extents {
+        let ours = |e: &Entry| (e.pool, e.epoch, e.extent) == (pool, epoch, extent);
         let reads = mirrors.iter().map(|&(disk, slot)| read_slot(array, disk, slot));
         let copies: Vec<Bytes> = join_all(reads).await.into_iter().flatten().collect();
         for copy in &copies {
@@ -63,14 +70,14 @@ pub async fn read(array: &DiskArray, epoch: Epoch, start: u64, first_record: u64
             while let Some(next) = starts.range(at..).next().copied() {
                 at = next;
                 match Entry::decode(&copy[at..]) {
-                    Ok((entry, len)) if entry.epoch == epoch && entry.extent == extent => {
+                    Ok((entry, len)) if ours(&entry) => {
                         entries.entry(entry.number).or_insert(entry);
                         starts.insert(at + len);
                         at += len;
                     }
                     _ => {
                         let known = copies.iter().filter_map(|c| Entry::decode(&c[at..]).ok());
-                        let intact = known.into_iter().find(|(e, _)| e.epoch == epoch && e.extent == extent);
+                        let intact = known.into_iter().find(|(e, _)| ours(e));
                         match intact {
                             Some((_, len)) => {
                                 starts.insert(at + len);

@@ -1,6 +1,10 @@
 //! `pool check`: walks a checkpoint read-only and recomputes references, space, checksums and parity.
+//!
+//! References are counted for a range of virtual blocks at a time, so that the counters take a bounded amount of memory. For each
+//! range all maps are walked, then the range of the block table is: a table of several ranges takes as many passes over the maps.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::env::Env;
@@ -18,6 +22,8 @@ use crate::volume::{Engine, PoolConfig};
 const FINDINGS_MAX: usize = 100;
 /// Blocks verified at once.
 const BATCH: usize = 256;
+/// Virtual blocks whose references are counted at a time: 64 MiB of counters.
+const COUNTED_AT_ONCE: u64 = (64 << 20) / size_of::<u32>() as u64;
 
 /// Receives blocks done and blocks in all.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
@@ -27,6 +33,17 @@ pub async fn check_array(
     env: &Arc<dyn Env>,
     array: &Arc<DiskArray>,
     pool: Uuid,
+    progress: Progress,
+) -> Result<CheckReport> {
+    check_counting(env, array, pool, COUNTED_AT_ONCE, progress).await
+}
+
+/// As [`check_array`], counting the references of `at_once` virtual blocks at a time.
+async fn check_counting(
+    env: &Arc<dyn Env>,
+    array: &Arc<DiskArray>,
+    pool: Uuid,
+    at_once: u64,
     progress: Progress,
 ) -> Result<CheckReport> {
     let mut labelled = Vec::new();
@@ -50,41 +67,90 @@ pub async fn check_array(
         Replay::default(),
         PoolConfig { memory: 64 << 20, ..PoolConfig::default() },
     );
-    let counts = vec![0; catalogue.table_len as usize];
-    let checker = Checker { engine, report: CheckReport::default(), counts, live: BTreeMap::new(), progress };
-    checker.run(catalogue.unique_bytes, catalogue.stored_bytes).await
+    let checker = Checker {
+        engine,
+        report: CheckReport::default(),
+        table_len: catalogue.table_len,
+        counted: 0..0,
+        counts: Vec::new(),
+        live: BTreeMap::new(),
+        progress: Steps { done: 0, total: 0, tell: progress },
+    };
+    checker.run(at_once, catalogue.unique_bytes, catalogue.stored_bytes).await
+}
+
+/// Progress in blocks: those of the maps once for each pass, then those of the block table.
+struct Steps {
+    done: u64,
+    total: u64,
+    tell: Progress,
+}
+
+impl Steps {
+    /// Neither backwards nor beyond the end: a map may hold more than was recorded for it.
+    fn reach(&mut self, done: u64) {
+        self.done = done.clamp(self.done, self.total);
+        (self.tell)(self.done, self.total);
+    }
 }
 
 struct Checker {
     engine: Engine,
     report: CheckReport,
-    /// References met, by virtual block.
+    /// Entries of the block table.
+    table_len: u64,
+    /// Virtual blocks whose references this pass counts.
+    counted: Range<u64>,
+    /// References met to each of them.
     counts: Vec<u32>,
     /// Live bytes found, by segment.
     live: BTreeMap<SegmentId, u64>,
-    progress: Progress,
+    progress: Steps,
 }
 
 impl Checker {
+    /// Keeps a finding. Later passes over the maps meet the same ones again.
     fn find(&mut self, code: &str, message: String) {
-        if self.report.findings.iter().filter(|f| f.code == code).count() < FINDINGS_MAX {
+        let mut same = self.report.findings.iter().filter(|f| f.code == code);
+        if same.clone().count() < FINDINGS_MAX && same.all(|f| f.message != message) {
             self.report.findings.push(Finding { code: code.into(), message });
         }
     }
 
-    async fn run(mut self, unique: u64, stored: u64) -> Result<CheckReport> {
+    async fn run(mut self, at_once: u64, unique: u64, stored: u64) -> Result<CheckReport> {
         let volumes: Vec<VolumeRecord> = self.engine.state.read().volumes.values().cloned().collect();
-        for volume in &volumes {
-            self.report.volumes += 1;
-            let mapped = self.walk_map(volume).await;
-            if mapped != volume.mapped {
-                self.find(
-                    "volume.mapped",
-                    format!("volume {}: {} blocks recorded, {mapped} mapped", volume.name, volume.mapped),
-                );
+        self.report.volumes = volumes.len() as u64;
+        // Whole pages of the table.
+        let at_once = at_once.max(1).next_multiple_of(TABLE_FANOUT as u64);
+        let passes = self.table_len.div_ceil(at_once).max(1);
+        let mapped = volumes.iter().fold(0u64, |sum, v| sum.saturating_add(v.mapped));
+        self.progress.total = passes.saturating_mul(mapped).saturating_add(self.table_len);
+        let (mut found_unique, mut found_stored) = (0, 0);
+        for pass in 0..passes {
+            self.counted = pass * at_once..self.table_len.min((pass + 1) * at_once);
+            self.counts.clear();
+            self.counts.resize((self.counted.end - self.counted.start) as usize, 0);
+            for volume in &volumes {
+                let start = self.progress.done;
+                let mapped = self.walk_map(volume).await;
+                self.progress.reach(start.saturating_add(volume.mapped));
+                if pass > 0 {
+                    continue;
+                }
+                self.report.mapped_blocks += mapped;
+                if mapped != volume.mapped {
+                    self.find(
+                        "volume.mapped",
+                        format!("volume {}: {} blocks recorded, {mapped} mapped", volume.name, volume.mapped),
+                    );
+                }
             }
+            let (unique, stored) = self.walk_table().await;
+            found_unique += unique;
+            found_stored += stored;
         }
-        let (found_unique, found_stored) = self.walk_table().await;
+        let roots = self.engine.state.read().table.roots.clone();
+        roots.iter().for_each(|r| self.count_page(r));
         if (found_unique, found_stored) != (unique, stored) {
             self.find(
                 "pool.reduction",
@@ -97,22 +163,23 @@ impl Checker {
         Ok(self.report)
     }
 
+    /// Whether the block table has this block; if it is among those of this pass, one more reference to it was met.
     fn count(&mut self, block: VirtualBlock, what: &str) -> bool {
-        match self.counts.get_mut(block.0 as usize) {
-            Some(n) => {
-                *n += 1;
-                true
-            }
-            None => {
-                self.find("map.range", format!("{what} refers to virtual block {block}, beyond the block table"));
-                false
-            }
+        if block.0 >= self.table_len {
+            self.find("map.range", format!("{what} refers to virtual block {block}, beyond the block table"));
+            return false;
         }
+        let index = block.0.checked_sub(self.counted.start);
+        if let Some(n) = index.and_then(|i| self.counts.get_mut(i as usize)) {
+            *n = n.saturating_add(1);
+        }
+        true
     }
 
     /// Walks a volume's map without recursion; returns the mapped blocks.
     async fn walk_map(&mut self, volume: &VolumeRecord) -> u64 {
         let mut mapped = 0;
+        let start = self.progress.done;
         let mut stack = Vec::new();
         if !volume.root.is_none() {
             stack.push((volume.root, volume.levels - 1, 0u64));
@@ -147,19 +214,21 @@ impl Checker {
                     mapped += 1;
                 }
             }
+            self.progress.reach(start.saturating_add(mapped.min(volume.mapped)));
             let mut state = self.engine.state.write();
             state.maps.pages.evict(1024);
         }
-        self.report.mapped_blocks += mapped;
         mapped
     }
 
-    /// Walks the block table: compares references, adds up live bytes, verifies every stored block.
+    /// Walks the part of the block table that was counted: compares references, adds up live bytes, verifies every stored block.
+    ///
+    /// Returns bytes of data blocks before and after compression.
     async fn walk_table(&mut self) -> (u64, u64) {
         let (mut unique, mut stored) = (0, 0);
-        let pages = self.counts.len().div_ceil(TABLE_FANOUT) as u64;
+        let (Range { start, end }, before) = (self.counted.clone(), self.progress.done);
         let mut batch: Vec<(VirtualBlock, BlockEntry)> = Vec::new();
-        for page in 0..pages {
+        for page in start / TABLE_FANOUT as u64..end.div_ceil(TABLE_FANOUT as u64) {
             let first = page * TABLE_FANOUT as u64;
             let entries = self
                 .engine
@@ -178,7 +247,7 @@ impl Checker {
             let mut used = 0;
             for (i, entry) in entries.into_iter().enumerate() {
                 let block = VirtualBlock(first + i as u64);
-                let counted = self.counts.get(block.0 as usize).copied().unwrap_or(0);
+                let counted = self.counts.get((block.0 - start) as usize).copied().unwrap_or(0);
                 if entry.refcount != counted && entry.refcount != u32::MAX {
                     let code = if entry.refcount < counted { "refcount.low" } else { "refcount.high" };
                     self.find(
@@ -209,13 +278,12 @@ impl Checker {
             if batch.len() >= BATCH {
                 self.verify(std::mem::take(&mut batch)).await;
             }
-            (self.progress)(page + 1, pages);
+            self.progress.reach(before + (first + TABLE_FANOUT as u64 - start));
             let mut state = self.engine.state.write();
             state.table.pages.evict(1024);
         }
         self.verify(batch).await;
-        let roots = self.engine.state.read().table.roots.clone();
-        roots.iter().for_each(|r| self.count_page(r));
+        self.progress.reach(before + (end - start));
         (unique, stored)
     }
 
@@ -268,3 +336,6 @@ impl Checker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ use crate::segment::table::disks_min;
 use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, VolumeId};
 use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
-use crate::volume::recovery::{next_epoch, read_label, write_labels};
+use crate::volume::recovery::{check_size, next_epoch, read_label, write_labels};
 use crate::volume::{Engine, space::Space};
 
 /// Most disks of a pool.
@@ -357,6 +357,7 @@ impl Pool {
             return Err(Error::invalid(format!("{} is not a disk of pool {}", disk.name(), engine.name)));
         };
         if member.online().is_none() {
+            check_size(&disk, &label)?;
             engine.reinstate(member.id, disk).await?;
         }
         Ok(member.info())

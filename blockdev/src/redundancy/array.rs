@@ -76,6 +76,8 @@ pub struct Member {
     pub last_checkpoint: AtomicU64,
     disk: RwLock<Option<Arc<dyn Disk>>>,
     failed: AtomicBool,
+    /// Why it does not serve, as far as that is known.
+    trouble: RwLock<String>,
     /// Writes completed; compared with `flushed` to know whether a flush is needed.
     writes: AtomicU64,
     flushed: AtomicU64,
@@ -132,6 +134,7 @@ impl Member {
             last_checkpoint: AtomicU64::new(0),
             disk: RwLock::new(disk),
             failed: AtomicBool::new(failed),
+            trouble: RwLock::default(),
             writes: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             read_errors: AtomicU64::new(0),
@@ -144,6 +147,23 @@ impl Member {
     /// The disk, when it is there and not failed.
     pub fn online(&self) -> Option<Arc<dyn Disk>> {
         if self.failed.load(Ordering::Acquire) { None } else { self.disk.read().clone() }
+    }
+
+    /// Keeps why it does not serve, for messages.
+    pub fn set_trouble(&self, why: impl Into<String>) {
+        *self.trouble.write() = why.into();
+    }
+
+    /// Which disk it is, where it was seen last, and why it does not serve.
+    fn describe_gone(&self) -> String {
+        let path = self.disk.read().as_ref().map(|d| format!(", {}", d.name())).unwrap_or_default();
+        let trouble = self.trouble.read();
+        let why = match (trouble.as_str(), self.is_failed()) {
+            ("", true) => "failed",
+            ("", false) => "not found",
+            (why, _) => why,
+        };
+        format!("disk {} ({}{path}): {why}", self.id, self.uuid)
     }
 
     /// Whether it was declared failed.
@@ -234,20 +254,25 @@ impl DiskArray {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Fails when more disks are gone than the tolerance allows.
+    /// Fails when more disks are gone than the tolerance allows; says which, and what to do.
     pub fn check_quorum(&self) -> Result<()> {
-        let (all, online) = (self.members.read().len(), self.online().len());
-        if all - online > self.tolerance.drives() {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "{} of {all} disks are gone, more than the tolerance of {}",
-                    all - online,
-                    self.tolerance.drives()
-                ),
-            ));
+        let members = self.members.read();
+        let gone: Vec<&Arc<Member>> = members.iter().filter(|m| m.online().is_none()).collect();
+        if gone.len() <= self.tolerance.drives() {
+            return Ok(());
         }
-        Ok(())
+        let names: Vec<String> = gone.iter().map(|m| m.describe_gone()).collect();
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "{} of {} disks are gone, more than the tolerance of {}: {}; attach them and open the pool again, or restore its \
+                 data from a backup",
+                gone.len(),
+                members.len(),
+                self.tolerance.drives(),
+                names.join("; ")
+            ),
+        ))
     }
 
     /// Declares a disk failed: it is not used again until it is reinstated.
@@ -257,6 +282,7 @@ impl DiskArray {
         {
             self.failures.fetch_add(1, Ordering::AcqRel);
             self.changes.fetch_add(1, Ordering::AcqRel);
+            member.set_trouble(why);
             let name = member.disk.read().as_ref().map(|d| d.name()).unwrap_or_default();
             tracing::error!(disk = id.0, name, why, "disk declared failed");
         }
@@ -266,6 +292,7 @@ impl DiskArray {
     pub fn reinstate(&self, id: DiskId, disk: Arc<dyn Disk>) {
         if let Some(member) = self.member(id) {
             *member.disk.write() = Some(disk);
+            member.set_trouble("");
             member.stale.store(true, Ordering::Relaxed);
             member.read_errors.store(0, Ordering::Relaxed);
             member.failed.store(false, Ordering::Release);
@@ -528,3 +555,6 @@ impl DiskArray {
         Some(parity::verify(&data, parity.first().map(|b| &b[..]), parity.get(1).map(|b| &b[..])))
     }
 }
+
+#[cfg(test)]
+mod tests;

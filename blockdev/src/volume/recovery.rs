@@ -47,21 +47,74 @@ pub struct Labelled {
     pub superblocks: Vec<Superblock>,
 }
 
+/// A disk that was given but cannot be used.
+pub struct Unusable {
+    /// Its name.
+    pub name: String,
+    /// Its label, when it has a good one.
+    pub label: Option<Label>,
+    /// What is wrong with it; names the disk.
+    pub why: Error,
+}
+
+/// The disks given, all of one pool.
+#[derive(Default)]
+pub struct Found {
+    /// Disks that can be used.
+    pub disks: Vec<Labelled>,
+    /// Disks that count as missing.
+    pub unusable: Vec<Unusable>,
+}
+
+impl Found {
+    fn labels(&self) -> impl Iterator<Item = (String, &Label)> {
+        let usable = self.disks.iter().map(|d| (d.disk.name(), &d.label));
+        usable.chain(self.unusable.iter().filter_map(|u| Some((u.name.clone(), u.label.as_ref()?))))
+    }
+
+    fn leave_out(&mut self, disk: &Arc<dyn Disk>, label: Option<Label>, why: Error) {
+        tracing::warn!(disk = disk.name(), error = %why, "disk left out");
+        self.unusable.push(Unusable { name: disk.name(), label, why });
+    }
+
+    fn reasons(&self) -> String {
+        self.unusable.iter().map(|u| u.why.to_string()).collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// Reads a disk's label, from its start or from its end; `NotFound` when it has none.
+///
+/// One copy of an unknown format version is enough to refuse the disk, whatever the other copy says: the newer release that wrote it
+/// may have changed the rest of the disk already.
 pub async fn read_label(disk: &Arc<dyn Disk>) -> Result<Label> {
     let size = disk.geometry().size;
+    let front = label_at(disk, 0).await;
+    // The other copy lies where the disk ended when it was labelled. Whether it still reaches that far is for the caller to judge.
+    let end = front.as_ref().map_or(size, |label| label.size);
+    let mut copies = vec![front];
+    if end <= size {
+        copies.push(label_at(disk, (end / 4096 * 4096).saturating_sub(EDGE)).await);
+    }
+    let unknown = |e: &&Error| e.kind() == ErrorKind::Unsupported;
+    if let Some(e) = copies.iter().filter_map(|copy| copy.as_ref().err()).find(unknown) {
+        return Err(e.clone());
+    }
     let mut worst = Error::new(ErrorKind::NotFound, format!("{} has no Ashlar label", disk.name()));
-    for at in [0, (size / 4096 * 4096).saturating_sub(EDGE)] {
-        match disk.read(at, LABEL_SIZE).await {
-            Ok(data) => match Label::decode(&data) {
-                Ok(label) => return Ok(label),
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
-                Err(e) => worst = e.context(disk.name()),
-            },
-            Err(e) => worst = Error::io(format!("{}: {e}", disk.name())),
+    for copy in copies {
+        match copy {
+            Ok(label) => return Ok(label),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => worst = e,
         }
     }
     Err(worst)
+}
+
+async fn label_at(disk: &Arc<dyn Disk>, at: u64) -> Result<Label> {
+    match disk.read(at, LABEL_SIZE).await {
+        Ok(data) => Label::decode(&data).map_err(|e| e.context(disk.name())),
+        Err(e) => Err(Error::io(format!("{}: {e}", disk.name()))),
+    }
 }
 
 /// All intact superblocks of a disk.
@@ -81,52 +134,58 @@ pub async fn superblocks(disk: &Arc<dyn Disk>, label: &Label) -> Vec<Superblock>
     out
 }
 
-/// Reads the labels of all disks; all must belong to one pool. Disks that cannot be read count as missing.
-pub async fn identify(disks: Vec<Arc<dyn Disk>>) -> Result<Vec<Labelled>> {
-    let mut out: Vec<Labelled> = Vec::new();
-    let mut problems = Vec::new();
+/// Fails for a disk that is shorter than its label says: nothing may be written to it, for its last regions are gone.
+pub fn check_size(disk: &Arc<dyn Disk>, label: &Label) -> Result<()> {
+    let size = disk.geometry().size;
+    if size >= label.size {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "{} was truncated: it has {size} bytes, {} when it was labelled; it is not used",
+        disk.name(),
+        label.size
+    )))
+}
+
+/// Reads the labels of all disks; all must belong to one pool. Disks that cannot be read, or are too short, count as missing.
+pub async fn identify(disks: Vec<Arc<dyn Disk>>) -> Result<Found> {
+    let mut out = Found::default();
     for disk in disks {
         let label = match read_label(&disk).await {
             Ok(label) => label,
             Err(e) if e.kind() == ErrorKind::Unsupported => return Err(e),
             Err(e) => {
-                tracing::warn!(disk = disk.name(), error = %e, "disk left out");
-                problems.push(e.to_string());
+                out.leave_out(&disk, None, e);
                 continue;
             }
         };
-        if let Some(first) = out.first()
-            && first.label.pool != label.pool
-        {
+        if let Some((name, other)) = out.labels().find(|(_, other)| other.pool != label.pool) {
             return Err(Error::invalid(format!(
-                "{} belongs to pool {} ({}), {} to pool {} ({}): name the disks of one pool only",
-                first.disk.name(),
-                first.label.pool_name,
-                first.label.pool,
+                "{name} belongs to pool {} ({}), {} to pool {} ({}): name the disks of one pool only",
+                other.pool_name,
+                other.pool,
                 disk.name(),
                 label.pool_name,
                 label.pool
             )));
         }
-        if let Some(twin) = out.iter().find(|l| l.label.disk == label.disk) {
+        if let Some((name, _)) = out.labels().find(|(_, other)| other.disk == label.disk) {
             return Err(Error::invalid(format!(
-                "{} and {} carry the same disk identity {}: one is a copy; leave it out",
-                twin.disk.name(),
+                "{name} and {} carry the same disk identity {}: one is a copy; leave it out",
                 disk.name(),
                 label.disk
             )));
         }
+        if let Err(e) = check_size(&disk, &label) {
+            out.leave_out(&disk, Some(label), e);
+            continue;
+        }
         let superblocks = superblocks(&disk, &label).await;
-        out.push(Labelled { disk, label, superblocks });
+        out.disks.push(Labelled { disk, label, superblocks });
     }
-    if out.is_empty() {
-        return Err(Error::new(
-            ErrorKind::NotFound,
-            format!(
-                "no disk of a pool was found ({})",
-                if problems.is_empty() { "no disks given".into() } else { problems.join("; ") }
-            ),
-        ));
+    if out.disks.is_empty() {
+        let reasons = if out.unusable.is_empty() { "no disks given".into() } else { out.reasons() };
+        return Err(Error::new(ErrorKind::NotFound, format!("no disk of a pool was found ({reasons})")));
     }
     Ok(out)
 }
@@ -152,13 +211,14 @@ pub async fn newest_checkpoint(disks: &[Labelled]) -> Result<(Superblock, Catalo
 }
 
 /// The disks as the catalogue knows them, with those that were found.
-pub fn assemble(env: &Arc<dyn Env>, disks: &[Labelled], catalogue: &Catalogue) -> Result<DiskArray> {
+pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue) -> Result<DiskArray> {
+    let disks = &found.disks;
     let label = &disks.first().ok_or_else(|| Error::invalid("no disks"))?.label;
     let mut members = Vec::new();
     for record in &catalogue.disks {
-        let found = disks.iter().find(|d| d.label.disk == record.uuid);
-        let seen = found.map_or(0, |d| d.superblocks.iter().map(|s| s.checkpoint).max().unwrap_or(0));
-        let rolled_back = found.is_some() && seen < record.last_checkpoint;
+        let here = disks.iter().find(|d| d.label.disk == record.uuid);
+        let seen = here.map_or(0, |d| d.superblocks.iter().map(|s| s.checkpoint).max().unwrap_or(0));
+        let rolled_back = here.is_some() && seen < record.last_checkpoint;
         if rolled_back {
             tracing::error!(
                 disk = record.id.0,
@@ -167,24 +227,38 @@ pub fn assemble(env: &Arc<dyn Env>, disks: &[Labelled], catalogue: &Catalogue) -
                 "disk shows an older state than it had: it was restored from a copy, and is not used"
             );
         }
-        let member = Member::new(record.id, record.uuid, record.size, found.map(|d| d.disk.clone()), rolled_back);
+        let member = Member::new(record.id, record.uuid, record.size, here.map(|d| d.disk.clone()), rolled_back);
+        if rolled_back {
+            member.set_trouble("shows an older state than it had: it was restored from a copy");
+        } else if let Some(unusable) =
+            found.unusable.iter().find(|u| u.label.as_ref().is_some_and(|l| l.disk == record.uuid))
+        {
+            member.set_trouble(unusable.why.to_string());
+        }
         // The newest it shows may have been cut short by a crash; the one before was complete.
         let sure = record.last_checkpoint.max(seen.saturating_sub(1));
         member.last_checkpoint.store(sure, Ordering::Relaxed);
-        member.stale.store(record.failed && found.is_some(), std::sync::atomic::Ordering::Relaxed);
+        member.stale.store(record.failed && here.is_some(), std::sync::atomic::Ordering::Relaxed);
         members.push(member);
     }
-    for d in disks {
-        if !catalogue.disks.iter().any(|r| r.uuid == d.label.disk) {
-            return Err(Error::invalid(format!(
-                "{} is labelled for pool {} but is not in its catalogue",
-                d.disk.name(),
-                label.pool_name
-            )));
-        }
+    if let Some((name, _)) = found.labels().find(|(_, l)| !catalogue.disks.iter().any(|r| r.uuid == l.disk)) {
+        return Err(Error::invalid(format!(
+            "{name} is labelled for pool {} but is not in its catalogue",
+            label.pool_name
+        )));
     }
     let array = DiskArray::new(env.clone(), label.geometry, label.tolerance, members);
-    array.check_quorum().context(format!("pool {}", label.pool_name))?;
+    array.check_quorum().map_err(|e| {
+        // One of these may be among those that are gone, but which one it is cannot be told.
+        let nameless: Vec<String> =
+            found.unusable.iter().filter(|u| u.label.is_none()).map(|u| u.why.to_string()).collect();
+        let given = if nameless.is_empty() {
+            String::new()
+        } else {
+            format!(" (given without a good label: {})", nameless.join("; "))
+        };
+        Error::new(e.kind(), format!("pool {}: {e}{given}", label.pool_name))
+    })?;
     Ok(array)
 }
 
@@ -216,7 +290,7 @@ impl Engine {
             name: label.pool_name.clone(),
             epoch,
             intake: Intake::new(config.write_buffer(), state.seqno),
-            log: Log::new(array.clone(), epoch, found.extents, found.next_extent),
+            log: Log::new(array.clone(), label.pool, epoch, found.extents, found.next_extent),
             log_queue: Mutex::new(LogQueue::default()),
             log_wake: Notify::new(),
             durable: watch::channel(Durable { seqno: state.seqno.0, record: state.record }).0,
@@ -257,9 +331,10 @@ impl Engine {
     /// Opens a pool for writing.
     pub async fn open(env: Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, config: PoolConfig) -> Result<Arc<Self>> {
         let candidates = disks.clone();
-        let disks = identify(disks).await?;
-        let (superblock, catalogue) = newest_checkpoint(&disks).await?;
-        let array = Arc::new(assemble(&env, &disks, &catalogue)?);
+        let found = identify(disks).await?;
+        let disks = &found.disks;
+        let (superblock, catalogue) = newest_checkpoint(disks).await?;
+        let array = Arc::new(assemble(&env, &found, &catalogue)?);
         let label = disks[0].label.clone();
         let seen = disks.iter().map(|d| d.label.epoch).max().unwrap_or_default().max(superblock.epoch);
         // The low half is random: of two writers that each saw only some of the disks, neither takes the other's log for its own.
@@ -269,7 +344,10 @@ impl Engine {
         let absent = newest.fold(0, |bits, d| bits | d.label.absent);
         write_labels(&array, &label, epoch, absent).await?;
 
-        let found = replay::read(&array, superblock.epoch, superblock.log_start, catalogue.record + 1, absent).await?;
+        let found = {
+            let writer = (label.pool, superblock.epoch);
+            replay::read(&array, writer, superblock.log_start, catalogue.record + 1, absent).await?
+        };
         let entries = found.entries;
         let found = replay::Replay { entries: Vec::new(), ..found };
         let at = (&superblock, &catalogue);

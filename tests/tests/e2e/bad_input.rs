@@ -151,21 +151,27 @@ fn truncated_and_missing_disks_are_survived_up_to_the_tolerance() {
     truncate(0, DISK / 2);
     std::fs::remove_file(fixture.disk(4)).expect("removing a disk");
     let states = fixture.starts("degraded", None);
-    assert!(states[0] != "online" && states[4] == "missing", "{states:?}");
+    assert_eq!((states[0].as_str(), states[4].as_str()), ("missing", "missing"));
 
     fixture.put_back();
     truncate(0, 0);
     truncate(4, 4096);
     let states = fixture.starts("degraded", Some("disk.missing"));
-    // The second has its first label still.
-    assert_eq!((states[0].as_str(), states[4].as_str()), ("missing", "failed"));
+    // The second has its first label still, and nothing is written to it.
+    assert_eq!((states[0].as_str(), states[4].as_str()), ("missing", "missing"));
+    let kept = std::fs::read(fixture.lab.dir().join("kept/disk4.img")).expect("the disk as it was");
+    assert!(std::fs::read(fixture.disk(4)).expect("the truncated disk") == kept[..4096], "it was written to");
 
     fixture.put_back();
     for index in 0..3 {
         truncate(index, DISK / 2);
     }
+    let before: Vec<String> = (0..6).map(|index| sum(&fixture.disk(index))).collect();
     fixture.start_is_refused(9, "3 of 6 disks are gone");
-    // The three that were whole went through a refused start; with the others back everything is there.
+    fixture.start_is_refused(9, &format!("disk2.img was truncated: it has {} bytes, {DISK} when", DISK / 2));
+    let after: Vec<String> = (0..6).map(|index| sum(&fixture.disk(index))).collect();
+    assert_eq!(after, before, "a refused start changed the disks");
+    // With the others back everything is there.
     for index in 0..3 {
         let kept = fixture.lab.dir().join(format!("kept/disk{index}.img"));
         std::fs::copy(kept, fixture.disk(index)).expect("the disk put back");

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use ashlar_tests::binary::workspace;
+use blockdev::error::ErrorKind;
 
 use crate::generate::{KINDS, Kind, body_of, packed};
 use crate::imports::*;
@@ -104,8 +105,8 @@ const BAD: &[Bad] = &[
         (kind("label").seal)(d);
         d[50] ^= 1;
     }),
-    ("bad-label-version", "label", "label: format version 2 is unknown to this release, which reads version 1", |d| {
-        d[8] = 2
+    ("bad-label-version", "label", "label: format version 3 is unknown to this release, which reads version 2", |d| {
+        d[8] = 3
     }),
     ("bad-label-tolerance", "label", "label: tolerance 3 is unknown", |d| d[46] = 3),
     ("bad-label-geometry", "label", "label: chunk size 0 and strip size", |d| d[63..67].fill(0)),
@@ -117,7 +118,7 @@ const BAD: &[Bad] = &[
         d[28..36].fill(0xff)
     }),
     ("bad-catalogue-magic", "catalogue", "catalogue: no magic", |d| d[0] = b'X'),
-    ("bad-catalogue-version", "catalogue", "catalogue: format version 2 is unknown to this release", |d| d[4] = 2),
+    ("bad-catalogue-version", "catalogue", "catalogue: format version 3 is unknown to this release", |d| d[4] = 3),
     ("bad-catalogue-length", "catalogue", "catalogue: its length is not what its header says", |d| d[8] ^= 1),
     ("bad-catalogue-bomb", "catalogue", "catalogue: its length is not what its header says", |d| {
         let mut bomb = packed(&vec![0; 1 << 20]);
@@ -132,12 +133,12 @@ const BAD: &[Bad] = &[
     ("bad-log-entry-magic", "log-entry", "log: no entry here", |d| d[0] = b'X'),
     ("bad-log-entry-checksum", "log-entry", "log: an entry's checksum does not match", |d| {
         (kind("log-entry").seal)(d);
-        d[49] ^= 1;
+        d[65] ^= 1;
     }),
-    ("bad-log-entry-version", "log-entry", "log: format version 2 is unknown to this release", |d| d[4] = 2),
+    ("bad-log-entry-version", "log-entry", "log: format version 3 is unknown to this release", |d| d[4] = 3),
     ("bad-log-entry-length", "log-entry", "log: an entry is longer than its extent", |d| {
         (kind("log-entry").seal)(d);
-        d[39] = 1;
+        d[55] = 1;
     }),
     ("bad-log-record-operation", "log-record", "log record: operation 9 is unknown", |d| {
         *d = vec![1, 1, 0, 0, 1, 9, 0]
@@ -175,6 +176,18 @@ fn damaged_golden_images_are_refused_with_the_reason() {
         let bytes = image(name, make);
         let error = (kind.read)(&bytes).map(|_| ()).expect_err(name).to_string();
         assert!(error.contains(message), "{name}: '{error}' does not say '{message}'");
+    }
+}
+
+#[test]
+fn images_of_older_versions_are_refused_by_version() {
+    for name in ["label", "superblock", "catalogue", "log-entry"] {
+        let path = workspace().join("tests/golden").join(format!("v1-{name}.bin"));
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let error = (kind(name).read)(&bytes).map(|_| ()).expect_err(name);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{name}: {error}");
+        let message = error.to_string();
+        assert!(message.contains("version 1 is unknown") && message.contains("release that wrote it"), "{message}");
     }
 }
 

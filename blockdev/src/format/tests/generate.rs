@@ -103,16 +103,16 @@ fn seal_part(data: &mut Vec<u8>) {
 #[expect(clippy::ptr_arg, reason = "one of several functions of this type")]
 /// The checksum of an entry covers its header and its body, not itself nor the padding.
 pub fn seal_entry(data: &mut Vec<u8>) {
-    let Some(len) = data.get(32..40) else { return };
+    let Some(len) = data.get(48..56) else { return };
     let len = u64::from_le_bytes(len.try_into().expect("8 bytes"));
-    let len = if (48..=data.len() as u64).contains(&len) { len as usize } else { data.len() };
-    if len < 48 {
+    let len = if (64..=data.len() as u64).contains(&len) { len as usize } else { data.len() };
+    if len < 64 {
         return;
     }
-    put(data, 32, &(len as u64).to_le_bytes());
-    let covered = [&data[..40], &data[48..len]].concat();
+    put(data, 48, &(len as u64).to_le_bytes());
+    let covered = [&data[..56], &data[64..len]].concat();
     let sum = xxhash_rust::xxh3::xxh3_64(&covered);
-    put(data, 40, &sum.to_le_bytes());
+    put(data, 56, &sum.to_le_bytes());
 }
 
 /// A catalogue's body, as it is before compression.
@@ -378,6 +378,7 @@ pub fn entry(rng: &mut Rng) -> Entry {
         Inline { segment: at.segment, offset: at.offset.min(u32::MAX - 300), data }
     };
     Entry {
+        pool: uuid(rng),
         epoch: Epoch(number(rng, COUNTER_LIMIT)),
         extent: number(rng, COUNTER_LIMIT),
         number: number(rng, COUNTER_LIMIT),
@@ -392,7 +393,7 @@ pub fn encode(entry: &Entry) -> Vec<u8> {
     let inline: Vec<_> = entry.inline.iter().map(|i| (i.segment, i.offset, &i.data[..])).collect();
     let records: Vec<Vec<u8>> = entry.records.iter().map(encode_record).collect();
     let records: Vec<&[u8]> = records.iter().map(|r| &r[..]).collect();
-    encode_entry((entry.epoch, entry.extent, entry.number), &entry.durable, &inline, &records)
+    encode_entry((entry.pool, entry.epoch, entry.extent, entry.number), &entry.durable, &inline, &records)
 }
 
 /// A record by itself.

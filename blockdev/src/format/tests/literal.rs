@@ -32,7 +32,7 @@ fn label() {
         absent: 0,
     }
     .encode();
-    let expected = "4153484c41524c42 01000000 11111111111111111111111111111111 22222222222222222222222222222222
+    let expected = "4153484c41524c42 02000000 11111111111111111111111111111111 22222222222222222222222222222222
         0403 02 0201000000000000 0000004000000000 00000400 00000100 00000200 00000300 04000000 04 74616e6b";
     assert_eq!(hex(&bytes[..88]), digits(expected));
     assert!(bytes[88..4088].iter().all(|&b| b == 0));
@@ -50,7 +50,7 @@ fn superblock() {
         catalogue_checksum: 0x0807_0605_0403_0201,
     }
     .encode();
-    let expected = "4153484c41525342 01000000 11111111111111111111111111111111
+    let expected = "4153484c41525342 02000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000 05000000 0102030405060708";
     assert_eq!(hex(&bytes[..64]), digits(expected));
     assert!(bytes[64..4088].iter().all(|&b| b == 0));
@@ -131,7 +131,7 @@ fn catalogue() {
     };
     let bytes = catalogue.encode().unwrap();
     let body = super::generate::body_of(&bytes);
-    assert_eq!(hex(&bytes[..16]), format!("4153484301000000{}", hex(&(body.len() as u64).to_le_bytes())));
+    assert_eq!(hex(&bytes[..16]), format!("4153484302000000{}", hex(&(body.len() as u64).to_le_bytes())));
     let expected = format!(
         "e807 d00f ad02 04 8002 8040 b817
          03 00 00000000000000000000000000000000 8080808004 08 00
@@ -174,6 +174,7 @@ fn log_entry_with_every_operation() {
     };
     let inline = Inline { segment: SegmentId(5), offset: 1024, data: vec![0xaa, 0xbb] };
     let entry = Entry {
+        pool: Uuid([0x11; 16]),
         epoch: Epoch(2),
         extent: 3,
         number: 4,
@@ -195,12 +196,13 @@ fn log_entry_with_every_operation() {
          07 {VOLUME}
          08 02"
     ));
-    let len = 48 + body.len() / 2;
-    let header = "4153484c 01000000 0200000000000000 0300000000000000 0400000000000000";
-    assert_eq!(hex(&bytes[..32]), digits(header));
-    assert_eq!(hex(&bytes[32..40]), hex(&(len as u64).to_le_bytes()));
-    assert_eq!(hex(&bytes[40..48]), ENTRY_SUM);
-    assert_eq!(hex(&bytes[48..len]), body);
+    let len = 64 + body.len() / 2;
+    let header = "4153484c 02000000 11111111111111111111111111111111
+        0200000000000000 0300000000000000 0400000000000000";
+    assert_eq!(hex(&bytes[..48]), digits(header));
+    assert_eq!(hex(&bytes[48..56]), hex(&(len as u64).to_le_bytes()));
+    assert_eq!(hex(&bytes[56..64]), ENTRY_SUM);
+    assert_eq!(hex(&bytes[64..len]), body);
     assert!(bytes.len() == 4096 && bytes[len..].iter().all(|&b| b == 0));
 }
 
@@ -267,7 +269,7 @@ fn pages() {
 }
 
 /// Checksums of the structures above: XXH3 as the reference implementation computes it.
-const LABEL_SUM: &str = "316113badc26edba";
-const SUPERBLOCK_SUM: &str = "b5988d779364cea8";
-const ENTRY_SUM: &str = "bf8459deebca1b11";
+const LABEL_SUM: &str = "81419f4577a2fded";
+const SUPERBLOCK_SUM: &str = "5de3413a6861566c";
+const ENTRY_SUM: &str = "dc0852b9b60a724d";
 const PART_SUM: &str = "37072583a80d38d5";
