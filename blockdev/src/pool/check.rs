@@ -15,7 +15,7 @@ use crate::log::replay::Replay;
 use crate::redundancy::array::DiskArray;
 use crate::report::{CheckReport, Finding};
 use crate::units::{BLOCK_BYTES, SegmentId, Uuid, VirtualBlock};
-use crate::volume::recovery::{Labelled, newest_checkpoint, read_label};
+use crate::volume::recovery::{Labelled, Root, newest_checkpoint, read_label};
 use crate::volume::{Engine, PoolConfig};
 
 /// Findings of one kind are listed up to this many.
@@ -57,7 +57,7 @@ async fn check_counting(
         }
     }
     let label = labelled.first().ok_or_else(|| Error::io("no disk can be read"))?.label.clone();
-    let (superblock, catalogue) = newest_checkpoint(&labelled).await?;
+    let Root { superblock, catalogue, .. } = newest_checkpoint(&labelled).await?;
     let engine = Engine::at_checkpoint(
         env.clone(),
         array.clone(),

@@ -549,8 +549,14 @@ pub async fn write_root(
         catalogue_len: encoded.len() as u32,
         catalogue_checksum: crate::format::checksum(&encoded),
     };
+    put_root(array, &superblock, &encoded).await
+}
+
+/// Writes a superblock and the encoded catalogue it names to all disks: anew, or once more where a crash cut that short.
+pub async fn put_root(array: &DiskArray, superblock: &Superblock, encoded: &[u8]) -> Result<()> {
+    let checkpoint = superblock.checkpoint;
     let block = AlignedBuf::padded(&superblock.encode()).freeze();
-    let data = AlignedBuf::padded(&encoded).freeze();
+    let data = AlignedBuf::padded(encoded).freeze();
     let geometry = array.geometry;
     if planted::active(Bug::SuperblockBeforeCatalogue) {
         write_everywhere(array, |_| geometry.superblock(checkpoint), &block).await;

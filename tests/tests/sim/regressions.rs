@@ -37,6 +37,13 @@ fn seed_735_lists_are_loaded_before_they_are_waited_for() {
     passes(735);
 }
 
+/// A checkpoint was cut short with its superblock on one disk. The pool went on from it, overwrote the catalogue of the one before,
+/// crashed, and lost that disk.
+#[test]
+fn seed_202261_a_checkpoint_that_was_cut_short_is_completed_first() {
+    passes(202_261);
+}
+
 /// A crash came between the pieces of a long write: the model had taken it for a hole in the order.
 #[test]
 fn seed_216820_long_writes_may_be_cut() {
