@@ -99,16 +99,10 @@ impl State {
 
     /// Makes sure that everything [`State::apply`] needs is resident; returns how many map pages would come into being.
     pub fn prepare(&mut self, record: &Record) -> std::result::Result<usize, Blocked> {
-        let mut created: HashSet<PageKey, rustc_hash::FxBuildHasher> = HashSet::default();
+        let mut created = Created::default();
         let mut roots = 0;
         let mut path = Vec::new();
         let mut last = u64::MAX;
-        // An earlier operation of the record may empty pages that a later one needs again: then every page counts.
-        let prunes = record.ops.iter().any(|op| match op {
-            Op::Unmap { .. } => true,
-            Op::Write { blocks, .. } => blocks.contains(&BlockRef::Zero),
-            _ => false,
-        });
         for page in &record.pages {
             self.table.ensure(*page)?;
         }
@@ -121,12 +115,13 @@ impl State {
                     }
                     for (lba, range) in by_leaf(*lba, blocks.len()) {
                         let part = &blocks[range];
-                        if prunes && part.iter().any(|b| *b != BlockRef::Zero) {
-                            created.extend((0..volume.levels).map(|l| (volume.id, l, page_index(lba.0, l))));
+                        if part.iter().all(|b| *b == BlockRef::Zero) {
+                            created.empty(volume.id);
+                            self.maps.walk(volume, lba, |_, _| {})?;
+                        } else {
+                            created.whole_path(volume, lba);
+                            self.maps.walk(volume, lba, |level, index| created.add((volume.id, level, index)))?;
                         }
-                        self.maps.walk(volume, lba, |level, index| {
-                            created.insert((volume.id, level, index));
-                        })?;
                         path.clear();
                         self.maps.path(volume, lba, &mut path)?;
                         for page in &path {
@@ -144,6 +139,7 @@ impl State {
                 }
                 Op::Unmap { volume, lba, count } => {
                     let volume = self.volumes.get(volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
+                    created.empty(volume.id);
                     let (mut at, end) = (lba.0, lba.0 + count);
                     while let Some(next) = self.maps.next_mapped(volume, at, end)? {
                         path.clear();
@@ -174,7 +170,7 @@ impl State {
                 _ => {}
             }
         }
-        Ok(created.len() + roots)
+        Ok(created.count() + roots)
     }
 
     /// Applies a record: all of it, or nothing when something is not resident ([`State::prepare`] decides).
@@ -471,6 +467,44 @@ impl State {
             (frame.at, Item { offset: frame.at.offset, len: frame.at.len, content }, usize::from(frame.blocks))
         });
         Ok(items.collect())
+    }
+}
+
+/// Counts the map pages that come into being with a record, at most. A page that is emptied and so removed by one operation may be needed
+/// again by a later one, under another identity.
+#[derive(Default)]
+struct Created {
+    /// Since their volume was last emptied somewhere.
+    pages: HashSet<PageKey, rustc_hash::FxBuildHasher>,
+    /// Before that.
+    earlier: usize,
+    emptied: Vec<VolumeId>,
+}
+
+impl Created {
+    fn add(&mut self, page: PageKey) {
+        self.pages.insert(page);
+    }
+
+    /// Any pages of the volume may be removed now.
+    fn empty(&mut self, volume: VolumeId) {
+        let before = self.pages.len();
+        self.pages.retain(|page| page.0 != volume);
+        self.earlier += before - self.pages.len();
+        if !self.emptied.contains(&volume) {
+            self.emptied.push(volume);
+        }
+    }
+
+    /// All pages on the way to an LBA, if they may have been removed.
+    fn whole_path(&mut self, volume: &VolumeRecord, lba: Lba) {
+        if self.emptied.contains(&volume.id) {
+            self.pages.extend((0..volume.levels).map(|l| (volume.id, l, page_index(lba.0, l))));
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.earlier + self.pages.len()
     }
 }
 

@@ -50,6 +50,12 @@ fn seed_216820_long_writes_may_be_cut() {
     passes(216_820);
 }
 
+/// A map page came into being, was emptied and came into being again within one record.
+#[test]
+fn seed_229366_map_pages_that_come_and_go_within_a_record() {
+    passes(229_366);
+}
+
 /// Host data left no segments to the cleaner and to checkpoints.
 #[test]
 fn seed_251_space_is_kept_for_checkpoints() {
