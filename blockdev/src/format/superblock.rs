@@ -12,7 +12,7 @@ const MAGIC: &[u8; 8] = b"ASHLARSB";
 pub struct Superblock {
     /// The pool's identity.
     pub pool: Uuid,
-    /// Epoch of the writer that made the checkpoint. Superblocks are ordered by epoch first.
+    /// Epoch of the newest writer that went on from the checkpoint, or made it. Superblocks are ordered by epoch first.
     pub epoch: Epoch,
     /// Number of the checkpoint; catalogue slot and superblock slot follow from it.
     pub checkpoint: u64,
@@ -22,6 +22,8 @@ pub struct Superblock {
     pub catalogue_len: u32,
     /// Checksum of the encoded catalogue.
     pub catalogue_checksum: u64,
+    /// Epoch of the log entries that come after the checkpoint: `epoch`, unless a later writer has only put its mark on the checkpoint.
+    pub log_epoch: Epoch,
 }
 
 impl Superblock {
@@ -36,6 +38,7 @@ impl Superblock {
         out.put_u64(self.log_start);
         out.put_u32(self.catalogue_len);
         out.put_u64(self.catalogue_checksum);
+        out.put_u64(self.log_epoch.0);
         seal_fixed(out, LABEL_SIZE)
     }
 
@@ -49,6 +52,7 @@ impl Superblock {
             log_start: counter(get.u64()?, "superblock: log extent")?,
             catalogue_len: get.u32()?,
             catalogue_checksum: get.u64()?,
+            log_epoch: Epoch(counter(get.u64()?, "superblock: log epoch")?),
         })
     }
 

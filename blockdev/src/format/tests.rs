@@ -311,7 +311,8 @@ fn impossible_values_are_refused() {
         assert!(Label::decode(&Label { epoch: Epoch(epoch), ..label.clone() }.encode()).is_err());
         let superblock = generate::superblock(&mut rng);
         assert!(Superblock::decode(&Superblock { checkpoint: epoch, ..superblock.clone() }.encode()).is_err());
-        assert!(Superblock::decode(&Superblock { log_start: epoch, ..superblock }.encode()).is_err());
+        assert!(Superblock::decode(&Superblock { log_start: epoch, ..superblock.clone() }.encode()).is_err());
+        assert!(Superblock::decode(&Superblock { log_epoch: Epoch(epoch), ..superblock }.encode()).is_err());
     }
 
     let segment = generate::segment(&mut rng, 8);

@@ -21,7 +21,7 @@ use super::frame::ReducedFrame;
 use super::group_commit::Queued;
 use super::state::map_page_entry;
 use crate::codec::Compressor;
-use crate::disk::{AlignedBuf, Disk};
+use crate::disk::{AlignedBuf, Disk, IO_ALIGN};
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{Catalogue, DiskRecord};
@@ -548,24 +548,38 @@ pub async fn write_root(
         log_start,
         catalogue_len: encoded.len() as u32,
         catalogue_checksum: crate::format::checksum(&encoded),
+        log_epoch: epoch,
     };
-    put_root(array, &superblock, &encoded).await
+    if planted::active(Bug::SuperblockBeforeCatalogue) {
+        let block = AlignedBuf::padded(&superblock.encode()).freeze();
+        write_everywhere(array, |_| array.geometry.superblock(checkpoint), &block).await;
+    }
+    let all: Vec<DiskId> = array.online().iter().map(|m| m.id).collect();
+    put_root(array, &superblock, &encoded, &all).await
 }
 
-/// Writes a superblock and the encoded catalogue it names to all disks: anew, or once more where a crash cut that short.
-pub async fn put_root(array: &DiskArray, superblock: &Superblock, encoded: &[u8]) -> Result<()> {
+/// Puts the mark of a new writer on a checkpoint that it goes on from: superblock and catalogue are on all disks afterwards. A catalogue that is intact is
+/// not written over: power may fail on all disks at once.
+pub async fn mark_root(array: &DiskArray, superblock: &Superblock, encoded: &[u8]) -> Result<()> {
+    let at = array.geometry.catalogue(superblock.checkpoint);
+    let len = encoded.len().next_multiple_of(IO_ALIGN);
+    let lacks = array.online().into_iter().map(|m| async move {
+        let intact = array.read_disk(m.id, at, len).await.is_ok_and(|data| data.get(..encoded.len()) == Some(encoded));
+        (!intact).then_some(m.id)
+    });
+    let lacking: Vec<DiskId> = join_all(lacks).await.into_iter().flatten().collect();
+    put_root(array, superblock, encoded, &lacking).await
+}
+
+/// Writes a catalogue to the given disks, then the superblock that names it to all.
+async fn put_root(array: &DiskArray, superblock: &Superblock, encoded: &[u8], disks: &[DiskId]) -> Result<()> {
     let checkpoint = superblock.checkpoint;
     let block = AlignedBuf::padded(&superblock.encode()).freeze();
     let data = AlignedBuf::padded(encoded).freeze();
     let geometry = array.geometry;
-    if planted::active(Bug::SuperblockBeforeCatalogue) {
-        write_everywhere(array, |_| geometry.superblock(checkpoint), &block).await;
-    }
-    let writes = array.online().into_iter().map(|m| {
-        let data = data.clone();
-        async move { array.write(m.id, geometry.catalogue(checkpoint), vec![data], false).await }
-    });
-    join_all(writes).await;
+    // A disk that fails is out; the quorum is looked at below.
+    join_all(disks.iter().map(|&disk| array.write(disk, geometry.catalogue(checkpoint), vec![data.clone()], false)))
+        .await;
     array.flush().await?;
     write_everywhere(array, |_| geometry.superblock(checkpoint), &block).await;
     write_everywhere(array, |size| geometry.tail(size) + geometry.superblock(checkpoint), &block).await;

@@ -12,7 +12,7 @@ use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::checkpoint::{Checkpoints, put_root};
+use super::checkpoint::{Checkpoints, mark_root};
 use super::commit::{Committer, STRIPES_IN_FLIGHT};
 use super::frame_cache::FrameCache;
 use super::group_commit::LogQueue;
@@ -201,40 +201,23 @@ pub struct Root {
 }
 
 /// The newest checkpoint, with its catalogue from whichever disk has it.
-///
-/// A checkpoint that was completed is on all disks but those that failed, so more than `tolerance` disks show it. One that fewer show was cut
-/// short; if they could not be read when the pool was opened next, the pool went on from the checkpoint before, and may have been writing
-/// another catalogue in the place of this one's. Only then an older checkpoint is taken where the newest has no catalogue.
 pub async fn newest_checkpoint(disks: &[Labelled]) -> Result<Root> {
-    let mut all: Vec<Superblock> = disks.iter().flat_map(|d| d.superblocks.iter().cloned()).collect();
-    all.sort_by_key(|s| std::cmp::Reverse(s.rank()));
-    all.dedup();
-    let tolerance = disks.first().map_or(0, |d| d.label.tolerance.drives());
-    for candidate in all {
-        for d in disks {
-            let at = d.label.geometry.catalogue(candidate.checkpoint);
-            let len = (candidate.catalogue_len as usize).next_multiple_of(4096);
-            if let Ok(data) = d.disk.read(at, len).await
-                && let Some(data) = data.get(..candidate.catalogue_len as usize)
-                && crate::format::checksum(data) == candidate.catalogue_checksum
-            {
-                let catalogue = Catalogue::decode(data)?;
-                return Ok(Root { encoded: Bytes::copy_from_slice(data), superblock: candidate, catalogue });
-            }
+    let all = disks.iter().flat_map(|d| d.superblocks.iter());
+    let Some(best) = all.max_by_key(|s| s.rank()) else {
+        return Err(Error::corrupt("no intact superblock was found on any disk"));
+    };
+    for d in disks {
+        let at = d.label.geometry.catalogue(best.checkpoint);
+        let len = (best.catalogue_len as usize).next_multiple_of(4096);
+        if let Ok(data) = d.disk.read(at, len).await
+            && let Some(data) = data.get(..best.catalogue_len as usize)
+            && crate::format::checksum(data) == best.catalogue_checksum
+        {
+            let catalogue = Catalogue::decode(data)?;
+            return Ok(Root { encoded: Bytes::copy_from_slice(data), superblock: best.clone(), catalogue });
         }
-        let checkpoint = candidate.checkpoint;
-        let holders = disks.iter().filter(|d| d.superblocks.contains(&candidate)).count();
-        if holders > tolerance {
-            let message = format!("the catalogue of checkpoint {checkpoint} cannot be read from any disk");
-            return Err(Error::corrupt(message));
-        }
-        tracing::warn!(
-            checkpoint,
-            holders,
-            "a checkpoint that was cut short has no catalogue; the one before is taken"
-        );
     }
-    Err(Error::corrupt("no intact superblock was found on any disk"))
+    Err(Error::corrupt(format!("the catalogue of checkpoint {} cannot be read from any disk", best.checkpoint)))
 }
 
 /// The disks as the catalogue knows them, with those that were found.
@@ -370,14 +353,14 @@ impl Engine {
         let newest = disks.iter().filter(|d| d.label.epoch.0 >> 32 == seen.0 >> 32);
         let absent = newest.fold(0, |bits, d| bits | d.label.absent);
         write_labels(&array, &label, epoch, absent).await?;
-        if !disks.iter().all(|d| d.superblocks.contains(&superblock)) {
-            // A crash cut this checkpoint short. What is done from here on counts on it, and the next checkpoint takes the place of the one
-            // before: if the few disks that show it went, there would be neither.
-            put_root(&array, &superblock, &encoded).await?;
-        }
+        // Whoever opens the pool next must go on from here, or from what comes of it. Disks that did not show their superblocks this time may
+        // hold that of another checkpoint, which a crash cut short and whose space is about to be written to; and this checkpoint itself may
+        // be on a few disks only. So it gets the new epoch, on all disks, before anything else is written.
+        let superblock = Superblock { epoch, ..superblock };
+        mark_root(&array, &superblock, &encoded).await?;
 
         let found = {
-            let writer = (label.pool, superblock.epoch);
+            let writer = (label.pool, superblock.log_epoch);
             replay::read(&array, writer, superblock.log_start, catalogue.record + 1, absent).await?
         };
         let entries = found.entries;

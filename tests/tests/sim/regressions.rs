@@ -56,6 +56,13 @@ fn seed_229366_map_pages_that_come_and_go_within_a_record() {
     passes(229_366);
 }
 
+/// A checkpoint was cut short with its superblock on one disk; that disk was away when the pool was opened next, and back after another
+/// crash, when what its checkpoint referred to had been overwritten.
+#[test]
+fn seed_200746_a_checkpoint_that_never_was_comes_back() {
+    passes(200_746);
+}
+
 /// Host data left no segments to the cleaner and to checkpoints.
 #[test]
 fn seed_251_space_is_kept_for_checkpoints() {

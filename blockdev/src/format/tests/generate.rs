@@ -225,6 +225,7 @@ pub fn superblock(rng: &mut Rng) -> Superblock {
         log_start: number(rng, COUNTER_LIMIT),
         catalogue_len: number(rng, 1 << 32) as u32,
         catalogue_checksum: rng.u64(),
+        log_epoch: Epoch(number(rng, COUNTER_LIMIT)),
     }
 }
 

@@ -48,12 +48,14 @@ fn superblock() {
         log_start: 4,
         catalogue_len: 5,
         catalogue_checksum: 0x0807_0605_0403_0201,
+        log_epoch: Epoch(9),
     }
     .encode();
     let expected = "4153484c41525342 02000000 11111111111111111111111111111111
-        0200000000000000 0300000000000000 0400000000000000 05000000 0102030405060708";
-    assert_eq!(hex(&bytes[..64]), digits(expected));
-    assert!(bytes[64..4088].iter().all(|&b| b == 0));
+        0200000000000000 0300000000000000 0400000000000000 05000000 0102030405060708
+        0900000000000000";
+    assert_eq!(hex(&bytes[..72]), digits(expected));
+    assert!(bytes[72..4088].iter().all(|&b| b == 0));
     assert_eq!(hex(&bytes[4088..]), SUPERBLOCK_SUM);
 }
 
@@ -270,6 +272,6 @@ fn pages() {
 
 /// Checksums of the structures above: XXH3 as the reference implementation computes it.
 const LABEL_SUM: &str = "81419f4577a2fded";
-const SUPERBLOCK_SUM: &str = "5de3413a6861566c";
+const SUPERBLOCK_SUM: &str = "955b85651d0c1eca";
 const ENTRY_SUM: &str = "dc0852b9b60a724d";
 const PART_SUM: &str = "37072583a80d38d5";
