@@ -35,7 +35,6 @@ struct Chunks {
 /// All segments in use.
 #[derive(Clone, Debug)]
 pub struct SegmentTable {
-    geometry: PoolGeometry,
     segments: BTreeMap<SegmentId, Segment>,
     chunks: Vec<Chunks>,
     /// Next [`SegmentRecord::incarnation`].
@@ -61,8 +60,7 @@ impl SegmentTable {
                 Chunks { id, used: vec![false; n as usize], free: n, next: 0 }
             })
             .collect();
-        let mut out =
-            Self { geometry, segments: BTreeMap::new(), chunks, next_incarnation, live: 0, version: 0, next_id: 0 };
+        let mut out = Self { segments: BTreeMap::new(), chunks, next_incarnation, live: 0, version: 0, next_id: 0 };
         segments.into_iter().for_each(|s| out.insert(s));
         out
     }
@@ -192,13 +190,14 @@ impl SegmentTable {
             .sum()
     }
 
-    /// Segments of the present width that the whole pool has room for.
+    /// Segments of the present width that the disks that are online have room for.
     pub fn total(&self, array: &DiskArray) -> u64 {
         let Some(width) = self.width(array) else { return 0 };
-        let sets = resiliency_sets(self.chunks.len(), array.tolerance).max(1);
+        let (sets, absent) = (resiliency_sets(self.chunks.len(), array.tolerance).max(1), array.absent());
         (0..sets)
             .map(|set| {
-                let own = self.chunks.iter().enumerate().filter(|(i, _)| i % sets == set);
+                let here = |id: DiskId| absent.checked_shr(id.0.into()).unwrap_or(0) & 1 == 0;
+                let own = self.chunks.iter().enumerate().filter(|(i, c)| i % sets == set && here(c.id));
                 let chunks: Vec<u32> = own.map(|(_, c)| c.used.len() as u32).collect();
                 crate::redundancy::placement::max_extents(&chunks, width.columns())
             })
@@ -238,9 +237,29 @@ impl SegmentTable {
         Some(record)
     }
 
-    /// Bytes of data space of a segment.
-    pub fn capacity(&self, record: &SegmentRecord) -> u64 {
-        u64::from(self.geometry.chunk_size) * u64::from(record.data)
+    /// Whether some segments have another layout than new ones, or columns on disks that are gone: given back they are worth less than a
+    /// new one takes.
+    pub fn is_uneven(&self, array: &DiskArray) -> bool {
+        let Some(width) = self.width(array) else { return true };
+        let gone = array.absent() != 0;
+        gone || self.iter().any(|s| usize::from(s.record.data + s.record.parity) != width.columns())
+    }
+
+    /// Data bytes, out of `segment` for a whole one, that new segments have in the place of an emptied one.
+    pub fn worth(&self, array: &DiskArray, segment: u64) -> impl Fn(&SegmentRecord) -> u64 + use<> {
+        let columns = self.width(array).map_or(0, |w| w.columns() as u64);
+        let absent = array.absent();
+        move |record| {
+            let here = |disk: DiskId| absent.checked_shr(disk.0.into()).unwrap_or(0) & 1 == 0;
+            let chunks = record.columns.iter().filter(|(disk, _)| here(*disk)).count() as u64;
+            (segment * chunks).checked_div(columns).unwrap_or(0)
+        }
+    }
+
+    /// Data bytes that segments in use hold or make room for: of each what is live, or what it is worth, whichever is more.
+    pub fn room(&self, array: &DiskArray, segment: u64) -> u64 {
+        let worth = self.worth(array, segment);
+        self.iter().map(|s| s.record.live.max(worth(&s.record))).sum()
     }
 }
 

@@ -107,11 +107,13 @@ impl Engine {
 
     /// The sealed segment whose cleaning pays most.
     fn choose_victim(&self, aside: &FxHashSet<u64>) -> Option<SegmentRecord> {
+        let segment = self.space().segment;
         let state = self.state.read();
         let appenders = self.appenders.read();
         let newest = state.segments.next_incarnation;
+        let worth = state.segments.worth(&self.array, segment);
         let score = |s: &SegmentRecord| {
-            let u = s.live as f64 / state.segments.capacity(s) as f64;
+            let u = s.live as f64 / worth(s) as f64;
             let age = (newest - s.incarnation) as f64;
             (u < LIVE_MAX).then(|| (1.0 - u) * age / (1.0 + u))
         };

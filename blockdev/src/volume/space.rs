@@ -44,6 +44,8 @@ pub struct Space {
     pub used: u64,
     /// Segments that a checkpoint of all dirty pages would take.
     pub checkpoint: u64,
+    /// Whether segments in use are worth something else than new ones; see [`crate::segment::table::SegmentTable::is_uneven`].
+    uneven: bool,
 }
 
 impl Space {
@@ -81,10 +83,17 @@ impl Engine {
         let mut out = self.segment_counts(&state);
         out.used = state.segments.live() + dirty as u64 * PAGE_BYTES;
         out.checkpoint = (dirty as u64 * PAGE_BYTES).div_ceil(out.segment.max(1));
-        let data_segments = out.total_segments.saturating_sub(out.reserve());
         // At the end of a segment there may be no room for one more frame.
         let tail = (self.config.frame_blocks.clamp(1, 4) * BLOCK_SIZE) as u64;
-        out.usable = ((data_segments * out.segment.saturating_sub(tail)) as f64 * (1.0 - OVERHEAD)) as u64;
+        let usable = out.segment.saturating_sub(tail);
+        out.usable = if out.uneven {
+            // What there is, and what emptying the rest would give: the cleaner has to fit into it.
+            let room = state.segments.room(&self.array, usable) + out.free_segments * usable;
+            room.saturating_sub(out.reserve() * usable)
+        } else {
+            out.total_segments.saturating_sub(out.reserve()) * usable
+        };
+        out.usable = (out.usable as f64 * (1.0 - OVERHEAD)) as u64;
         out
     }
 
@@ -97,6 +106,7 @@ impl Engine {
             known.1 = Space {
                 total_segments: state.segments.total(&self.array),
                 free_segments: state.segments.free(&self.array),
+                uneven: state.segments.is_uneven(&self.array),
                 segment: width.map_or(0, |w| {
                     let g = &self.array.geometry;
                     let capacity = w.data as u32 * g.chunk_size;

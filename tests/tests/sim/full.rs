@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use blockdev::env::Rng;
 use blockdev::pool::PoolConfig;
+use blockdev::report::Tolerance;
 
 use super::harness::{Faults, Scenario};
 use super::seeds::{run_to_end, sweep};
@@ -48,4 +49,23 @@ fn full_pools_0() {
 #[test]
 fn full_pools_1() {
     full_pools(1);
+}
+
+/// As [`full_pools`], while up to as many disks die as may.
+fn full_degraded_pools(share: u64) {
+    let all = sweep(share, 2, 60, |seed| {
+        let scenario = Scenario { faults: Faults::Deaths, ..pressure(seed) };
+        if scenario.tolerance == Tolerance::None { Ok(()) } else { run_to_end(scenario).map(drop) }
+    });
+    assert!(all > 0);
+}
+
+#[test]
+fn full_degraded_pools_0() {
+    full_degraded_pools(0);
+}
+
+#[test]
+fn full_degraded_pools_1() {
+    full_degraded_pools(1);
 }
