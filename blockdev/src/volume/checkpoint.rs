@@ -521,6 +521,9 @@ pub fn disk_records(array: &DiskArray) -> Vec<DiskRecord> {
     array.members().into_iter().map(record).collect()
 }
 
+/// The mark of a writer that goes on from checkpoint n lies where the superblock of checkpoint n + 2 will: that of n − 2 is no longer needed.
+const MARK_SLOT: u64 = 2;
+
 /// Writes catalogue and superblock to all disks: the commit point of a checkpoint.
 pub async fn write_root(
     array: &DiskArray,
@@ -555,36 +558,62 @@ pub async fn write_root(
         write_everywhere(array, |_| array.geometry.superblock(checkpoint), &block).await;
     }
     let all: Vec<DiskId> = array.online().iter().map(|m| m.id).collect();
-    put_root(array, &superblock, &encoded, &all).await
+    put_catalogue(array, checkpoint, &encoded, &all).await?;
+    let block = AlignedBuf::padded(&superblock.encode()).freeze();
+    write_everywhere(array, |_| array.geometry.superblock(checkpoint), &block).await;
+    write_everywhere(array, |size| array.geometry.tail(size) + array.geometry.superblock(checkpoint), &block).await;
+    root_is_written(array, checkpoint)
 }
 
-/// Puts the mark of a new writer on a checkpoint that it goes on from: superblock and catalogue are on all disks afterwards. A catalogue that is intact is
-/// not written over: power may fail on all disks at once.
+/// Puts the mark of a new writer on a checkpoint that it goes on from: superblock and catalogue are on all disks afterwards.
+///
+/// Power may fail on all disks at once, time after time, so nothing intact is written over that could still be needed: not a catalogue that is there,
+/// not the superblock that was found, nor that of the checkpoint before, nor the place of the next; and of the two copies of the mark, first the one
+/// that an earlier attempt may have spoiled.
 pub async fn mark_root(array: &DiskArray, superblock: &Superblock, encoded: &[u8]) -> Result<()> {
-    let at = array.geometry.catalogue(superblock.checkpoint);
-    let len = encoded.len().next_multiple_of(IO_ALIGN);
+    let checkpoint = superblock.checkpoint;
+    let (at, len) = (array.geometry.catalogue(checkpoint), encoded.len().next_multiple_of(IO_ALIGN));
     let lacks = array.online().into_iter().map(|m| async move {
         let intact = array.read_disk(m.id, at, len).await.is_ok_and(|data| data.get(..encoded.len()) == Some(encoded));
         (!intact).then_some(m.id)
     });
     let lacking: Vec<DiskId> = join_all(lacks).await.into_iter().flatten().collect();
-    put_root(array, superblock, encoded, &lacking).await
+    put_catalogue(array, checkpoint, encoded, &lacking).await?;
+
+    let slot = array.geometry.superblock(checkpoint + MARK_SLOT);
+    let block = AlignedBuf::padded(&superblock.encode()).freeze();
+    let marks = array.online().into_iter().map(|m| {
+        let block = block.clone();
+        async move {
+            let (front, tail) = (slot, array.geometry.tail(m.size) + slot);
+            let intact = async |at| {
+                let data = array.read_disk(m.id, at, block.len()).await;
+                data.is_ok_and(|data| Superblock::decode(&data).is_ok())
+            };
+            let order = if !intact(tail).await && intact(front).await { [tail, front] } else { [front, tail] };
+            for at in order {
+                if array.write(m.id, at, vec![block.clone()], true).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    join_all(marks).await;
+    root_is_written(array, checkpoint)
 }
 
-/// Writes a catalogue to the given disks, then the superblock that names it to all.
-async fn put_root(array: &DiskArray, superblock: &Superblock, encoded: &[u8], disks: &[DiskId]) -> Result<()> {
-    let checkpoint = superblock.checkpoint;
-    let block = AlignedBuf::padded(&superblock.encode()).freeze();
+/// Writes a catalogue to the given disks; durable when this completes.
+async fn put_catalogue(array: &DiskArray, checkpoint: u64, encoded: &[u8], disks: &[DiskId]) -> Result<()> {
     let data = AlignedBuf::padded(encoded).freeze();
-    let geometry = array.geometry;
-    // A disk that fails is out; the quorum is looked at below.
-    join_all(disks.iter().map(|&disk| array.write(disk, geometry.catalogue(checkpoint), vec![data.clone()], false)))
-        .await;
-    array.flush().await?;
-    write_everywhere(array, |_| geometry.superblock(checkpoint), &block).await;
-    write_everywhere(array, |size| geometry.tail(size) + geometry.superblock(checkpoint), &block).await;
+    let at = array.geometry.catalogue(checkpoint);
+    // A disk that fails is out; the quorum is looked at in the end.
+    join_all(disks.iter().map(|&disk| array.write(disk, at, vec![data.clone()], false))).await;
+    array.flush().await
+}
+
+/// All disks that are left have the checkpoint now. Only now: one that a crash cut short is on some disks only, even if it is opened next.
+fn root_is_written(array: &DiskArray, checkpoint: u64) -> Result<()> {
     array.check_quorum()?;
-    // Only now: a checkpoint that a crash cut short is on some disks only, even if it is the one that is opened next.
     array.online().iter().for_each(|m| m.last_checkpoint.store(checkpoint, Ordering::Relaxed));
     Ok(())
 }

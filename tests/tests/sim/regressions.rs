@@ -63,6 +63,12 @@ fn seed_200746_a_checkpoint_that_never_was_comes_back() {
     passes(200_746);
 }
 
+/// Two openings in a row were cut short while they marked the checkpoint in its place: the first tore one copy, the second the other.
+#[test]
+fn seed_282120_marks_have_a_place_of_their_own() {
+    passes(282_120);
+}
+
 /// Host data left no segments to the cleaner and to checkpoints.
 #[test]
 fn seed_251_space_is_kept_for_checkpoints() {

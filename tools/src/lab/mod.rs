@@ -219,11 +219,11 @@ pub fn down(dir: &Path) -> CommandResult<Vec<PathBuf>> {
     for mount in host::mounts_of(&loops)? {
         host::unmount_in_order(&mount.mountpoint)?;
     }
+    for device in &loops {
+        host::detach(device)?;
+    }
     if process::end(&lab, false).is_err() {
         process::end(&lab, true)?;
-    }
-    for device in host::loops_below(&mountpoint)? {
-        host::detach(&device)?;
     }
     host::clear_dead_mount(&mountpoint)?;
     lab.remove()
