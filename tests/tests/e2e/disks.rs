@@ -14,6 +14,9 @@ use crate::tools::{SMALL, alerts, attach, create, expect_sound, nbd_socket};
 /// NBD's error for a server that takes no more requests (ESHUTDOWN).
 const SHUTDOWN: i32 = 108;
 
+/// NBD's error for a write that finds no room (ENOSPC).
+const NO_SPACE: i32 = 28;
+
 /// States of the disks, in order.
 fn states(lab: &Lab) -> Vec<String> {
     let disks = lab.json(&["disk", "list"]);
@@ -127,6 +130,37 @@ fn beyond_the_tolerance_writes_fail_and_nothing_acknowledged_is_lost() {
     let findings = check["findings"].as_array().expect("findings");
     assert!(findings.iter().all(|finding| finding["code"] == "stripe.parity"), "{check}");
     assert_eq!(lab.json(&["pool", "status"])["health"], "healthy");
+}
+
+#[test]
+fn a_degraded_pool_that_fills_up_says_so_and_goes_on() {
+    let lab = Lab::up(&["--disks", "3", "--disk-size", "128M", "--tolerance", "single"]);
+    create(&lab, "data", "1G");
+    attach(&lab, "data", &["nbd"]);
+    lab.lab("disk-fail", &["1"]).expect_ok();
+    let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
+    let piece = |n: u64| (n * 256..(n + 1) * 256).flat_map(|block| bytes_of(block + 1)).collect::<Vec<u8>>();
+    // More than the remaining disks hold.
+    let refused = (0..256u64).find_map(|n| {
+        let answer = client.one(Request::Write { offset: n << 20, data: piece(n), fua: n % 8 == 7 });
+        answer.err().map(|e| (n, e))
+    });
+    let (written, error) = refused.expect("the pool fills up");
+    assert_eq!(error.raw_os_error(), Some(NO_SPACE), "after {written} MiB: {error}");
+    assert!(written > 32, "only {written} MiB were taken");
+    assert!(alerts(&lab).contains(&"pool.space.95".to_owned()), "{:?}", alerts(&lab));
+    client.one(Request::Flush).expect("a flush of what was taken");
+    drop(client);
+    lab.ashlar(&["volume", "detach", "data"]).expect_ok();
+    lab.ashlar(&["volume", "delete", "data"]).expect_ok();
+    create(&lab, "next", "64M");
+    attach(&lab, "next", &["nbd"]);
+    let mut client = Client::connect(&nbd_socket(&lab), "next").expect("the export");
+    let room = wait_until(Duration::from_secs(60), || {
+        client.one(Request::Write { offset: 0, data: piece(0), fua: true }).is_ok()
+    });
+    assert!(room, "what was deleted gave no room");
+    expect_sound(&lab);
 }
 
 /// A disk that fails, misses stripes and comes back must not pass for whole, even when the daemon was killed before the next
