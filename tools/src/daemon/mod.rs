@@ -159,7 +159,10 @@ fn start_log(config: &Config) -> Result<()> {
         }
     };
     let colours = !to_file && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // When the log cannot be written, standard error mostly cannot either, and complaining there would panic: in the middle of whatever
+    // task had something to say.
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
+    let builder = builder.log_internal_errors(false);
     match config.log_format.value {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
