@@ -1,6 +1,7 @@
 //! The laboratory: a whole appliance on one machine, with plain files as drives, and faults on demand.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use blockdev::disk::IO_ALIGN;
@@ -155,7 +156,9 @@ fn fill(lab: &Lab, wanted: &Wanted) -> CommandResult {
     lab.make_dirs()?;
     let m = &lab.manifest;
     for path in lab.disks() {
-        let made = OpenOptions::new().write(true).create_new(true).open(&path).and_then(|f| f.set_len(m.disk_size));
+        // What is on them is nobody else's business.
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let made = made.and_then(|f| f.set_len(m.disk_size));
         made.map_err(|e| Failure::other(format!("making the disk {}: {e}", path.display())))?;
     }
     let file = config::File {
