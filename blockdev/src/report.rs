@@ -44,12 +44,13 @@ pub enum Compression {
 }
 
 /// Health of a pool or drive, worst first when compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskState {
     /// Serving.
+    #[default]
     Online,
-    /// Came back after an absence: it serves, but stripes written meanwhile lack its column.
+    /// It serves, but lacks what was written while it was away: see [`DiskInfo::behind`].
     Stale,
     /// Declared failed: not used.
     Failed,
@@ -58,21 +59,25 @@ pub enum DiskState {
 }
 
 /// One drive.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct DiskInfo {
     /// Index in the pool.
     pub id: u16,
     /// Identity from the label.
     #[schema(value_type = String)]
     pub uuid: Uuid,
-    /// Where it is now: a path, or empty when missing.
+    /// Where it is, or, while it is missing, where it was seen last; empty when that is not known.
     pub path: String,
     /// State.
     pub state: DiskState,
+    /// Why it does not serve, when it does not.
+    pub reason: Option<String>,
     /// Bytes of the device.
     pub size: u64,
     /// Bytes in chunks given to segments.
     pub allocated: u64,
+    /// Bytes of live data that belong on this drive and were written while it was away, about.
+    pub behind: u64,
     /// Requests that failed since the pool was opened.
     pub read_errors: u64,
     /// Write and flush failures since the pool was opened.
@@ -100,6 +105,19 @@ pub struct Reduction {
     pub total_ratio: Option<f64>,
 }
 
+/// How well stored data is protected, in bytes of live data and metadata, parity not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Redundancy {
+    /// Survives as many more failures as the pool tolerates.
+    pub full: u64,
+    /// Survives at least one more failure, but not as many as the pool tolerates.
+    pub reduced: u64,
+    /// Can be read, but survives no further failure. Nothing is counted here in a pool without redundancy.
+    pub none: u64,
+    /// Lies in segments that have lost more drives than they can do without: some of it cannot be read now.
+    pub lost: u64,
+}
+
 /// Something a person should know of.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Alert {
@@ -119,7 +137,8 @@ pub struct PoolStatus {
     /// Identity.
     #[schema(value_type = String)]
     pub uuid: Uuid,
-    /// `healthy`, `degraded` (within tolerance) or `failed`.
+    /// `healthy`; `degraded`: everything works, but not all data is fully protected; `critical`: some data cannot be read or
+    /// writes wait; `failed`: the pool takes no writes.
     pub health: String,
     /// Drive failures tolerated.
     pub tolerance: Tolerance,
@@ -139,6 +158,8 @@ pub struct PoolStatus {
     pub provisioned: u64,
     /// Data reduction.
     pub reduction: Reduction,
+    /// How well the data is protected.
+    pub redundancy: Redundancy,
     /// Drives.
     pub disks: Vec<DiskInfo>,
     /// Number of volumes.
@@ -203,10 +224,13 @@ pub struct VolumeInfo {
     pub size: u64,
     /// Bytes mapped.
     pub mapped: u64,
-    /// Bytes of mapped blocks that no other place shares, before compression: what deleting the volume would free.
+    /// Bytes of mapped blocks that nothing else refers to, before compression; blocks that occur twice in the volume are not among them.
     pub unique: Option<u64>,
-    /// Bytes saved by sharing and compression, estimated.
+    /// Bytes saved by sharing and compression: mapped bytes less the volume's share of what is stored.
     pub savings: Option<u64>,
+    /// Whether `unique` and `savings` were inferred from a sample, as they are for a volume with more than about 512 MiB mapped.
+    #[serde(default)]
+    pub estimated: bool,
     /// How it is presented, if it is: `nbd`, `fuse`, `ublk`.
     pub attached: Option<String>,
     /// `online` or `deleting`.
@@ -237,6 +261,8 @@ pub struct CheckReport {
     pub verified: u64,
     /// Stripes whose parity was recomputed.
     pub stripes: u64,
+    /// Stripes whose parity could not be: a drive is gone, or was away when they were written.
+    pub stripes_incomplete: u64,
     /// What is wrong; empty when the pool is sound.
     pub findings: Vec<Finding>,
 }

@@ -327,7 +327,7 @@ impl Checker {
                     Some(false) => {
                         self.find("stripe.parity", format!("segment {}, stripe {stripe}: parity does not match", s.id))
                     }
-                    None => {}
+                    None => self.report.stripes_incomplete += 1,
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! A pool as the daemon sees it: create, open, volumes, status, check.
 
 pub mod check;
+mod status;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,7 +9,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-pub use crate::volume::PoolConfig;
+pub use crate::volume::{KnownDisk, PoolConfig};
 
 use crate::disk::signature;
 use crate::disk::{AlignedBuf, Disk};
@@ -16,19 +17,19 @@ use crate::env::Env;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::catalogue::Catalogue;
 use crate::format::label::Label;
-use crate::format::layout::{LABEL_SIZE, PoolGeometry};
+use crate::format::layout::{EDGE, LABEL_SIZE, PoolGeometry};
 use crate::format::record::{Op, VolumeRecord};
 use crate::frontend::BlockDevice;
 use crate::map::tree::{VOLUME_BLOCKS_MAX, levels_for};
 use crate::redundancy::array::{DiskArray, Member};
 use crate::redundancy::layout::width;
-use crate::report::{Alert, CheckReport, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction, Tolerance, VolumeInfo};
+use crate::report::{CheckReport, DiskInfo, Tolerance, VolumeInfo};
 use crate::segment::table::disks_min;
 use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, VolumeId};
+use crate::volume::Engine;
 use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
 use crate::volume::recovery::{check_size, next_epoch, read_label, write_labels};
-use crate::volume::{Engine, space::Space};
 
 /// Most disks of a pool.
 pub const DISKS_MAX: usize = 96;
@@ -100,6 +101,11 @@ async fn clear_log(array: &DiskArray) -> Result<()> {
     futures::future::try_join_all(array.members().iter().map(|m| clear(m.id))).await.map(drop)
 }
 
+/// Bytes of the smallest disk that has [`CHUNKS_MIN`] chunks.
+fn smallest_disk(geometry: &PoolGeometry) -> u64 {
+    geometry.chunk(CHUNKS_MIN) + EDGE
+}
+
 fn blocks_of(name: &str, size: u64) -> Result<u64> {
     if size == 0 || !size.is_multiple_of(BLOCK_BYTES) || size / BLOCK_BYTES > VOLUME_BLOCKS_MAX {
         return Err(Error::invalid(format!(
@@ -134,13 +140,13 @@ impl Pool {
         let smallest = sizes.iter().copied().min().unwrap_or(0);
         let geometry = PoolGeometry::choose(smallest, sizes.iter().sum(), options.chunk_size, options.strip_size)?;
         for disk in &disks {
-            let chunks = geometry.chunks(disk.geometry().size);
-            if chunks < CHUNKS_MIN {
+            let size = disk.geometry().size;
+            if geometry.chunks(size) < CHUNKS_MIN {
                 return Err(Error::invalid(format!(
-                    "{} is too small: {} bytes give {chunks} chunks of {}, {CHUNKS_MIN} are needed",
+                    "{} is too small for this pool: it has {} MiB, and {} MiB is the least",
                     disk.name(),
-                    disk.geometry().size,
-                    geometry.chunk_size
+                    size >> 20,
+                    smallest_disk(&geometry).div_ceil(1 << 20)
                 )));
             }
         }
@@ -325,6 +331,7 @@ impl Pool {
             mapped: v.mapped * BLOCK_BYTES,
             unique: usage.map(|u| u.unique),
             savings: usage.map(|u| u.savings),
+            estimated: usage.is_some_and(|u| u.estimated),
             attached: (!v.attachment.is_empty()).then(|| v.attachment.clone()),
             state: if v.deleting { "deleting" } else { "online" }.into(),
             created_s: v.created_s,
@@ -360,7 +367,7 @@ impl Pool {
             check_size(&disk, &label)?;
             engine.reinstate(member.id, disk).await?;
         }
-        Ok(member.info())
+        Ok(self.disk_info(&member, &engine.state.read().segments))
     }
 
     /// Looks again at all disks the pool was opened with and takes those back that failed or were missing and now answer.
@@ -379,128 +386,6 @@ impl Pool {
         Ok(())
     }
 
-    fn alerts(&self, disks: &[DiskInfo]) -> Vec<Alert> {
-        let engine = &self.0.engine;
-        let mut out = Vec::new();
-        if let Some(e) = engine.failure() {
-            out.push(Alert { severity: "critical".into(), code: "pool.failed".into(), message: e.to_string() });
-        }
-        for d in disks {
-            let (severity, what, todo) = match d.state {
-                DiskState::Online => continue,
-                DiskState::Stale => ("info", "came back after an absence", "what it missed is read from the others"),
-                DiskState::Failed => ("critical", "failed", "replace it"),
-                DiskState::Missing => ("critical", "is missing", "bring it back or replace it"),
-            };
-            out.push(Alert {
-                severity: severity.into(),
-                code: format!("disk.{}", what.split(' ').next_back().unwrap_or(what)),
-                message: format!("disk {} ({}) {what}: {todo}", d.id, d.path),
-            });
-        }
-        for member in engine.array.members().into_iter().filter(|member| member.is_stalled()) {
-            let info = member.info();
-            out.push(Alert {
-                severity: "critical".into(),
-                code: "disk.no_space".into(),
-                message: format!(
-                    "the file system that holds disk {} ({}) is full: writes wait until there is space again",
-                    info.id, info.path
-                ),
-            });
-        }
-        out.extend(engine.space_alerts());
-        out
-    }
-
-    /// The pool at a glance.
-    pub async fn status(&self) -> PoolStatus {
-        let engine = &self.0.engine;
-        let space = engine.space();
-        let disks = self.disks();
-        let alerts = self.alerts(&disks);
-        let gone = disks.iter().filter(|d| matches!(d.state, DiskState::Failed | DiskState::Missing)).count();
-        let health = match (engine.failure(), gone) {
-            (Some(_), _) => "failed",
-            (None, 0) => "healthy",
-            (None, _) => "degraded",
-        };
-        let state = engine.state.read();
-        let layout = state.segments.width(&engine.array).map_or("-".into(), |w| format!("{}+{}", w.data, w.parity));
-        let logical: u64 = state.volumes.values().map(|v| v.mapped * BLOCK_BYTES).sum();
-        PoolStatus {
-            name: engine.name.clone(),
-            uuid: engine.uuid,
-            health: health.into(),
-            tolerance: engine.array.tolerance,
-            layout,
-            epoch: engine.epoch.0 >> 32,
-            raw: disks.iter().map(|d| d.size).sum(),
-            usable: space.usable,
-            used: space.used,
-            available: space.available(),
-            provisioned: state.volumes.values().map(|v| v.blocks * BLOCK_BYTES).sum(),
-            reduction: reduction(logical, state.unique_bytes, state.stored_bytes, &engine.counters.zero_bytes),
-            volumes: state.volumes.values().filter(|v| !v.deleting).count(),
-            disks,
-            alerts,
-        }
-    }
-
-    /// All disks.
-    pub fn disks(&self) -> Vec<DiskInfo> {
-        let engine = &self.0.engine;
-        let state = engine.state.read();
-        let of = |m: Arc<Member>| DiskInfo {
-            allocated: state.segments.allocated(m.id) * u64::from(engine.array.geometry.chunk_size),
-            ..m.info()
-        };
-        engine.array.members().into_iter().map(of).collect()
-    }
-
-    /// Counters and where memory goes.
-    pub async fn stats(&self) -> PoolStats {
-        let engine = &self.0.engine;
-        let Space { free_segments, segment, .. } = engine.space();
-        let c = &engine.counters;
-        let get = |v: &std::sync::atomic::AtomicU64| v.load(Ordering::Relaxed);
-        let state = engine.state.read();
-        let memory = [
-            ("write buffer", engine.intake.memory()),
-            ("map pages", state.maps.pages.len() * 4352),
-            ("block table pages", state.table.pages.len() * 4352),
-            ("directory pages", state.table.directory.len() * 8192),
-            ("frame cache", engine.frames.memory()),
-            ("dedupe index", engine.index.lock().memory_used()),
-            ("open segments", engine.appenders.read().values().map(|a| a.memory()).sum()),
-            ("log queue", engine.log_queue.lock().memory()),
-        ];
-        let capacity = state.segments.len() as u64 * segment;
-        PoolStats {
-            uptime_s: (engine.env.now() - engine.opened).as_secs_f64(),
-            host_read: get(&c.host_read_bytes),
-            host_written: get(&c.host_write_bytes),
-            host_reads: get(&c.host_reads),
-            host_writes: get(&c.host_writes),
-            host_flushes: get(&c.host_flushes),
-            disk_written: get(&engine.array.written),
-            disk_read: get(&engine.array.read),
-            write_amplification: (get(&c.host_write_bytes) > 0)
-                .then(|| get(&engine.array.written) as f64 / get(&c.host_write_bytes) as f64),
-            dedupe_hits: get(&c.dedupe_hits),
-            dedupe_misses: get(&c.dedupe_misses),
-            log_records: get(&engine.log.entries),
-            checkpoints: get(&c.checkpoints),
-            cleaner_moved: get(&c.cleaner_moved),
-            cleaner_segments: get(&c.cleaner_segments),
-            segments_free: free_segments,
-            segments_used: state.segments.len() as u64,
-            dead: capacity.saturating_sub(state.segments.live()),
-            memory: memory.into_iter().map(|(k, v)| (k.to_string(), v as u64)).collect(),
-            memory_budget: engine.config.memory,
-        }
-    }
-
     /// Walks a checkpoint on disk and verifies everything: references, space, checksums, parity. I/O goes on.
     pub async fn check(&self, progress: Arc<dyn Fn(u64, u64) + Send + Sync>) -> Result<CheckReport> {
         let engine = &self.0.engine;
@@ -513,19 +398,6 @@ impl Pool {
         .await;
         engine.pins.fetch_sub(1, Ordering::AcqRel);
         result
-    }
-}
-
-fn reduction(logical: u64, unique: u64, stored: u64, zeroes: &std::sync::atomic::AtomicU64) -> Reduction {
-    let ratio = |a: u64, b: u64| (b > 0).then(|| a as f64 / b as f64);
-    Reduction {
-        logical,
-        unique,
-        stored,
-        zeroes_written: zeroes.load(Ordering::Relaxed),
-        dedupe_ratio: ratio(logical, unique),
-        compression_ratio: ratio(unique, stored),
-        total_ratio: ratio(logical, stored),
     }
 }
 

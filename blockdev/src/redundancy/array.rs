@@ -51,6 +51,13 @@ impl Extent {
         }
     }
 
+    /// Bit per column that cannot be read, with `absent` a bit per disk that is not there.
+    pub fn lost_columns(&self, absent: u128) -> u32 {
+        let gone = |disk: DiskId| absent.checked_shr(disk.0.into()).unwrap_or(0) & 1 == 1;
+        let columns = self.columns.iter().enumerate().filter(|(_, (disk, _))| gone(*disk));
+        columns.fold(self.stale.load(Ordering::Acquire), |bits, (column, _)| bits | 1 << column)
+    }
+
     /// Bytes of data space.
     pub fn capacity(&self, geometry: &PoolGeometry) -> u32 {
         geometry.chunk_size * self.data as u32
@@ -70,14 +77,14 @@ pub struct Member {
     pub uuid: Uuid,
     /// Bytes recorded for it.
     pub size: u64,
-    /// Set when it was opened from a catalogue that is newer than what it shows.
-    pub stale: AtomicBool,
     /// Newest checkpoint that this disk surely has.
     pub last_checkpoint: AtomicU64,
     disk: RwLock<Option<Arc<dyn Disk>>>,
     failed: AtomicBool,
     /// Why it does not serve, as far as that is known.
     trouble: RwLock<String>,
+    /// Where it was seen last.
+    path: RwLock<String>,
     /// Writes completed; compared with `flushed` to know whether a flush is needed.
     writes: AtomicU64,
     flushed: AtomicU64,
@@ -88,19 +95,23 @@ pub struct Member {
     stalled: AtomicU64,
 }
 
-/// A write that waits for space, for as long as it lives.
-struct Stalled<'a>(&'a AtomicU64);
+/// A write that waits for space, for as long as it lives. The log gets a line when the first begins to wait and when the last has ended.
+struct Stalled<'a>(&'a Member);
 
 impl<'a> Stalled<'a> {
-    fn on(count: &'a AtomicU64) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+    fn on(member: &'a Member, why: &str) -> Self {
+        if member.stalled.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::error!(disk = member.id.0, why, "no space under a file-backed disk: its writes wait");
+        }
+        Self(member)
     }
 }
 
 impl Drop for Stalled<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if self.0.stalled.fetch_sub(1, Ordering::Relaxed) == 1 {
+            tracing::info!(disk = self.0.id.0, "no write waits for space under the disk any more");
+        }
     }
 }
 
@@ -130,8 +141,8 @@ impl Member {
             id,
             uuid,
             size,
-            stale: AtomicBool::new(false),
             last_checkpoint: AtomicU64::new(0),
+            path: RwLock::new(disk.as_ref().map(|d| d.name()).unwrap_or_default()),
             disk: RwLock::new(disk),
             failed: AtomicBool::new(failed),
             trouble: RwLock::default(),
@@ -154,16 +165,28 @@ impl Member {
         *self.trouble.write() = why.into();
     }
 
+    /// Tells where it was seen last, when it is not here.
+    pub fn set_path(&self, path: impl Into<String>) {
+        *self.path.write() = path.into();
+    }
+
     /// Which disk it is, where it was seen last, and why it does not serve.
     fn describe_gone(&self) -> String {
-        let path = self.disk.read().as_ref().map(|d| format!(", {}", d.name())).unwrap_or_default();
-        let trouble = self.trouble.read();
-        let why = match (trouble.as_str(), self.is_failed()) {
-            ("", true) => "failed",
-            ("", false) => "not found",
-            (why, _) => why,
-        };
+        let path = self.path.read();
+        let path = if path.is_empty() { String::new() } else { format!(", {path}") };
+        let why = self.reason().unwrap_or_default();
         format!("disk {} ({}{path}): {why}", self.id, self.uuid)
+    }
+
+    /// Why it does not serve, when it does not.
+    fn reason(&self) -> Option<String> {
+        let trouble = self.trouble.read();
+        match self.state() {
+            DiskState::Online | DiskState::Stale => None,
+            _ if !trouble.is_empty() => Some(trouble.clone()),
+            DiskState::Failed => Some("failed".into()),
+            DiskState::Missing => Some("not found".into()),
+        }
     }
 
     /// Whether it was declared failed.
@@ -171,12 +194,11 @@ impl Member {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// State for people.
+    /// State for people. What it lacks is known to the owner of the segments.
     pub fn state(&self) -> DiskState {
         match (self.is_failed(), self.disk.read().is_some()) {
             (true, _) => DiskState::Failed,
             (false, false) => DiskState::Missing,
-            (false, true) if self.stale.load(Ordering::Relaxed) => DiskState::Stale,
             (false, true) => DiskState::Online,
         }
     }
@@ -186,15 +208,17 @@ impl Member {
         self.stalled.load(Ordering::Relaxed) > 0
     }
 
-    /// Record for people; `allocated` is filled in by the owner of the segments.
+    /// Record for people; what concerns segments is filled in by their owner.
     pub fn info(&self) -> DiskInfo {
         DiskInfo {
             id: self.id.0,
             uuid: self.uuid,
-            path: self.disk.read().as_ref().map(|d| d.name()).unwrap_or_default(),
+            path: self.path.read().clone(),
             state: self.state(),
+            reason: self.reason(),
             size: self.size,
             allocated: 0,
+            behind: 0,
             read_errors: self.read_errors.load(Ordering::Relaxed),
             write_errors: self.write_errors.load(Ordering::Relaxed),
             checksum_errors: self.checksum_errors.load(Ordering::Relaxed),
@@ -291,9 +315,9 @@ impl DiskArray {
     /// Takes a failed or missing disk back, after the caller has verified its label.
     pub fn reinstate(&self, id: DiskId, disk: Arc<dyn Disk>) {
         if let Some(member) = self.member(id) {
+            member.set_path(disk.name());
             *member.disk.write() = Some(disk);
             member.set_trouble("");
-            member.stale.store(true, Ordering::Relaxed);
             member.read_errors.store(0, Ordering::Relaxed);
             member.failed.store(false, Ordering::Release);
             self.changes.fetch_add(1, Ordering::AcqRel);
@@ -325,8 +349,7 @@ impl DiskArray {
                 }
                 Err(DiskError::NoSpace(why)) => {
                     if stalled.is_none() {
-                        tracing::error!(disk = id.0, why, "no space under a file-backed disk; waiting");
-                        stalled = Some(Stalled::on(&member.stalled));
+                        stalled = Some(Stalled::on(&member, &why));
                     }
                     if self.stopped.load(Ordering::Acquire) {
                         return Err(Error::new(

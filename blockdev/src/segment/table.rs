@@ -10,7 +10,7 @@ use crate::format::record::{SegmentRecord, Stream};
 use crate::redundancy::array::{DiskArray, Extent};
 use crate::redundancy::layout::{Width, resiliency_sets, width};
 use crate::redundancy::placement::{DiskSpace, place};
-use crate::report::Tolerance;
+use crate::report::{Redundancy, Tolerance};
 use crate::units::{ChunkIndex, DiskId, SegmentId};
 
 /// A segment in use.
@@ -154,6 +154,33 @@ impl SegmentTable {
     /// Chunks in use on a disk.
     pub fn allocated(&self, id: DiskId) -> u64 {
         self.chunks.iter().find(|c| c.id == id).map_or(0, |c| c.used.len() as u64 - u64::from(c.free))
+    }
+
+    /// How well live data is protected with the disks that are there.
+    pub fn redundancy(&self, array: &DiskArray) -> Redundancy {
+        let (absent, tolerance) = (array.absent(), array.tolerance.drives());
+        let mut out = Redundancy::default();
+        for s in self.iter() {
+            let lost = s.extent.lost_columns(absent).count_ones() as usize;
+            let class = match s.extent.parity.checked_sub(lost) {
+                None => &mut out.lost,
+                Some(left) if left >= tolerance => &mut out.full,
+                Some(0) => &mut out.none,
+                Some(_) => &mut out.reduced,
+            };
+            *class += s.record.live;
+        }
+        out
+    }
+
+    /// Bytes of live data, parity included, that columns on a disk lack.
+    pub fn behind(&self, id: DiskId) -> u64 {
+        let lacks = |s: &Segment| {
+            let stale = s.extent.stale.load(Ordering::Acquire);
+            let mut columns = s.record.columns.iter().enumerate();
+            columns.any(|(i, (disk, _))| *disk == id && stale >> i & 1 == 1)
+        };
+        self.iter().filter(|s| lacks(s)).map(|s| s.record.live / u64::from(s.record.data.max(1))).sum()
     }
 
     fn spaces(&self, array: &DiskArray) -> Vec<DiskSpace> {

@@ -20,6 +20,7 @@ pub mod space;
 pub mod state;
 pub mod usage;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -69,6 +70,17 @@ pub struct PoolConfig {
     pub checkpoint_interval: Duration,
     /// Fingerprints are cut to this many bits: for tests that force collisions.
     pub fingerprint_bits: Option<u32>,
+    /// What is known of disks from earlier, to name those that are missing now.
+    pub known_disks: BTreeMap<Uuid, KnownDisk>,
+}
+
+/// A disk as it was seen before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownDisk {
+    /// Where it was.
+    pub path: String,
+    /// Why it could not be opened this time.
+    pub trouble: Option<String>,
 }
 
 impl Default for PoolConfig {
@@ -81,6 +93,7 @@ impl Default for PoolConfig {
             log_interval: Duration::from_millis(500),
             checkpoint_interval: Duration::from_secs(30),
             fingerprint_bits: None,
+            known_disks: BTreeMap::new(),
         }
     }
 }

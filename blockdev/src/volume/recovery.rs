@@ -18,7 +18,7 @@ use super::frame_cache::FrameCache;
 use super::group_commit::LogQueue;
 use super::intake::Intake;
 use super::state::State;
-use super::{Counters, Durable, Engine, PoolConfig};
+use super::{Counters, Durable, Engine, KnownDisk, PoolConfig};
 use crate::dedupe::{DedupeIndex, ListId};
 use crate::disk::{AlignedBuf, Disk};
 use crate::env::Env;
@@ -35,7 +35,7 @@ use crate::planted::{self, Bug};
 use crate::redundancy::array::{DiskArray, Extent, Member};
 use crate::segment::appender::Appender;
 use crate::segment::table::SegmentTable;
-use crate::units::{Epoch, SegmentId};
+use crate::units::{Epoch, SegmentId, Uuid};
 
 /// A disk with its label.
 pub struct Labelled {
@@ -221,7 +221,12 @@ pub async fn newest_checkpoint(disks: &[Labelled]) -> Result<Root> {
 }
 
 /// The disks as the catalogue knows them, with those that were found.
-pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue) -> Result<DiskArray> {
+pub fn assemble(
+    env: &Arc<dyn Env>,
+    found: &Found,
+    catalogue: &Catalogue,
+    known: &BTreeMap<Uuid, KnownDisk>,
+) -> Result<DiskArray> {
     let disks = &found.disks;
     let label = &disks.first().ok_or_else(|| Error::invalid("no disks"))?.label;
     let mut members = Vec::new();
@@ -245,10 +250,15 @@ pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue) -> Res
         {
             member.set_trouble(unusable.why.to_string());
         }
+        if let (None, Some(known)) = (here, known.get(&record.uuid)) {
+            member.set_path(known.path.clone());
+            if let Some(trouble) = &known.trouble {
+                member.set_trouble(trouble.clone());
+            }
+        }
         // The newest it shows may have been cut short by a crash; the one before was complete.
         let sure = record.last_checkpoint.max(seen.saturating_sub(1));
         member.last_checkpoint.store(sure, Ordering::Relaxed);
-        member.stale.store(record.failed && here.is_some(), std::sync::atomic::Ordering::Relaxed);
         members.push(member);
     }
     if let Some((name, _)) = found.labels().find(|(_, l)| !catalogue.disks.iter().any(|r| r.uuid == l.disk)) {
@@ -344,7 +354,7 @@ impl Engine {
         let found = identify(disks).await?;
         let disks = &found.disks;
         let Root { superblock, catalogue, encoded } = newest_checkpoint(disks).await?;
-        let array = Arc::new(assemble(&env, &found, &catalogue)?);
+        let array = Arc::new(assemble(&env, &found, &catalogue, &config.known_disks)?);
         let label = disks[0].label.clone();
         let seen = disks.iter().map(|d| d.label.epoch).max().unwrap_or_default().max(superblock.epoch);
         // The low half is random: of two writers that each saw only some of the disks, neither takes the other's log for its own.

@@ -1,4 +1,4 @@
-//! What a volume takes: unique data and savings, from a sample of its map.
+//! What a volume takes: unique data and savings, counted in its map or, for a large volume, in a sample of it.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,10 @@ use crate::error::Result;
 use crate::format::page::MAP_FANOUT;
 use crate::units::{BLOCK_BYTES, Lba, VolumeId};
 
-/// Map leaves looked at; a volume with no more is counted exactly.
-const LEAVES: u64 = 64;
+/// A volume with no more mapped leaves than this is counted exactly.
+const EXACT: usize = 256;
+/// Leaves looked at in a larger one.
+const SAMPLE: u64 = 128;
 
 /// Bytes of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,26 +19,50 @@ pub struct Usage {
     pub unique: u64,
     /// What sharing and compression save: mapped bytes less the volume's share of stored bytes.
     pub savings: u64,
+    /// Whether both were inferred from a part of the volume.
+    pub estimated: bool,
 }
 
 impl Engine {
-    /// Estimates a volume's usage. Leaves are taken at equal distances, so that the answer does not jump from call to call.
+    /// The first map leaf, from the one at `leaf` on, with something mapped.
+    async fn next_leaf(&self, volume: VolumeId, leaf: u64, blocks: u64) -> Result<Option<u64>> {
+        let fanout = MAP_FANOUT as u64;
+        let next = |s: &super::state::State| match s.volumes.get(&volume) {
+            Some(v) => s.maps.next_mapped(v, leaf * fanout, blocks),
+            None => Ok(None),
+        };
+        Ok(self.with_state(next).await?.map(|lba| lba / fanout))
+    }
+
+    /// Leaves of a volume to look at: all, or some at equal distances, so that the answer does not jump from call to call.
+    async fn leaves(&self, volume: VolumeId, blocks: u64) -> Result<(BTreeSet<u64>, bool)> {
+        let mut found = BTreeSet::new();
+        let mut at = 0;
+        while let Some(leaf) = self.next_leaf(volume, at, blocks).await? {
+            found.insert(leaf);
+            if found.len() > EXACT {
+                found.clear();
+                break;
+            }
+            at = leaf + 1;
+        }
+        if !found.is_empty() {
+            return Ok((found, false));
+        }
+        let step = blocks.div_ceil(MAP_FANOUT as u64).div_ceil(SAMPLE).max(1);
+        for at in (0..SAMPLE).map(|i| i * step) {
+            found.extend(self.next_leaf(volume, at, blocks).await?);
+        }
+        Ok((found, true))
+    }
+
+    /// A volume's usage: counted, or estimated when it is large.
     pub async fn usage(&self, volume: VolumeId) -> Result<Usage> {
         let _pass = self.gate.enter();
         let fanout = MAP_FANOUT as u64;
         let known = self.state.read().volumes.get(&volume).map(|v| (v.blocks, v.mapped));
         let Some((blocks, mapped)) = known.filter(|(_, mapped)| *mapped > 0) else { return Ok(Usage::default()) };
-        let step = (blocks.div_ceil(fanout).div_ceil(LEAVES) * fanout).max(fanout);
-        let mut leaves = BTreeSet::new();
-        for at in (0..blocks).step_by(step as usize) {
-            let next = |s: &super::state::State| match s.volumes.get(&volume) {
-                Some(v) => s.maps.next_mapped(v, at, blocks),
-                None => Ok(None),
-            };
-            if let Some(lba) = self.with_state(next).await? {
-                leaves.insert(lba / fanout);
-            }
-        }
+        let (leaves, estimated) = self.leaves(volume, blocks).await?;
         let (mut seen, mut unique, mut stored) = (0u64, 0u64, 0f64);
         for leaf in leaves {
             let count = (blocks - leaf * fanout).min(fanout) as usize;
@@ -61,6 +87,7 @@ impl Engine {
         Ok(Usage {
             unique: ((unique * BLOCK_BYTES) as f64 * scale) as u64,
             savings: bytes.saturating_sub((stored * scale) as u64),
+            estimated,
         })
     }
 }

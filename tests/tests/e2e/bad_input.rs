@@ -276,6 +276,10 @@ fn wrong_commands_change_nothing() {
         ("lab up --dir {dir} --disks 3", 4, "disks 6, not 3"),
         ("job show 77", 3, "77"),
         ("pool create new --disk {disk}", 4, "in use"),
+        ("pool create new --disk {disk} {disk}", 2, "named twice"),
+        ("lab up --dir {dir}-new --disk-size 1M", 2, "MiB is the least"),
+        ("lab up --dir {dir}-new --disk-size 0", 2, "size of 0"),
+        ("lab up --dir {dir}-new --memory 100P", 2, "of this machine"),
         ("pool create new --disk /nonexistent/disk", 3, "/nonexistent/disk"),
         ("serve", 4, "serves this appliance already"),
         ("serve --config {config}", 4, "in use"),
@@ -293,6 +297,7 @@ fn wrong_commands_change_nothing() {
         expect_refused(lab.ashlar(&["volume", "create", &name, "--size", "1G"]), 2, "");
     }
     assert_eq!(state(), before, "a refused command changed something");
+    assert!(!std::path::Path::new(&format!("{}-new", lab.dir().display())).exists(), "a refused laboratory is there");
     assert_eq!(attach(&lab, "data", &["nbd"]), uri);
     assert_eq!(lab.daemons().len(), 1);
 

@@ -129,7 +129,83 @@ fn beyond_the_tolerance_writes_fail_and_nothing_acknowledged_is_lost() {
     let check = lab.ashlar(&["-o", "json", "pool", "check"]).json();
     let findings = check["findings"].as_array().expect("findings");
     assert!(findings.iter().all(|finding| finding["code"] == "stripe.parity"), "{check}");
-    assert_eq!(lab.json(&["pool", "status"])["health"], "healthy");
+    // The disks are back, but lack what was written while they were away.
+    let status = lab.json(&["pool", "status"]);
+    assert_eq!(status["health"], "degraded", "{status}");
+    assert_eq!(status["redundancy"]["lost"], 0, "{status}");
+}
+
+/// What a disk missed while it was away is told of when it is back, also after a restart, and so is data that cannot be read.
+#[test]
+fn a_disk_that_came_back_does_not_pass_for_whole() {
+    let lab = Lab::up(SMALL);
+    create(&lab, "data", "1G");
+    attach(&lab, "data", &["nbd"]);
+    let status = || lab.json(&["pool", "status"]);
+    let write = |from: u64| {
+        let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
+        for n in from..from + 16 {
+            let data = (n * 256..(n + 1) * 256).flat_map(|block| bytes_of(block + 1)).collect();
+            client.one(Request::Write { offset: n << 20, data, fua: n % 4 == 3 }).expect("a write");
+        }
+    };
+    write(0);
+    let before = status();
+    assert_eq!((&before["health"], &before["redundancy"]["reduced"]), (&"healthy".into(), &0.into()), "{before}");
+
+    lab.lab("disk-fail", &["1"]).expect_ok();
+    write(16);
+    lab.lab("disk-restore", &["1"]).expect_ok();
+    let behind = |status: &serde_json::Value| {
+        assert_eq!(status["health"], "degraded", "{status}");
+        assert_eq!(status["disks"][1]["state"], "stale", "{status}");
+        assert!(status["disks"][1]["behind"].as_u64() > Some(1 << 20), "{status}");
+        assert!(status["redundancy"]["full"].as_u64() > Some(4 << 20), "{status}");
+        assert!(status["redundancy"]["reduced"].as_u64() > Some(4 << 20), "{status}");
+        let codes = alerts(&lab);
+        assert!(["disk.stale", "pool.redundancy.reduced"].iter().all(|c| codes.contains(&(*c).to_owned())), "{status}");
+    };
+    behind(&status());
+    for end in ["stop", "kill"] {
+        lab.lab(end, &[]).expect_ok();
+        lab.lab("start", &[]).expect_ok();
+        behind(&status());
+    }
+    let check = lab.ashlar(&["-o", "json", "pool", "check"]).expect_ok().json();
+    assert!(check["stripes_incomplete"].as_u64() > Some(0), "{check}");
+    let told = lab.ashlar(&["pool", "check"]).expect_ok();
+    assert!(told.stdout.contains("not fully protected"), "{told}");
+
+    // Two more are away: what the first one missed is out of reach now, the rest is not.
+    lab.lab("disk-fail", &["0"]).expect_ok();
+    assert!(alerts(&lab).contains(&"pool.redundancy.none".to_owned()), "{}", status());
+    lab.lab("disk-fail", &["2"]).expect_ok();
+    let lost = status();
+    assert_eq!(lost["health"], "critical", "{lost}");
+    assert!(alerts(&lab).contains(&"pool.data.unreadable".to_owned()), "{lost}");
+    lab.lab("disk-restore", &["0"]).expect_ok();
+    lab.lab("disk-restore", &["2"]).expect_ok();
+    assert_eq!(status()["redundancy"]["lost"], 0, "{}", status());
+    expect_sound(&lab);
+
+    // One that is not there at all is named by its path, and by why it is not there.
+    lab.lab("stop", &[]).expect_ok();
+    let (path, aside) = (lab.dir().join("disks/disk3.img"), lab.dir().join("disks/aside"));
+    std::fs::rename(&path, &aside).expect("the disk's file");
+    lab.lab("start", &[]).expect_ok();
+    let missing = status();
+    assert_eq!(missing["disks"][3]["state"], "missing", "{missing}");
+    assert_eq!(missing["disks"][3]["path"].as_str(), path.to_str(), "{missing}");
+    assert!(missing["alerts"].to_string().contains("No such file"), "{missing}");
+    lab.lab("stop", &[]).expect_ok();
+    std::fs::rename(&aside, &path).expect("the disk's file");
+    lab.lab("start", &[]).expect_ok();
+
+    // Nothing is at risk any more once the data is gone.
+    lab.ashlar(&["volume", "detach", "data"]).expect_ok();
+    lab.ashlar(&["volume", "delete", "data"]).expect_ok();
+    let healthy = wait_until(Duration::from_secs(60), || status()["health"] == "healthy");
+    assert!(healthy, "{}", status());
 }
 
 #[test]

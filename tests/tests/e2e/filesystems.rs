@@ -68,3 +68,28 @@ fn a_killed_daemon_under_ext4() {
 fn a_killed_daemon_under_xfs() {
     used_and_killed("xfs", "mkfs.xfs", "xfs_repair", &["-n"], true);
 }
+
+/// Who works in a file system on a volume is named, not robbed.
+#[test]
+fn a_laboratory_in_use_is_not_taken_down() {
+    let needs = [Need::Root, Need::Fuse, Need::Loop, Need::Tool("losetup"), Need::Tool("mkfs.ext4")];
+    if !met("a_laboratory_in_use_is_not_taken_down", &needs) {
+        return;
+    }
+    let lab = Lab::up(SMALL);
+    create(&lab, "data", "100M");
+    let device = attach(&lab, "data", &["fuse", "--loop"]);
+    let mount = lab.dir().join("fs").display().to_string();
+    shell("mkdir \"$2\"; mkfs.ext4 -q \"$1\"; mount \"$1\" \"$2\"; touch \"$2/kept\"", &[&device, &mount]).expect_ok();
+    let mut user = std::process::Command::new("sleep").arg("600").current_dir(&mount).spawn().expect("sleep");
+    let refused = lab.lab("down", &[]);
+    let running = lab.daemons().len();
+    let kept = std::path::Path::new(&mount).join("kept").exists();
+    user.kill().expect("ended");
+    let _ = user.wait();
+    let refused = refused.expect_failure();
+    assert_eq!((refused.status.code(), running, kept), (Some(4), 1, true), "{refused}");
+    assert!(refused.stderr.contains(&format!("in use by sleep ({})", user.id())), "{refused}");
+    lab.lab("down", &[]).expect_ok();
+    assert!(lab.daemons().is_empty() && !lab.dir().join("disks").exists());
+}

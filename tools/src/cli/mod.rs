@@ -33,7 +33,8 @@ Examples:
 
 /// A storage appliance: thin volumes that are deduplicated, compressed and protected against drive failure.
 ///
-/// `ashlar serve` is the daemon. Every other command talks to it over a unix socket, except `lab` and `pool create`.
+/// `ashlar serve` is the daemon. Every other command talks to it over a unix socket; `lab`, `pool create`, `completions` and `config show
+/// --config` work without it.
 #[derive(Debug, Parser)]
 #[command(name = "ashlar", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{HELP}"))]
 struct Cli {

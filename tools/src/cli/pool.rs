@@ -179,12 +179,13 @@ fn describe(status: &PoolStatus) -> String {
             (
                 "data",
                 format!(
-                    "{} written and kept by hosts, {} unique, {} stored",
+                    "{} written and kept by hosts, {} distinct, {} stored",
                     size(reduction.logical),
                     size(reduction.unique),
                     size(reduction.stored)
                 ),
             ),
+            ("redundancy", describe_redundancy(status)),
         ],
         0,
     );
@@ -199,6 +200,22 @@ fn describe(status: &PoolStatus) -> String {
         }
     }
     text
+}
+
+/// How well the data is protected, in words.
+fn describe_redundancy(status: &PoolStatus) -> String {
+    let r = &status.redundancy;
+    let survives = match status.tolerance.drives() {
+        0 => "survives no failure of a disk".into(),
+        n => format!("survives {}", plural(n, "more failure")),
+    };
+    let parts = [(r.full, survives.as_str()), (r.reduced, "fewer"), (r.none, "none"), (r.lost, "cannot all be read")];
+    let told: Vec<String> = parts
+        .into_iter()
+        .filter(|(bytes, _)| *bytes > 0)
+        .map(|(bytes, what)| format!("{} {what}", size(bytes)))
+        .collect();
+    if told.is_empty() { "no data yet".into() } else { told.join(", ") }
 }
 
 fn plural(count: usize, what: &str) -> String {
@@ -244,11 +261,20 @@ pub fn describe_check(report: &CheckReport) -> String {
             ("mapped blocks", report.mapped_blocks.to_string()),
             ("stored blocks", report.stored_blocks.to_string()),
             ("verified", size(report.verified)),
-            ("stripes", report.stripes.to_string()),
+            (
+                "stripes",
+                match report.stripes_incomplete {
+                    0 => format!("{}, parity right", report.stripes),
+                    n => format!("{}, and {n} whose parity cannot be checked: a disk is or was away", report.stripes),
+                },
+            ),
         ],
         0,
     );
     match report.findings.len() {
+        0 if report.stripes_incomplete > 0 => {
+            text.push_str("\nthe pool is sound, but not fully protected: see `ashlar pool status`\n")
+        }
         0 => text.push_str("\nthe pool is sound\n"),
         n => {
             text.push_str(&format!("\n{}:\n", plural(n, "finding")));
@@ -265,7 +291,7 @@ pub fn describe_check(report: &CheckReport) -> String {
 
 #[cfg(test)]
 mod tests {
-    use blockdev::report::{Alert, Finding, Reduction};
+    use blockdev::report::{Alert, Finding, Reduction, Redundancy};
     use blockdev::units::Uuid;
 
     use super::*;
@@ -285,6 +311,7 @@ mod tests {
             available: 6 << 30,
             provisioned: 10 << 30,
             reduction: Reduction { total_ratio: Some(2.5), ..Reduction::default() },
+            redundancy: Redundancy { full: 1 << 30, none: 3 << 20, ..Redundancy::default() },
             disks: vec![],
             volumes: 1,
             alerts: vec![Alert {
@@ -299,6 +326,7 @@ mod tests {
             "tolerance:    double, layout 4+2\n",
             "25 % of 8 GiB used, 6 GiB available (12 GiB raw)",
             "provisioned:  10 GiB in 1 volume\n",
+            "redundancy:   1 GiB survives 2 more failures, 3 MiB none\n",
             "2.50:1 (dedupe -, compression -)",
             "warning [pool.degraded] replace it",
         ] {

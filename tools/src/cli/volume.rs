@@ -158,8 +158,10 @@ fn reduction(volume: &Volume) -> Option<f64> {
     (volume.info.mapped > 0 && kept > 0).then(|| volume.info.mapped as f64 / kept as f64)
 }
 
-fn optional_size(bytes: Option<u64>) -> String {
-    bytes.map_or_else(|| "-".into(), size)
+/// A size that is counted, or `~` and what it is about.
+fn counted_size(volume: &Volume, bytes: Option<u64>) -> String {
+    let about = if volume.info.estimated { "~" } else { "" };
+    bytes.map_or_else(|| "-".into(), |bytes| format!("{about}{}", size(bytes)))
 }
 
 /// `nbd`, or `nbd (failed)`.
@@ -191,8 +193,8 @@ fn list(volumes: &[Volume]) -> String {
             volume.info.name.clone(),
             size(volume.info.size),
             size(volume.info.mapped),
-            optional_size(volume.info.unique),
-            optional_size(volume.info.savings),
+            counted_size(volume, volume.info.unique),
+            counted_size(volume, volume.info.savings),
             ratio(reduction(volume)),
             volume.info.state.clone(),
             attached_word(volume),
@@ -210,8 +212,8 @@ fn describe(volume: &Volume) -> String {
         ("state", info.state.clone()),
         ("size", format!("{} ({} bytes)", size(info.size), info.size)),
         ("mapped", size(info.mapped)),
-        ("unique", optional_size(info.unique)),
-        ("savings", optional_size(info.savings)),
+        ("unique", counted_size(volume, info.unique)),
+        ("savings", counted_size(volume, info.savings)),
         ("reduction", ratio(reduction(volume))),
         ("created", timestamp(info.created_s)),
         ("attached", attached_word(volume)),
@@ -239,6 +241,7 @@ mod tests {
             mapped: 4 << 30,
             unique: Some(1 << 30),
             savings: Some(3 << 30),
+            estimated: false,
             attached: None,
             state: "online".into(),
             created_s: 0,
@@ -265,6 +268,8 @@ mod tests {
         assert_eq!(lines[2], "b     10 GiB   4 GiB   1 GiB    3 GiB     4.00:1  online  nbd       nbd://x/b");
         assert!(list(&[]).contains("volume create"));
         assert!(describe(&attached).contains("uri:        nbd://x/b\n"), "{}", describe(&attached));
+        attached.info.estimated = true;
+        assert!(describe(&attached).contains("unique:     ~1 GiB\n"), "{}", describe(&attached));
         attached.info.savings = Some(4 << 30);
         assert_eq!(reduction(&attached), None);
     }

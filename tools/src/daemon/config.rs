@@ -224,6 +224,8 @@ pub struct Config {
     pub socket: Setting<PathBuf>,
     /// Bytes the daemon may take: write buffer, caches, dedupe index, requests under way, and everything else.
     pub memory: Setting<u64>,
+    /// Bytes of RAM the machine has.
+    ram: u64,
     /// How new data is compressed.
     pub compression: Setting<Compression>,
     /// Threads of the front ends, and as many again for compression.
@@ -380,6 +382,7 @@ impl Config {
                 flags.memory.as_ref(),
                 parse_size,
             )?,
+            ram: machine.ram,
             compression: pick.text(
                 pick.value(file.compression, Compression::default()),
                 ("ASHLAR_COMPRESSION", "--compression"),
@@ -427,6 +430,11 @@ impl Config {
         if self.memory.value < MEMORY_MIN {
             let (least, origin) = (MEMORY_MIN >> 20, &self.memory.origin);
             return Err(Error::invalid(format!("memory ({origin}) is less than the {least} MiB the engine needs")));
+        }
+        if self.memory.value > self.ram {
+            let (has, origin) = (crate::output::size(self.ram), &self.memory.origin);
+            let wanted = crate::output::size(self.memory.value);
+            return Err(Error::invalid(format!("memory ({origin}) is {wanted}, more than the {has} of this machine")));
         }
         if !(1..=1024).contains(&self.threads.value) {
             return Err(Error::invalid(format!("threads ({}) must be 1 to 1024", self.threads.origin)));

@@ -10,7 +10,7 @@ use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
 use blockdev::frontend::memory::MemoryDevice;
 use blockdev::report::{
-    CheckReport, DiskInfo, DiskState, Finding, PoolStats, PoolStatus, Reduction, Tolerance, VolumeInfo,
+    CheckReport, DiskInfo, Finding, PoolStats, PoolStatus, Reduction, Redundancy, Tolerance, VolumeInfo,
 };
 use blockdev::units::Uuid;
 use parking_lot::Mutex;
@@ -60,12 +60,8 @@ impl Engine for MemoryEngine {
             id: 0,
             uuid: Uuid([7; 16]),
             path: "/lab/disks/disk0.img".into(),
-            state: DiskState::Online,
             size: 1 << 30,
-            allocated: 0,
-            read_errors: 0,
-            write_errors: 0,
-            checksum_errors: 0,
+            ..DiskInfo::default()
         };
         PoolStatus {
             name: "memory".into(),
@@ -80,6 +76,7 @@ impl Engine for MemoryEngine {
             available: 1 << 30,
             provisioned: volumes.values().map(|(info, _)| info.size).sum(),
             reduction: Reduction::default(),
+            redundancy: Redundancy::default(),
             disks: vec![disk],
             volumes: volumes.len(),
             alerts: vec![],
@@ -108,6 +105,7 @@ impl Engine for MemoryEngine {
             mapped: 0,
             unique: None,
             savings: None,
+            estimated: false,
             attached: None,
             state: "online".into(),
             created_s: 1,

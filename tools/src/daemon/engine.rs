@@ -1,5 +1,7 @@
 //! The engine as the daemon sees it.
 
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,12 +11,13 @@ use blockdev::disk::{Disk, FaultDisk, FileDisk, OpenOptions};
 use blockdev::env::{Env, RealEnv};
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
-use blockdev::pool::{CreateOptions, Pool, PoolConfig};
+use blockdev::pool::{CreateOptions, KnownDisk, Pool, PoolConfig};
 use blockdev::report::{CheckReport, PoolStats, PoolStatus, Tolerance, VolumeInfo};
 use tokio::runtime::Handle;
 
 use super::config::Config;
 use super::faults::{Faults, Pullable};
+use super::known_disks;
 
 /// Called with steps done and steps in all.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
@@ -74,12 +77,30 @@ pub fn create(new: &NewPool) -> Result<()> {
     runtime.block_on(async {
         let env = RealEnv::new(Handle::current(), 1);
         let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
+        refuse_twice(&new.disks)?;
         for path in &new.disks {
             disks.push(FileDisk::open(path, OpenOptions::default())?);
         }
         let NewPool { name, tolerance, chunk_size, force, .. } = new.clone();
         Pool::create(env, disks, CreateOptions { name, tolerance, chunk_size, strip_size: None, force }).await
     })
+}
+
+/// Refuses two names of one file or device.
+fn refuse_twice(paths: &[PathBuf]) -> Result<()> {
+    let mut seen: HashMap<(u64, u64), &PathBuf> = HashMap::new();
+    for path in paths {
+        // What cannot be examined is told of when it is opened.
+        let Ok(meta) = std::fs::metadata(path) else { continue };
+        let identity = if meta.rdev() != 0 { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) };
+        if let Some(first) = seen.insert(identity, path) {
+            return Err(Error::invalid(match first == path {
+                true => format!("the disk {} is named twice", path.display()),
+                false => format!("{} and {} are the same disk: name it once", first.display(), path.display()),
+            }));
+        }
+    }
+    Ok(())
 }
 
 /// Opens a disk. A daemon that was just killed holds its disks until the kernel has ended its last requests: that is waited for.
@@ -101,7 +122,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     let env: Arc<dyn Env> = RealEnv::new(Handle::current(), config.threads.value);
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
     let mut drives: Vec<(PathBuf, Box<dyn Pullable>)> = Vec::new();
-    let mut refused = None;
+    let mut refused: BTreeMap<&PathBuf, Error> = BTreeMap::new();
     for path in &config.disks.value {
         let disk = match open_when_released(path).await {
             Ok(disk) => disk,
@@ -109,7 +130,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
             Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
             Err(e) => {
                 tracing::error!(disk = %path.display(), error = %e, "cannot open a disk");
-                refused = refused.or(Some(e));
+                refused.insert(path, e);
                 continue;
             }
         };
@@ -121,13 +142,23 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
             disks.push(disk);
         }
     }
-    if let (true, Some(e)) = (disks.is_empty(), refused) {
-        return Err(e.context("no disk can be opened"));
+    if let (true, Some((_, e))) = (disks.is_empty(), refused.first_key_value()) {
+        return Err(e.clone().context("no disk can be opened"));
     }
     let faults = if config.lab.value { Some(Faults::new(&config.state_dir.value, drives)?) } else { None };
-    let options =
-        PoolConfig { memory: config.engine_memory(), compression: config.compression.value, ..PoolConfig::default() };
+    let paths = known_disks::load(&config.state_dir.value);
+    let known = paths.iter().map(|(uuid, path)| {
+        let trouble = refused.get(&PathBuf::from(path)).map(ToString::to_string);
+        (*uuid, KnownDisk { path: path.clone(), trouble })
+    });
+    let options = PoolConfig {
+        memory: config.engine_memory(),
+        compression: config.compression.value,
+        known_disks: known.collect(),
+        ..PoolConfig::default()
+    };
     let pool = Pool::open(env, disks, options).await?;
+    known_disks::keep(&config.state_dir.value, paths, &pool.disks());
     let name = pool.status().await.name;
     if let Some(wanted) = config.name.value.as_ref().filter(|wanted| **wanted != name) {
         pool.close().await?;

@@ -92,9 +92,6 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use blockdev::report::DiskState;
-    use blockdev::units::Uuid;
-
     use super::*;
 
     struct Drive(Arc<AtomicBool>);
@@ -113,17 +110,7 @@ mod tests {
     }
 
     fn info(id: u16, path: &str) -> DiskInfo {
-        DiskInfo {
-            id,
-            uuid: Uuid::default(),
-            path: path.into(),
-            state: DiskState::Online,
-            size: 0,
-            allocated: 0,
-            read_errors: 0,
-            write_errors: 0,
-            checksum_errors: 0,
-        }
+        DiskInfo { id, path: path.into(), ..DiskInfo::default() }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod faults;
 pub mod fronts;
 pub mod instance;
 pub mod jobs;
+mod known_disks;
 pub mod state;
 
 #[cfg(test)]

@@ -2,11 +2,15 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::loopdev::{self, with_private_files};
 use rustix::mount::{UnmountFlags, unmount};
+
+/// Users of a file system that an error names.
+const USERS_NAMED: usize = 5;
 
 /// A line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,14 +74,40 @@ pub fn mounts_of(devices: &[PathBuf]) -> Result<Vec<Mount>> {
     Ok(found)
 }
 
-/// Unmounts a file system in order; [`ErrorKind::Busy`] when it is in use.
+/// Unmounts a file system in order; [`ErrorKind::Busy`] when it is in use, and by whom.
 pub fn unmount_in_order(mountpoint: &Path) -> Result<()> {
-    let path = mountpoint.to_owned();
     // The unmount writes to a volume our own daemon may serve, but this process is not that daemon.
-    unmount(&path, UnmountFlags::empty()).map_err(|e| {
-        let kind = if e == rustix::io::Errno::BUSY { ErrorKind::Busy } else { ErrorKind::Io };
-        Error::new(kind, format!("unmounting {}: {e}", mountpoint.display()))
+    unmount(mountpoint, UnmountFlags::empty()).map_err(|e| {
+        let path = mountpoint.display();
+        if e != rustix::io::Errno::BUSY {
+            return Error::io(format!("unmounting {path}: {e}"));
+        }
+        let mut users = users_of(mountpoint);
+        let more = users.len().saturating_sub(USERS_NAMED);
+        users.truncate(USERS_NAMED);
+        if more > 0 {
+            users.push(format!("{more} more"));
+        }
+        let by = if users.is_empty() { String::new() } else { format!(" by {}", users.join(", ")) };
+        Error::new(ErrorKind::Busy, format!("{path} is in use{by}: end that first"))
     })
+}
+
+/// Processes with a working directory, root, program or open file in a file system, as far as they can be seen: `NAME (PID)`.
+fn users_of(mountpoint: &Path) -> Vec<String> {
+    let Ok(device) = std::fs::metadata(mountpoint).map(|m| m.dev()) else { return Vec::new() };
+    let inside = |link: &Path| std::fs::metadata(link).is_ok_and(|m| m.dev() == device);
+    let uses = |process: &Path| {
+        let open = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        ["cwd", "root", "exe"].iter().any(|l| inside(&process.join(l))) || open.into_iter().any(|f| inside(&f.path()))
+    };
+    let name = |process: &std::fs::DirEntry| {
+        let pid: u32 = process.file_name().to_str()?.parse().ok()?;
+        let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
+        uses(&process.path()).then(|| format!("{} ({pid})", name.trim_end()))
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(|p| name(&p)).collect()
 }
 
 /// Detaches a loop device.

@@ -14,7 +14,7 @@ mod process;
 
 pub use layout::{Lab, is_lab};
 
-use crate::daemon::config::{self, check_socket_path};
+use crate::daemon::config::{self, Config, Flags, Machine, Sources, check_socket_path};
 use crate::daemon::engine::{self, NewPool};
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::output::size;
@@ -135,7 +135,10 @@ fn make(dir: &Path, wanted: &Wanted, made_dir: bool) -> CommandResult<Lab> {
         return Err(Failure::usage(format!("a laboratory has 1 to {DISKS_MAX} disks, not {disks}")));
     }
     let disk_size = wanted.disk_size.unwrap_or(2 << 30);
-    if disk_size == 0 || !disk_size.is_multiple_of(IO_ALIGN as u64) {
+    if disk_size == 0 {
+        return Err(Failure::usage("a disk cannot have a size of 0"));
+    }
+    if !disk_size.is_multiple_of(IO_ALIGN as u64) {
         return Err(Failure::usage(format!("the disk size {disk_size} is not a multiple of {IO_ALIGN} bytes")));
     }
     let tolerance = wanted.tolerance.unwrap_or(if disks > 1 { Tolerance::Single } else { Tolerance::None });
@@ -159,7 +162,10 @@ fn fill(lab: &Lab, wanted: &Wanted) -> CommandResult {
         // What is on them is nobody else's business.
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let made = made.and_then(|f| f.set_len(m.disk_size));
-        made.map_err(|e| Failure::other(format!("making the disk {}: {e}", path.display())))?;
+        made.map_err(|e| {
+            let size = size(m.disk_size);
+            Failure::other(format!("making the disk {} of {size}: {e}", path.display()))
+        })?;
     }
     let file = config::File {
         name: Some(m.name.clone()),
@@ -173,6 +179,10 @@ fn fill(lab: &Lab, wanted: &Wanted) -> CommandResult {
     let path = lab.dir.join(config::FILE_NAME);
     let text = format!("# Made by `ashlar lab up`; removed by `ashlar lab down`.\n{text}");
     std::fs::write(&path, text).map_err(|e| Failure::other(format!("writing {}: {e}", path.display())))?;
+    // What its daemon would refuse is refused now.
+    let sources =
+        Sources { dir: Some(&lab.dir), file: None, flags: &Flags::default(), env: &|_| None, machine: Machine::here() };
+    Config::load(&sources)?;
     let pool =
         NewPool { name: m.name.clone(), disks: lab.disks(), tolerance: m.tolerance, chunk_size: None, force: false };
     Ok(engine::create(&pool)?)

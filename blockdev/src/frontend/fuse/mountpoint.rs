@@ -68,6 +68,13 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
+fn may_not_mount() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "the daemon may not mount file systems: run it as root (CAP_SYS_ADMIN), or present the volume by NBD instead",
+    )
+}
+
 /// The topmost mount exactly at `path`.
 fn mounted_at(path: &Path) -> Result<Option<MountEntry>> {
     let text = std::fs::read("/proc/self/mountinfo").map_err(|e| from_io(&e, "read /proc/self/mountinfo"))?;
@@ -111,6 +118,7 @@ impl MountPoint {
             std::io::ErrorKind::NotFound => {
                 Error::new(ErrorKind::Unsupported, "/dev/fuse is missing: load the kernel module 'fuse'")
             }
+            std::io::ErrorKind::PermissionDenied => may_not_mount(),
             _ => from_io(&e, "open /dev/fuse"),
         })?;
         let allow_other = if allow_other { ",allow_other" } else { "" };
@@ -122,10 +130,7 @@ impl MountPoint {
         static MOUNTS: AtomicU64 = AtomicU64::new(1);
         let source = format!("ashlar-{}-{}", std::process::id(), MOUNTS.fetch_add(1, Ordering::Relaxed));
         loopdev::mount(&source, path, FSTYPE, flags, &data).map_err(|e| match e.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => Error::new(
-                ErrorKind::Unavailable,
-                "mounting needs root (CAP_SYS_ADMIN); present the volume by NBD instead",
-            ),
+            Some(libc::EPERM | libc::EACCES) => may_not_mount(),
             _ => from_io(&e, "mount"),
         })?;
         Ok((Self { path: path.to_owned(), source, created, gone: false }, fuse))

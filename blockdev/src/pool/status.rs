@@ -1,0 +1,200 @@
+//! What a pool tells about itself: status, alerts, counters.
+
+use std::sync::atomic::Ordering;
+
+use super::Pool;
+use crate::redundancy::array::Member;
+use crate::report::{Alert, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction, Redundancy};
+use crate::segment::table::SegmentTable;
+use crate::units::BLOCK_BYTES;
+use crate::volume::space::Space;
+
+impl Pool {
+    pub(super) fn disk_info(&self, member: &Member, segments: &SegmentTable) -> DiskInfo {
+        let info = member.info();
+        let behind = segments.behind(member.id);
+        DiskInfo {
+            state: if behind > 0 && info.state == DiskState::Online { DiskState::Stale } else { info.state },
+            allocated: segments.allocated(member.id) * u64::from(self.0.engine.array.geometry.chunk_size),
+            behind,
+            ..info
+        }
+    }
+
+    fn alerts(&self, disks: &[DiskInfo], redundancy: &Redundancy) -> Vec<Alert> {
+        let engine = &self.0.engine;
+        let mut out = Vec::new();
+        let mut add = |severity: &str, code: &str, message: String| {
+            out.push(Alert { severity: severity.into(), code: code.into(), message });
+        };
+        if let Some(e) = engine.failure() {
+            add("critical", "pool.failed", format!("pool {} takes no writes: {e}", engine.name));
+        }
+        let wanted = "once it works again, restarting the daemon takes it back";
+        for d in disks {
+            let name = if d.path.is_empty() { d.uuid.to_string() } else { d.path.clone() };
+            let name = format!("disk {} ({name})", d.id);
+            let why = d.reason.as_deref().unwrap_or_default();
+            match d.state {
+                DiskState::Online => {}
+                DiskState::Stale => add(
+                    "warning",
+                    "disk.stale",
+                    format!(
+                        "{name} lacks about {} MiB that were written while it was away: they are read from the other disks, and \
+                         survive fewer failures",
+                        d.behind.div_ceil(1 << 20)
+                    ),
+                ),
+                DiskState::Failed => {
+                    add("critical", "disk.failed", format!("{name} failed and is not used ({why}): {wanted}"))
+                }
+                DiskState::Missing => add("critical", "disk.missing", format!("{name} is missing ({why}): {wanted}")),
+            }
+        }
+        for d in engine.array.members().iter().filter(|m| m.is_stalled()).map(|m| m.info()) {
+            add(
+                "critical",
+                "disk.no_space",
+                format!(
+                    "the file system that holds disk {} ({}) is full: writes wait until there is space again",
+                    d.id, d.path
+                ),
+            );
+        }
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        if redundancy.lost > 0 {
+            add(
+                "critical",
+                "pool.data.unreadable",
+                format!(
+                    "{} MiB lie in segments that have lost more disks than they can do without, and cannot all be read: bring the \
+                     disks back that are missing or failed",
+                    mib(redundancy.lost)
+                ),
+            );
+        }
+        if redundancy.none > 0 {
+            add(
+                "critical",
+                "pool.redundancy.none",
+                format!("{} MiB survive no further failure of a disk", mib(redundancy.none)),
+            );
+        }
+        if redundancy.reduced > 0 {
+            add(
+                "warning",
+                "pool.redundancy.reduced",
+                format!("{} MiB survive fewer failures of disks than the pool tolerates", mib(redundancy.reduced)),
+            );
+        }
+        out.extend(engine.space_alerts());
+        out
+    }
+
+    /// The pool at a glance.
+    pub async fn status(&self) -> PoolStatus {
+        let engine = &self.0.engine;
+        let space = engine.space();
+        let disks = self.disks();
+        let redundancy = engine.state.read().segments.redundancy(&engine.array);
+        let alerts = self.alerts(&disks, &redundancy);
+        let waits = engine.array.members().iter().any(|m| m.is_stalled());
+        let health = if engine.failure().is_some() {
+            "failed"
+        } else if redundancy.lost > 0 || waits {
+            "critical"
+        } else if redundancy.none + redundancy.reduced > 0 || disks.iter().any(|d| d.state != DiskState::Online) {
+            "degraded"
+        } else {
+            "healthy"
+        };
+        let state = engine.state.read();
+        let layout = state.segments.width(&engine.array).map_or("-".into(), |w| format!("{}+{}", w.data, w.parity));
+        let logical: u64 = state.volumes.values().map(|v| v.mapped * BLOCK_BYTES).sum();
+        PoolStatus {
+            name: engine.name.clone(),
+            uuid: engine.uuid,
+            health: health.into(),
+            tolerance: engine.array.tolerance,
+            layout,
+            epoch: engine.epoch.0 >> 32,
+            raw: disks.iter().map(|d| d.size).sum(),
+            usable: space.usable,
+            used: space.used,
+            available: space.available(),
+            provisioned: state.volumes.values().map(|v| v.blocks * BLOCK_BYTES).sum(),
+            reduction: reduction(logical, state.unique_bytes, state.stored_bytes, &engine.counters.zero_bytes),
+            volumes: state.volumes.values().filter(|v| !v.deleting).count(),
+            redundancy,
+            disks,
+            alerts,
+        }
+    }
+
+    /// All disks.
+    pub fn disks(&self) -> Vec<DiskInfo> {
+        let engine = &self.0.engine;
+        let state = engine.state.read();
+        engine.array.members().iter().map(|m| self.disk_info(m, &state.segments)).collect()
+    }
+
+    /// Counters and where memory goes.
+    pub async fn stats(&self) -> PoolStats {
+        let engine = &self.0.engine;
+        let Space { free_segments, segment, .. } = engine.space();
+        let c = &engine.counters;
+        let get = |v: &std::sync::atomic::AtomicU64| v.load(Ordering::Relaxed);
+        let state = engine.state.read();
+        let memory = [
+            ("write buffer", engine.intake.memory()),
+            ("map pages", state.maps.pages.len() * 4352),
+            ("block table pages", state.table.pages.len() * 4352),
+            ("directory pages", state.table.directory.len() * 8192),
+            ("frame cache", engine.frames.memory()),
+            ("dedupe index", engine.index.lock().memory_used()),
+            ("open segments", engine.appenders.read().values().map(|a| a.memory()).sum()),
+            ("log queue", engine.log_queue.lock().memory()),
+        ];
+        let capacity = state.segments.len() as u64 * segment;
+        PoolStats {
+            uptime_s: (engine.env.now() - engine.opened).as_secs_f64(),
+            host_read: get(&c.host_read_bytes),
+            host_written: get(&c.host_write_bytes),
+            host_reads: get(&c.host_reads),
+            host_writes: get(&c.host_writes),
+            host_flushes: get(&c.host_flushes),
+            disk_written: get(&engine.array.written),
+            disk_read: get(&engine.array.read),
+            write_amplification: (get(&c.host_write_bytes) > 0)
+                .then(|| get(&engine.array.written) as f64 / get(&c.host_write_bytes) as f64),
+            dedupe_hits: get(&c.dedupe_hits),
+            dedupe_misses: get(&c.dedupe_misses),
+            log_records: get(&engine.log.entries),
+            checkpoints: get(&c.checkpoints),
+            cleaner_moved: get(&c.cleaner_moved),
+            cleaner_segments: get(&c.cleaner_segments),
+            segments_free: free_segments,
+            segments_used: state.segments.len() as u64,
+            dead: capacity.saturating_sub(state.segments.live()),
+            memory: memory.into_iter().map(|(k, v)| (k.to_string(), v as u64)).collect(),
+            memory_budget: engine.config.memory,
+        }
+    }
+}
+
+fn reduction(logical: u64, unique: u64, stored: u64, zeroes: &std::sync::atomic::AtomicU64) -> Reduction {
+    let ratio = |a: u64, b: u64| (b > 0).then(|| a as f64 / b as f64);
+    Reduction {
+        logical,
+        unique,
+        stored,
+        zeroes_written: zeroes.load(Ordering::Relaxed),
+        dedupe_ratio: ratio(logical, unique),
+        compression_ratio: ratio(unique, stored),
+        total_ratio: ratio(logical, stored),
+    }
+}
+
+#[cfg(test)]
+mod tests;
