@@ -76,6 +76,7 @@ unit: ## All tests (T=NAME chooses)
 # The long version of `test`: more seeds, more rounds, advisories. Variables that are set already are kept.
 .PHONY: nightly
 nightly: export ASHLAR_SIM_SEEDS ?= 100000
+nightly: export ASHLAR_SIM_POINTS ?= 1000000
 nightly: export ASHLAR_KILL_ROUNDS ?= 500
 nightly: export ASHLAR_FUZZ_SECS ?= 600
 nightly: export NEXTEST_PROFILE ?= nightly

@@ -1,7 +1,7 @@
 //! The engine against physical limits taken in the same run.
 //! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,duplicates,sync,read`.
 //!
-//! Six files in DIR are the disks (double tolerance). Every figure is a ratio: sequential writes to the compressor alone on the same
+//! Six files in a folder of its own in DIR are the disks (double tolerance). Every figure is a ratio: sequential writes to the compressor alone on the same
 //! threads, synchronous writes to raw writes and fdatasync of as many files, random reads to raw O_DIRECT reads of the same files.
 
 use std::collections::VecDeque;
@@ -82,8 +82,7 @@ async fn write_all(device: &Arc<dyn BlockDevice>, data: &[Bytes], base: u64) -> 
 /// Rounds per second of one 4 KiB write and fdatasync to each of `files` files at the same time.
 fn raw_sync(dir: &Path, files: usize) -> f64 {
     let barrier = Arc::new(std::sync::Barrier::new(files));
-    let start = Instant::now();
-    let counts: Vec<u64> = std::thread::scope(|scope| {
+    let counts: Vec<(u64, Duration)> = std::thread::scope(|scope| {
         let run = |i: usize| {
             let barrier = barrier.clone();
             let path = dir.join(format!("raw{i}"));
@@ -94,6 +93,8 @@ fn raw_sync(dir: &Path, files: usize) -> f64 {
                 file.sync_all().expect("synced");
                 let data = unique(i as u64, SMALL);
                 let mut n = 0;
+                barrier.wait();
+                let start = Instant::now();
                 // In lockstep, as a log that waits for all its mirrors.
                 for round in 0..2000u64 {
                     file.write_all_at(&data, round % 4096 * SMALL as u64).expect("written");
@@ -101,14 +102,15 @@ fn raw_sync(dir: &Path, files: usize) -> f64 {
                     n += 1;
                     barrier.wait();
                 }
+                let time = start.elapsed();
                 std::fs::remove_file(&path).expect("removed");
-                n
+                (n, time)
             })
         };
         let threads: Vec<_> = (0..files).map(run).collect();
         threads.into_iter().map(|t| t.join().expect("joined")).collect()
     });
-    counts.iter().sum::<u64>() as f64 / files as f64 / start.elapsed().as_secs_f64()
+    counts.iter().map(|(n, time)| *n as f64 / time.as_secs_f64()).sum::<f64>() / files as f64
 }
 
 async fn sync_writes(device: &Arc<dyn BlockDevice>, size: u64) -> f64 {
@@ -175,13 +177,14 @@ fn main() {
     let mib: usize = args.next().and_then(|m| m.parse().ok()).unwrap_or(512);
     let phases = args.next().unwrap_or_else(|| "unique,duplicates,sync,read".into());
     let wanted = |phase: &str| phases.split(',').any(|p| p == phase);
+    // Of its own: what else is there is nobody's to overwrite.
+    let dir = dir.join(format!("engine-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("the folder");
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         attach_runtime().expect("attached");
         let paths: Vec<PathBuf> = (0..DISKS).map(|i| dir.join(format!("disk{i}.img"))).collect();
-        paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
         let size = ((mib as u64) << 20).max(512 << 20);
         futures::future::join_all(paths.iter().map(|p| make_disk(p, size))).await;
         let env: Arc<dyn Env> = RealEnv::new(tokio::runtime::Handle::current(), threads);
@@ -225,7 +228,7 @@ fn main() {
         println!("{}", serde_json::to_string(&pool.stats().await).unwrap_or_default());
         pool.close().await.expect("closed");
         if !wanted("read") {
-            paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
+            std::fs::remove_dir_all(&dir).expect("removed");
             return;
         }
         drop((device, pool));
@@ -262,6 +265,6 @@ fn main() {
         line("4K random reads QD32, vs raw O_DIRECT", ours, raw, "per s");
         println!("{}", serde_json::to_string(&pool.stats().await).unwrap_or_default());
         pool.close().await.expect("closed");
-        paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
+        std::fs::remove_dir_all(&dir).expect("removed");
     });
 }

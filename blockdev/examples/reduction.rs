@@ -85,9 +85,9 @@ fn limit(images: &[PathBuf]) -> Result<Limit, Failure> {
 async fn run(dir: &Path, images: &[PathBuf]) -> Result<bool, Failure> {
     let limit = limit(images)?;
     let size = (limit.mapped * BLOCK_SIZE as u64).max(1 << 30);
-    std::fs::create_dir_all(dir)?;
+    // Of its own: what else is there is nobody's to overwrite.
+    std::fs::create_dir(dir).map_err(|e| format!("making the folder {} for the disks: {e}", dir.display()))?;
     let paths: Vec<PathBuf> = (0..DISKS).map(|i| dir.join(format!("disk{i}.img"))).collect();
-    paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
     let disks = || -> Result<Vec<Arc<dyn Disk>>, Failure> {
         let open = |p: &PathBuf| FileDisk::open(p, OpenOptions { create_size: Some(size), ..OpenOptions::default() });
         Ok(paths.iter().map(|p| open(p).map(|d| d as Arc<dyn Disk>)).collect::<Result<_, _>>()?)
@@ -130,7 +130,7 @@ async fn run(dir: &Path, images: &[PathBuf]) -> Result<bool, Failure> {
     }
     let reduction = pool.status().await.reduction;
     pool.close().await?;
-    paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
+    std::fs::remove_dir_all(dir)?;
 
     let blocks = |n: u64| n * BLOCK_SIZE as u64;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -147,8 +147,9 @@ async fn run(dir: &Path, images: &[PathBuf]) -> Result<bool, Failure> {
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
-    let (Some(dir), images) = (args.next(), args.collect::<Vec<_>>()) else {
-        println!("reduction: give a folder for the disks and one image or more");
+    let (dir, images) = (args.next(), args.collect::<Vec<_>>());
+    let (Some(dir), false) = (dir, images.is_empty()) else {
+        eprintln!("reduction: give a folder to be made for the disks, and one image or more");
         return ExitCode::from(2);
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");

@@ -23,6 +23,8 @@ pub enum Bug {
     CheckpointNotFrozen,
     /// Duplicates are shared without comparing bytes.
     NoVerify,
+    /// A log entry is replayed although its checksum does not match.
+    TornRecordAccepted,
     /// Replay skips the last record.
     ReplayShort,
     /// Records of one entry are applied in the wrong order.

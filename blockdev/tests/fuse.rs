@@ -9,5 +9,7 @@ mod lifecycle;
 mod loops;
 #[path = "fuse/probe.rs"]
 mod probe;
+#[path = "../../tests/src/skip.rs"]
+mod skip;
 #[path = "fuse/support.rs"]
 mod support;

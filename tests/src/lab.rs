@@ -60,6 +60,17 @@ impl Lab {
     }
 }
 
+/// Ends the daemon when a test fails, so that threads that write until it is gone come to an end.
+pub struct EndOnFailure<'a>(pub &'a Lab);
+
+impl Drop for EndOnFailure<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.daemons().iter().for_each(|pid| signal(&pid.to_string(), "KILL"));
+        }
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         let mut down = Command::new(ashlar());

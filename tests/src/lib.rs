@@ -6,6 +6,7 @@ pub mod binary;
 pub mod lab;
 pub mod process;
 pub mod require;
+pub mod skip;
 
 pub use binary::ashlar;
 pub use lab::Lab;

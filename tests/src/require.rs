@@ -1,7 +1,8 @@
 //! What a test needs from the machine. A test that lacks something says so on standard error and ends; it never half-runs.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use crate::skip::skip;
 
 /// Something a test needs.
 #[derive(Clone, Copy, Debug)]
@@ -31,22 +32,14 @@ impl Need {
     }
 }
 
-/// Whether all `needs` are met; otherwise tells on standard error what is missing, for `test`, and appends it to the file
-/// named by `ASHLAR_SKIPPED` if there is one (test runners hide what a passing test prints).
-///
-/// With `ASHLAR_REQUIRE_ALL=1` in the environment (where everything is supposed to be there) a missing need is a failure.
+/// Whether all `needs` are met; otherwise tells what is missing for `test`, see [`skip`].
 #[track_caller]
 pub fn met(test: &str, needs: &[Need]) -> bool {
-    let Some(message) = lacking(test, needs) else { return true };
-    assert!(std::env::var_os("ASHLAR_REQUIRE_ALL").is_none_or(|v| v != "1"), "{message}");
-    eprintln!("{message}");
-    if let Some(list) = std::env::var_os("ASHLAR_SKIPPED") {
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(&list);
-        if let Err(e) = file.and_then(|mut file| writeln!(file, "{message}")) {
-            eprintln!("{}: {e}", list.display());
-        }
+    let lacking = lacking(test, needs);
+    if let Some(message) = &lacking {
+        skip(message);
     }
-    false
+    lacking.is_none()
 }
 
 fn lacking(test: &str, needs: &[Need]) -> Option<String> {

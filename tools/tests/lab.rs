@@ -1,5 +1,8 @@
 //! The command as people run it: real processes, real sockets, a real pool on files.
 
+#[path = "../../tests/src/skip.rs"]
+mod skip;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -61,7 +64,9 @@ fn has(tool: &str) -> bool {
     let found =
         std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|d| d.join(tool).exists()));
     if !found {
-        eprintln!("{tool} is not installed: left out");
+        skip::skip(&format!(
+            "tools: a part of a test was skipped, this machine lacks the command '{tool}' (scripts/setup.sh installs it)"
+        ));
     }
     found
 }
@@ -72,7 +77,7 @@ fn alive(pid: &Value) -> bool {
     stat.is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
 }
 
-const UP: &str = "lab up --disks 4 --disk-size 512M --tolerance single --memory 128M";
+const UP: &str = "lab up --disks 4 --disk-size 512M --tolerance single --memory 256M";
 
 #[test]
 fn a_laboratory_from_up_to_down() {
@@ -141,7 +146,7 @@ fn a_laboratory_from_up_to_down() {
 fn files_come_back_after_a_kill() {
     let root = std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
     if !root || !std::path::Path::new("/dev/fuse").exists() {
-        eprintln!("mounting needs root and /dev/fuse: left out");
+        skip::skip("files_come_back_after_a_kill: skipped, it needs root and /dev/fuse");
         return;
     }
     let lab = Lab::new();
@@ -245,4 +250,28 @@ fn errors_are_json_for_scripts() {
     assert_eq!(error["error"]["kind"], "unreachable");
     let output = lab.run("completions bash");
     assert!(String::from_utf8_lossy(&output.stdout).contains("_ashlar"));
+}
+
+/// A service manager takes any other code for a failure.
+#[test]
+fn a_daemon_that_is_told_to_end_ends_well() {
+    let lab = Lab::new();
+    lab.ok(UP);
+    lab.ok("lab stop");
+    for round in 0..8 {
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_ashlar"))
+            .args(["serve", "--dir"])
+            .arg(lab.dir())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while !lab.run("pool status").status.success() {
+            assert_eq!(daemon.try_wait().unwrap(), None, "round {round}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let told = Command::new("kill").args(["-s", "TERM", &daemon.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        let ended = daemon.wait().unwrap();
+        assert_eq!(ended.code(), Some(0), "round {round}");
+    }
 }

@@ -177,11 +177,33 @@ pub fn detach_when_unused(device: &Path) -> Result<()> {
     detach_with(device, 0)
 }
 
+/// As [`detach`], unless the device is over another file than `file` by now, or over none: then it is somebody else's, and left alone.
+pub fn detach_from(device: &Path, file: &Path) -> Result<()> {
+    if !is_over(device, file) {
+        return Ok(());
+    }
+    detach_checked(device, libc::O_EXCL, Some(file.to_path_buf()))
+}
+
+/// Whether `device` is over `file`, named as for [`find`].
+fn is_over(device: &Path, file: &Path) -> bool {
+    let backing = sysfs_of(device).ok().and_then(|sysfs| backing_file(&sysfs));
+    backing.is_some_and(|(path, _)| path == file)
+}
+
 fn detach_with(device: &Path, flags: i32) -> Result<()> {
+    detach_checked(device, flags, None)
+}
+
+fn detach_checked(device: &Path, flags: i32, file: Option<PathBuf>) -> Result<()> {
     let path = device.to_path_buf();
     let run = move || -> Result<()> {
         let sysfs = sysfs_of(&path)?.join("loop/backing_file");
         let node = open_device(&path, flags)?;
+        // While it is open it stays over the same file.
+        if file.is_some_and(|file| !is_over(&path, &file)) {
+            return Ok(());
+        }
         // SAFETY: the descriptor is open for the call and this request takes no pointer.
         unsafe { ioctl_int(node.as_raw_fd(), LOOP_CLR_FD, 0) }.map_err(|e| match e.raw_os_error() {
             Some(libc::ENXIO) => Error::new(ErrorKind::NotFound, "it is not attached to any file"),
@@ -233,19 +255,22 @@ pub fn in_use() -> Result<Vec<LoopInUse>> {
         else {
             continue;
         };
-        let Ok(mut text) = std::fs::read(entry.path().join("loop/backing_file")) else { continue };
-        if text.last() == Some(&b'\n') {
-            text.pop();
-        }
-        let (path, deleted) = match text.strip_suffix(b" (deleted)") {
-            Some(path) => (path, true),
-            None => (&text[..], false),
-        };
-        let backing_file = PathBuf::from(OsStr::from_bytes(path));
+        let Some((backing_file, deleted)) = backing_file(&entry.path()) else { continue };
         found.push((number, LoopInUse { device: Path::new("/dev").join(&name), backing_file, deleted }));
     }
     found.sort_by_key(|(number, _)| *number);
     Ok(found.into_iter().map(|(_, device)| device).collect())
+}
+
+/// The file below the loop device with this directory in sysfs, and whether it was deleted.
+fn backing_file(sysfs: &Path) -> Option<(PathBuf, bool)> {
+    let text = std::fs::read(sysfs.join("loop/backing_file")).ok()?;
+    let text = text.strip_suffix(b"\n").unwrap_or(&text);
+    let (path, deleted) = match text.strip_suffix(b" (deleted)") {
+        Some(path) => (path, true),
+        None => (text, false),
+    };
+    Some((PathBuf::from(OsStr::from_bytes(path)), deleted))
 }
 
 /// The loop devices over `file`, or over files below it when it is a directory. `file` must be absolute and free of

@@ -9,6 +9,7 @@ use super::Mirror;
 use crate::error::Result;
 use crate::format::cursor::{Get, counter};
 use crate::format::record::{ENTRY_ALIGN, Entry};
+use crate::planted::{self, Bug};
 use crate::redundancy::array::DiskArray;
 use crate::units::{Epoch, Uuid};
 
@@ -69,7 +70,7 @@ pub async fn read(
             let mut starts: BTreeSet<usize> = BTreeSet::from([0]);
             while let Some(next) = starts.range(at..).next().copied() {
                 at = next;
-                match Entry::decode(&copy[at..]) {
+                match Entry::read(&copy[at..], !planted::active(Bug::TornRecordAccepted)) {
                     Ok((entry, len)) if ours(&entry) => {
                         entries.entry(entry.number).or_insert(entry);
                         starts.insert(at + len);

@@ -51,7 +51,11 @@ fn impossible_mounts_are_refused() {
     need!();
     let fixture = Fixture::new();
     let mount = |path: &Path, threads| {
-        kind(FuseServer::mount(fixture.runtime.handle().clone(), path, FuseOptions { threads, allow_other: false }))
+        kind(FuseServer::mount(
+            fixture.runtime.handle().clone(),
+            path,
+            FuseOptions { threads, ..FuseOptions::default() },
+        ))
     };
     assert_eq!(mount(fixture.server.mountpoint(), 1), Some(ErrorKind::Busy), "a living mount");
     assert_eq!(mount(&fixture.scratch("none"), 0), Some(ErrorKind::InvalidArgument));

@@ -162,6 +162,20 @@ fn attaching_and_detaching_tell_what_is_wrong() {
 }
 
 #[test]
+fn a_loop_device_over_another_file_is_left_alone() {
+    need!();
+    let fixture = Fixture::new();
+    let (ours, other) = (fixture.add("ours", MemoryDevice::new(MIB)), fixture.add("other", MemoryDevice::new(MIB)));
+    let device = fixture.attach(&other);
+    // The number was ours once, and the kernel gave it to somebody else.
+    loopdev::detach_from(&device, &ours).unwrap();
+    assert_eq!(loopdev::find(&other).unwrap().len(), 1);
+    loopdev::detach_from(&device, &other).unwrap();
+    assert!(loopdev::find(&other).unwrap().is_empty());
+    loopdev::detach_from(&device, &other).unwrap();
+}
+
+#[test]
 fn a_read_only_volume_makes_a_read_only_block_device() {
     need!("blockdev");
     let fixture = Fixture::new();

@@ -40,7 +40,7 @@ pub fn missing(tools: &[&str]) -> Option<String> {
 macro_rules! need {
     ($($tool:expr),*) => {
         if let Some(reason) = $crate::support::missing(&[$($tool),*]) {
-            println!("skipped: {reason}");
+            $crate::skip::skip(&format!("{}: skipped, it {reason}", module_path!()));
             return;
         }
     };
@@ -81,7 +81,7 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn new() -> Self {
-        Self::with(FuseOptions { threads: 2, allow_other: false })
+        Self::with(FuseOptions { threads: 2, ..FuseOptions::default() })
     }
 
     pub fn with(options: FuseOptions) -> Self {

@@ -125,7 +125,9 @@ pub fn tool(name: &str) -> Option<Command> {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(name).is_file()));
     if !found {
-        println!("SKIPPED: {name} is not installed");
+        crate::skip::skip(&format!(
+            "nbd: a test was skipped, this machine lacks the command '{name}' (scripts/setup.sh installs it)"
+        ));
         return None;
     }
     let mut command = Command::new("timeout");

@@ -7,5 +7,7 @@ mod lab;
 mod misuse;
 mod protocol;
 mod requests;
+#[path = "../../../tests/src/skip.rs"]
+mod skip;
 mod tls;
 mod tools;

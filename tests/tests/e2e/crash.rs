@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ashlar_tests::Lab;
+use ashlar_tests::lab::EndOnFailure;
 use ashlar_tests::require::{Need, met};
 
 use crate::history::{BLOCK, Content, History, Random, bytes_of};
@@ -152,7 +153,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// How often to kill.
-fn rounds() -> u32 {
+pub fn rounds() -> u32 {
     let asked = std::env::var("ASHLAR_KILL_ROUNDS").ok();
     asked.map_or(25, |text| text.parse().unwrap_or_else(|e| panic!("ASHLAR_KILL_ROUNDS={text}: {e}")))
 }
@@ -184,6 +185,7 @@ fn killed_in_the_middle_of_writes() {
                     assert!(way.is_gone(&end), "round {round}, way {index}: {end}");
                 });
             }
+            let _end = EndOnFailure(&lab);
             std::thread::sleep(pause);
             lab.lab("kill", &[]).expect_ok();
         });

@@ -6,6 +6,7 @@ mod bad_input;
 mod crash;
 mod disks;
 mod filesystems;
+mod fio;
 mod history;
 mod images;
 mod memory;

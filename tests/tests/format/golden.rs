@@ -1,4 +1,5 @@
-//! Golden images: structures as a release wrote them, which every later one must read, and damaged ones, which it must refuse.
+//! Golden images: structures as they were written, which everything of the same version must read; those of earlier versions and damaged
+//! ones, which it must refuse.
 //!
 //! They are in `tests/golden/`. `ASHLAR_GOLDEN=write cargo test -p ashlar-tests --test format golden` writes those that are
 //! not there; a file that is there is never changed: a new format version gets new files.

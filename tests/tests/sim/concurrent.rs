@@ -27,6 +27,8 @@ struct Operation {
     tags: Vec<u64>,
     issued: u64,
     completed: Option<u64>,
+    /// A write that is durable once it is complete.
+    fua: bool,
 }
 
 #[derive(Default)]
@@ -70,13 +72,13 @@ async fn client(
                 let discard = kind == 6;
                 let tags: Vec<u64> = (0..count).map(|_| if discard { 0 } else { rng.u64() | 1 << 63 }).collect();
                 let data: Vec<u8> = tags.iter().flat_map(|&t| content(t)).collect();
+                let fua = rng.chance(1, 6);
                 {
                     let mut h = history();
                     let issued = h.tick();
-                    h.operations[me].push(Operation { lba, tags, issued, completed: None });
+                    h.operations[me].push(Operation { lba, tags, issued, completed: None, fua: fua && !discard });
                 }
                 let offset = (base + lba) * BLOCK_BYTES;
-                let fua = rng.chance(1, 6);
                 let result = match discard {
                     true => device.discard(offset, count * BLOCK_BYTES).await,
                     false => device.write(offset, Bytes::from(data), fua).await,
@@ -143,9 +145,9 @@ fn judge(history: &History, before: &Image, found: &Image, volumes: usize) -> Re
     for (me, operations) in history.operations.iter().enumerate() {
         for (n, op) in operations.iter().enumerate().skip(longest[me]) {
             let Some(completed) = op.completed else { continue };
-            if completed < history.durable {
+            if completed < history.durable || op.fua {
                 return Err(format!(
-                    "client {me}: operation {n} was complete before a flush that completed, and is lost"
+                    "client {me}: operation {n} was durable by itself or complete before a flush that completed, and is lost"
                 ));
             }
             if completed < newest_seen {

@@ -1,4 +1,5 @@
-//! Every sequence of up to three operations out of a small alphabet, with a crash at every disk write.
+//! Every sequence of up to three operations out of a small alphabet, with a crash at every disk write of each single operation
+//! and at 12 points spread over the writes of longer sequences (at every write in the nightly run).
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -53,11 +53,10 @@ fn full_pools_1() {
 
 /// As [`full_pools`], while up to as many disks die as may.
 fn full_degraded_pools(share: u64) {
-    let all = sweep(share, 2, 60, |seed| {
+    sweep(share, 2, 60, |seed| {
         let scenario = Scenario { faults: Faults::Deaths, ..pressure(seed) };
         if scenario.tolerance == Tolerance::None { Ok(()) } else { run_to_end(scenario).map(drop) }
     });
-    assert!(all > 0);
 }
 
 #[test]

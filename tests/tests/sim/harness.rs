@@ -252,7 +252,7 @@ impl Appliance {
         Ok(trigger.count())
     }
 
-    /// The last look: everything must be there, and stay there without the frail disks.
+    /// The last look: everything must be there, and the pool must be sound.
     pub fn finish(&mut self) -> Result<(), String> {
         for &i in &self.frail.clone() {
             self.disks[i].set_budget(FaultBudget::none());
@@ -260,8 +260,10 @@ impl Appliance {
         let scope = self.next_life();
         let env = scope.env();
         let (disks, config) = (self.all_disks(), self.scenario.config.clone());
+        let silent = scenario_is_silent(&self.scenario);
         let last = async {
             let pool = Pool::open(env, disks, config).await.map_err(|e| format!("last open: {e}"))?;
+            check(&pool, silent).await?;
             read_all(&pool, self.scenario.volumes).await
         };
         let found = scope.run_until(last, STEPS_MAX).map_err(|e| format!("last life: {e:?}"))??;

@@ -37,14 +37,20 @@ pub enum Step {
     Resize { volume: usize, blocks: u64 },
 }
 
-/// Writes of more blocks than this may be cut by a crash: they are taken in piece by piece.
-const WHOLE_BLOCKS: usize = 16;
+/// Longer writes may be cut by a crash at a multiple of so many blocks, as they are taken in piece by piece: two of the smallest segments that
+/// the scenarios have.
+const PIECE_BLOCKS: usize = 32;
 
 impl Step {
     /// The image after a beginning of this step, if that is what was found.
     fn cut_as(&self, before: &Image, found: &Image) -> Option<Image> {
         let Step::Write { volume, lba, tags } = self else { return None };
-        (WHOLE_BLOCKS..tags.len())
+        // A discard is one record, however long.
+        if tags.iter().all(|tag| *tag == 0) {
+            return None;
+        }
+        (PIECE_BLOCKS..tags.len())
+            .step_by(PIECE_BLOCKS)
             .map(|len| {
                 let mut image = before.clone();
                 image.apply(&Step::Write { volume: *volume, lba: *lba, tags: tags[..len].to_vec() });

@@ -58,6 +58,7 @@ catches! {
     superblock_before_catalogue: SuperblockBeforeCatalogue, 1000, |seed| run(Scenario::random(seed));
     checkpoint_not_frozen: CheckpointNotFrozen, 400, run_clients;
     no_verify: NoVerify, 200, |seed| run(Scenario::random(seed));
+    torn_record_accepted: TornRecordAccepted, 400, |seed| run(Scenario::random(seed));
     replay_short: ReplayShort, 200, |seed| run(Scenario::random(seed));
     replay_reordered: ReplayReordered, 200, |seed| run(Scenario::random(seed));
     parity_missing: ParityMissing, 200, |seed| run(Scenario::random(seed));

@@ -160,7 +160,7 @@ fn describe(report: &Report) -> String {
 fn next_commands(report: &Report) -> String {
     let dir = report.dir.display();
     format!(
-        "Next:\n  export ASHLAR_DIR={dir}\n  ashlar pool status\n  ashlar volume create data --size 10G\n  \
+        "Next:\n  export ASHLAR_DIR='{dir}'\n  ashlar pool status\n  ashlar volume create data --size 10G\n  \
          ashlar volume attach data --via nbd\n  ashlar lab down\n"
     )
 }

@@ -47,8 +47,8 @@ struct Cli {
 /// Options every command takes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Global {
-    /// Directory of the appliance
-    #[arg(long, global = true, env = "ASHLAR_DIR", value_name = "DIR", help_heading = "Global options")]
+    /// Directory of the appliance [env: ASHLAR_DIR]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub dir: Option<PathBuf>,
     /// Socket of the daemon's API, instead of the one in DIR
     #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
@@ -118,7 +118,10 @@ enum Command {
 
 /// Parses the command line, does it, and gives the exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
+    // One that is set to nothing is as one that is not set.
+    let environment = || std::env::var_os("ASHLAR_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    cli.global.dir = cli.global.dir.take().or_else(environment);
     match run(cli.command, &cli.global) {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {

@@ -39,8 +39,8 @@ pub trait Loops: Send + Sync {
     async fn set_up(&self, file: &Path) -> Result<PathBuf>;
     /// Makes it take its file's present size.
     async fn refresh(&self, device: &Path) -> Result<()>;
-    /// Takes it down; [`ErrorKind::Busy`] when it is mounted or open.
-    async fn take_down(&self, device: &Path) -> Result<()>;
+    /// Takes it down, unless it is over another file by now; [`ErrorKind::Busy`] when it is mounted or open.
+    async fn take_down(&self, device: &Path, file: &Path) -> Result<()>;
 }
 
 /// The front ends of an appliance.
@@ -211,9 +211,8 @@ impl Attachments {
     pub async fn stop(&self) {
         let table = self.table.lock().await;
         for attachment in table.values() {
-            if let Some(device) = &attachment.device
-                && let Err(e) = self.fronts.loops.take_down(Path::new(device)).await
-            {
+            if let Err(e) = self.take_loop_down(attachment).await {
+                let device = attachment.device.as_deref();
                 tracing::warn!(volume = attachment.volume, device, error = %e, "leaving a loop device behind");
             }
         }
@@ -271,10 +270,15 @@ impl Attachments {
     }
 
     async fn withdraw(&self, attachment: &Attachment) -> Result<()> {
-        if let Some(device) = &attachment.device {
-            self.fronts.loops.take_down(Path::new(device)).await?;
-        }
+        self.take_loop_down(attachment).await?;
         self.front(attachment.via)?.withdraw(&attachment.volume).await
+    }
+
+    async fn take_loop_down(&self, attachment: &Attachment) -> Result<()> {
+        match (&attachment.device, &attachment.path) {
+            (Some(device), Some(path)) => self.fronts.loops.take_down(Path::new(device), Path::new(path)).await,
+            _ => Ok(()),
+        }
     }
 }
 

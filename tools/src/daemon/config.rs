@@ -15,8 +15,8 @@ use crate::wire::ConfigRow;
 
 /// Name of the configuration file in an appliance directory.
 pub const FILE_NAME: &str = "ashlar.toml";
-/// Least memory budget, in bytes, the engine works with.
-pub const MEMORY_MIN: u64 = 64 << 20;
+/// Least memory budget of the daemon, in bytes.
+pub const MEMORY_MIN: u64 = 256 << 20;
 /// Longest path of a unix socket, in bytes (`sun_path` without its terminator).
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -155,7 +155,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 /// Options of `ashlar serve` that stand above file and environment.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Flags {
-    /// Memory budget of the engine, such as 2G
+    /// Memory the daemon may take, such as 2G
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// How new data is compressed: zstd, lz4 or off
@@ -331,12 +331,17 @@ pub fn read_file(path: &Path) -> Result<File> {
 }
 
 impl Config {
-    /// Bytes of [`Config::memory`] that the front ends may have for requests under way: an eighth.
-    pub fn front_end_memory(&self) -> u64 {
+    /// Bytes of [`Config::memory`] that NBD may have for requests under way: an eighth, and at least what its longest request takes.
+    pub fn nbd_memory(&self) -> u64 {
         self.memory.value / 8
     }
 
-    /// Bytes of [`Config::memory`] that the engine accounts for: five eighths. The last quarter is for what nobody accounts for: the program
+    /// Bytes of [`Config::memory`] that FUSE may have for requests under way: a sixteenth.
+    pub fn fuse_memory(&self) -> u64 {
+        self.memory.value / 16
+    }
+
+    /// Bytes of [`Config::memory`] that the engine accounts for: five eighths. The rest is for what nobody accounts for: the program
     /// itself, work space of the compressor, buffers on their way to disk, and what the allocator holds back.
     pub fn engine_memory(&self) -> u64 {
         self.memory.value / 8 * 5
@@ -429,7 +434,7 @@ impl Config {
         }
         if self.memory.value < MEMORY_MIN {
             let (least, origin) = (MEMORY_MIN >> 20, &self.memory.origin);
-            return Err(Error::invalid(format!("memory ({origin}) is less than the {least} MiB the engine needs")));
+            return Err(Error::invalid(format!("memory ({origin}) is less than the {least} MiB the daemon needs")));
         }
         if self.memory.value > self.ram {
             let (has, origin) = (crate::output::size(self.ram), &self.memory.origin);

@@ -230,7 +230,7 @@ impl Loops for Memory {
         Ok(())
     }
 
-    async fn take_down(&self, device: &Path) -> Result<()> {
+    async fn take_down(&self, device: &Path, _file: &Path) -> Result<()> {
         if self.mounted.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Busy, "it is mounted"));
         }

@@ -23,7 +23,11 @@ const SOCKET_MODE: u32 = 0o600;
 
 /// Starts what serves without being asked; FUSE is mounted when the first volume is attached by it.
 pub async fn start(config: &Config) -> Result<FrontEnds> {
-    let fuse = Fuse { mountpoint: config.fuse_mountpoint.value.clone(), server: Mutex::new(None) };
+    let fuse = Fuse {
+        mountpoint: config.fuse_mountpoint.value.clone(),
+        memory: config.fuse_memory() as usize,
+        server: Mutex::new(None),
+    };
     Ok(FrontEnds { nbd: Arc::new(Nbd::start(config).await?), fuse: Arc::new(fuse), loops: Arc::new(KernelLoops) })
 }
 
@@ -61,7 +65,7 @@ impl Nbd {
         clear_socket(socket)?;
         let handle = Handle::current();
         let local = Listen::Unix(socket.clone(), SOCKET_MODE);
-        let limits = Limits::within(config.front_end_memory());
+        let limits = Limits::within(config.nbd_memory());
         let mut servers = vec![NbdServer::start_with(handle.clone(), local, exports.clone(), None, limits.clone())?];
         if let Some(address) = config.nbd_listen.value {
             let tls = config.nbd_tls_cert.value.clone().zip(config.nbd_tls_key.value.clone());
@@ -107,6 +111,8 @@ impl Presenter for Nbd {
 
 struct Fuse {
     mountpoint: PathBuf,
+    /// Bytes of requests under way.
+    memory: usize,
     server: Mutex<Option<Arc<FuseServer>>>,
 }
 
@@ -118,7 +124,9 @@ impl Presenter for Fuse {
             Some(server) => server.clone(),
             None => {
                 let (handle, path) = (Handle::current(), self.mountpoint.clone());
-                let server = blocking(move || FuseServer::mount(handle, &path, FuseOptions::default())).await?;
+                let options = FuseOptions::default();
+                let options = FuseOptions { bytes: options.bytes.min(self.memory), ..options };
+                let server = blocking(move || FuseServer::mount(handle, &path, options)).await?;
                 tracing::info!(path = %server.mountpoint().display(), "FUSE is mounted");
                 mounted.insert(Arc::new(server)).clone()
             }
@@ -167,8 +175,8 @@ impl Loops for KernelLoops {
         blocking(move || with_private_files(move || loopdev::set_capacity(&device))?).await.map(drop)
     }
 
-    async fn take_down(&self, device: &Path) -> Result<()> {
-        let device = device.to_owned();
-        blocking(move || with_private_files(move || loopdev::detach(&device))?).await
+    async fn take_down(&self, device: &Path, file: &Path) -> Result<()> {
+        let (device, file) = (device.to_owned(), file.to_owned());
+        blocking(move || with_private_files(move || loopdev::detach_from(&device, &file))?).await
     }
 }

@@ -3,7 +3,7 @@
 //! It is a convenience: disks are known by their labels, and the daemon works the same without the file.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use blockdev::report::DiskInfo;
 use blockdev::units::Uuid;
@@ -13,6 +13,11 @@ const FILE_NAME: &str = "disks.json";
 
 /// Paths by identity.
 pub type Paths = BTreeMap<Uuid, String>;
+
+/// The file, and the one it is replaced by, in a state directory.
+pub fn files(state_dir: &Path) -> [PathBuf; 2] {
+    [state_dir.join(FILE_NAME), state_dir.join(format!("{FILE_NAME}.new"))]
+}
 
 /// What was kept; nothing when there is no such file or it cannot be read.
 pub fn load(state_dir: &Path) -> Paths {
@@ -27,7 +32,7 @@ pub fn keep(state_dir: &Path, known: Paths, disks: &[DiskInfo]) {
         return;
     }
     // Replaced as a whole: a reader sees the old or the new.
-    let (path, fresh) = (state_dir.join(FILE_NAME), state_dir.join(format!("{FILE_NAME}.new")));
+    let [path, fresh] = files(state_dir);
     let text = serde_json::to_vec_pretty(&now).unwrap_or_default();
     if let Err(e) = std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &path)) {
         tracing::warn!(file = %path.display(), error = %e, "cannot keep the paths of the disks");

@@ -16,7 +16,7 @@ pub mod faults;
 pub mod fronts;
 pub mod instance;
 pub mod jobs;
-mod known_disks;
+pub mod known_disks;
 pub mod state;
 
 #[cfg(test)]
@@ -106,6 +106,8 @@ pub async fn serve_api(
             });
             let mut server = tokio::spawn(async move { server.await });
             tokio::select! {
+                // When both are ready it was told to end.
+                biased;
                 _ = stop.wait_for(|stop| *stop) => {
                     if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
                         tracing::warn!("requests under way are cut off");

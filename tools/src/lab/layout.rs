@@ -195,6 +195,7 @@ impl Lab {
         files.extend([self.log(), self.old_log(), self.pid_file()]);
         let names = ["run/api.sock", "run/nbd.sock", "pulled-disks", crate::daemon::config::FILE_NAME];
         files.extend(names.map(|name| self.dir.join(name)));
+        files.extend(crate::daemon::known_disks::files(&self.dir));
         for path in files {
             remove(&path, std::fs::remove_file)?;
         }

@@ -18,6 +18,7 @@ use crate::daemon::config::{self, Config, Flags, Machine, Sources, check_socket_
 use crate::daemon::engine::{self, NewPool};
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::output::size;
+use crate::values::parse_size;
 use layout::Manifest;
 
 /// Most drives of a laboratory: what a pool can have.
@@ -116,6 +117,18 @@ fn fits(lab: &Lab, wanted: &Wanted) -> CommandResult {
         format!("{:?}", m.tolerance).to_lowercase(),
         wanted.tolerance.map(|t| format!("{t:?}").to_lowercase()),
     );
+    let file = config::read_file(&lab.dir.join(config::FILE_NAME))?;
+    if let Some(wish) = &wanted.memory {
+        let bytes = |text: &String| parse_size(text).ok();
+        if file.memory.as_ref().and_then(bytes) != bytes(wish) {
+            let is = file.memory.as_deref().unwrap_or("by the machine's size");
+            differences.push(format!("memory {is}, not {wish}"));
+        }
+    }
+    if let Some(wish) = wanted.compression.filter(|wish| file.compression.unwrap_or_default() != *wish) {
+        differences
+            .push(format!("compression {:?}, not {wish:?}", file.compression.unwrap_or_default()).to_lowercase());
+    }
     if differences.is_empty() {
         return Ok(());
     }

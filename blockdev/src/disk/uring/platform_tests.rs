@@ -1,5 +1,8 @@
 //! Tests that need root: loop devices, file systems without space or without O_DIRECT. Each one skips itself elsewhere.
 
+#[path = "../../../../tests/src/skip.rs"]
+mod skip;
+
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -15,11 +18,12 @@ fn run(command: &str, args: &[&str]) -> Option<String> {
     match Command::new(command).args(args).env("PATH", search).output() {
         Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
         Ok(output) => {
-            eprintln!("skipped: {command} {args:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            skip::skip(&format!("uring: a test was skipped, {command} {args:?}: {said}"));
             None
         }
         Err(e) => {
-            eprintln!("skipped: {command}: {e}");
+            skip::skip(&format!("uring: a test was skipped, {command}: {e}"));
             None
         }
     }
@@ -29,7 +33,7 @@ fn is_root() -> bool {
     // SAFETY: no memory is involved.
     let root = unsafe { libc::geteuid() } == 0;
     if !root {
-        eprintln!("skipped: needs root");
+        skip::skip("uring: a test was skipped, it needs root");
     }
     root
 }

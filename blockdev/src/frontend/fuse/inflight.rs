@@ -15,9 +15,6 @@ use crate::error::{Error, ErrorKind, Result};
 /// Requests taken from the kernel and not yet answered, over all volumes of a mount.
 const REQUESTS_MAX: usize = 512;
 
-/// Their payload in bytes. A single request always passes.
-const BYTES_MAX: usize = 64 << 20;
-
 /// Whether requests on one volume are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Service {
@@ -56,8 +53,9 @@ impl Usage {
 
 /// Bounds the requests in flight: a session thread waits here before it starts one, and so takes no further request
 /// from the kernel, which then holds its callers back.
-#[derive(Default)]
 pub(super) struct Gate {
+    /// Payload in bytes that may be in flight. A single request always passes.
+    bytes: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -70,12 +68,16 @@ struct State {
 }
 
 impl Gate {
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { bytes, state: Mutex::default(), changed: Condvar::new() }
+    }
+
     /// Waits for room for a request with `bytes` of payload on the volume of `usage`. None once the gate, or the
     /// volume, is closed.
     pub(super) fn enter(self: &Arc<Self>, bytes: usize, usage: &Arc<Usage>) -> Option<Permit> {
         let mut state = self.state.lock();
         let full =
-            |state: &State| state.requests >= REQUESTS_MAX || (state.requests > 0 && state.bytes + bytes > BYTES_MAX);
+            |state: &State| state.requests >= REQUESTS_MAX || (state.requests > 0 && state.bytes + bytes > self.bytes);
         let shut = |state: &State| state.closed || *usage.service.borrow() != Service::Open;
         while !shut(&state) && full(&state) {
             self.changed.wait(&mut state);
@@ -208,9 +210,11 @@ pub(super) fn carry<T: Send + 'static>(
 mod tests {
     use super::*;
 
+    const BYTES: usize = 64 << 20;
+
     #[test]
     fn full_by_count_waits_for_a_permit_to_drop() {
-        let (gate, usage) = (Arc::new(Gate::default()), Usage::new());
+        let (gate, usage) = (Arc::new(Gate::new(BYTES)), Usage::new());
         let mut held: Vec<_> = (0..REQUESTS_MAX).map(|_| gate.enter(1, &usage).unwrap()).collect();
         let waiter = {
             let (gate, usage) = (Arc::clone(&gate), Arc::clone(&usage));
@@ -226,8 +230,8 @@ mod tests {
 
     #[test]
     fn one_oversized_request_passes_and_the_next_waits_until_closed() {
-        let (gate, usage) = (Arc::new(Gate::default()), Usage::new());
-        let held = gate.enter(BYTES_MAX * 2, &usage).unwrap();
+        let (gate, usage) = (Arc::new(Gate::new(BYTES)), Usage::new());
+        let held = gate.enter(BYTES * 2, &usage).unwrap();
         let waiter = {
             let (gate, usage) = (Arc::clone(&gate), Arc::clone(&usage));
             std::thread::spawn(move || gate.enter(1, &usage).is_some())
@@ -242,7 +246,7 @@ mod tests {
     #[test]
     fn pending_work_is_answered_from_the_runtime_and_panics_become_errors() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
-        let (gate, usage) = (Arc::new(Gate::default()), Usage::new());
+        let (gate, usage) = (Arc::new(Gate::new(BYTES)), Usage::new());
         let (send, receive) = std::sync::mpsc::channel();
         let run = |operation: BoxFuture<Result<u32>>| {
             let send = send.clone();
@@ -272,9 +276,9 @@ mod tests {
     #[test]
     fn closing_one_volume_refuses_its_requests_only_and_cutting_ends_them() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let (gate, hung, healthy) = (Arc::new(Gate::default()), Usage::new(), Usage::new());
+        let (gate, hung, healthy) = (Arc::new(Gate::new(BYTES)), Usage::new(), Usage::new());
         let (send, receive) = std::sync::mpsc::channel();
-        let permit = gate.enter(BYTES_MAX, &hung).unwrap();
+        let permit = gate.enter(BYTES, &hung).unwrap();
         let never = || -> BoxFuture<Result<()>> { Box::pin(std::future::pending()) };
         carry(runtime.handle(), permit, never, move |result| send.send(result).unwrap());
         let waiter = {

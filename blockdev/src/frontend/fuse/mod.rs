@@ -47,12 +47,14 @@ pub struct FuseOptions {
     pub threads: usize,
     /// Let users other than root in, as far as owner and mode of a file permit.
     pub allow_other: bool,
+    /// Payload in bytes of all requests under way; further ones wait in the kernel.
+    pub bytes: usize,
 }
 
 impl Default for FuseOptions {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self { threads: processors.clamp(2, 4), allow_other: false }
+        Self { threads: processors.clamp(2, 4), allow_other: false, bytes: 64 << 20 }
     }
 }
 
@@ -106,7 +108,7 @@ impl FuseServer {
         let shared = Arc::new(Shared {
             runtime,
             tree: Tree::new(),
-            gate: Arc::new(Gate::default()),
+            gate: Arc::new(Gate::new(options.bytes)),
             notifier: Mutex::new(None),
             stopping: AtomicBool::new(false),
         });

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use crate::error::Result;
 use crate::frontend::BlockDevice;
 
@@ -31,6 +33,9 @@ pub use tls::TlsConfig;
 
 /// Largest read or write in bytes: what every client may rely on by the protocol.
 pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
+
+/// A connection may always have a small request under way.
+const OWN_BYTES_MIN: usize = 32 << 10;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +74,8 @@ pub struct Limits {
     pub connection_bytes: usize,
     /// Payload bytes in flight of all connections, beyond their `own_bytes`. At least [`REQUEST_BYTES_MAX`].
     pub shared_bytes: usize,
+    /// Where `shared_bytes` are taken from, for servers that share them; each has its own when None.
+    pub budget: Option<Arc<Semaphore>>,
     /// Time for the whole handshake.
     pub handshake: Duration,
     /// How long a peer may neither take a reply nor finish sending a request it began.
@@ -78,12 +85,20 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Payload buffers of at most about `bytes`, as far as that leaves room for the longest request; else as the default.
+    /// Payload buffers of at most `bytes`, over all servers started with a clone of these limits, as far as that leaves room for the longest
+    /// request: all connections' own bytes may take a quarter.
     pub fn within(bytes: u64) -> Self {
         let defaults = Self::default();
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let shared_bytes = bytes.clamp(REQUEST_BYTES_MAX as usize, defaults.shared_bytes);
-        Self { shared_bytes, connection_bytes: defaults.connection_bytes.min(shared_bytes), ..defaults }
+        let own_bytes = (bytes / 4 / defaults.connections).clamp(OWN_BYTES_MIN, defaults.own_bytes);
+        let shared_bytes = (bytes - bytes / 4).clamp(REQUEST_BYTES_MAX as usize, defaults.shared_bytes);
+        Self {
+            own_bytes,
+            shared_bytes,
+            budget: Some(Arc::new(Semaphore::new(shared_bytes))),
+            connection_bytes: defaults.connection_bytes.min(shared_bytes),
+            ..defaults
+        }
     }
 }
 
@@ -95,6 +110,7 @@ impl Default for Limits {
             own_bytes: 256 << 10,
             connection_bytes: 64 << 20,
             shared_bytes: 128 << 20,
+            budget: None,
             handshake: Duration::from_secs(10),
             stall: Duration::from_secs(60),
             grace: Duration::from_secs(5),
@@ -110,9 +126,11 @@ mod tests {
     fn limits_follow_a_budget_between_the_longest_request_and_the_default() {
         let shared = |bytes| Limits::within(bytes).shared_bytes;
         assert_eq!((shared(0), shared(8 << 20)), (32 << 20, 32 << 20));
-        assert_eq!((shared(48 << 20), shared(u64::MAX)), (48 << 20, 128 << 20));
-        for bytes in [0, 40 << 20, 100 << 20, u64::MAX] {
+        assert_eq!((shared(64 << 20), shared(u64::MAX)), (48 << 20, 128 << 20));
+        for bytes in [0, 44 << 20, 100 << 20, u64::MAX] {
             let limits = Limits::within(bytes);
+            let most = limits.shared_bytes + limits.connections * limits.own_bytes;
+            assert!(most as u64 <= bytes || bytes < 43 << 20, "{bytes}: {limits:?}");
             assert!(
                 limits.connection_bytes >= REQUEST_BYTES_MAX as usize && limits.connection_bytes <= limits.shared_bytes
             );

@@ -189,11 +189,12 @@ impl NbdServer {
         let _runtime = handle.enter();
         let acceptor = tls.as_ref().map(TlsConfig::acceptor).transpose()?;
         let (listener, address, file) = listener::bind(&listen)?;
+        let own = || Arc::new(Semaphore::new(limits.shared_bytes.max(REQUEST_BYTES_MAX as usize)));
         let shared = Arc::new(Shared {
             exports,
             tls: acceptor,
             tls_required: tls.is_some_and(|tls| tls.required),
-            bytes: Arc::new(Semaphore::new(limits.shared_bytes.max(REQUEST_BYTES_MAX as usize))),
+            bytes: limits.budget.clone().unwrap_or_else(own),
             limits,
             register: Mutex::default(),
             left: Notify::new(),

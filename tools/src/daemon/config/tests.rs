@@ -55,7 +55,7 @@ fn mistakes_are_named() {
         ("disks = []", "no disks"),
         ("disk = ['a']", "unknown field `disk`"),
         ("disks = 'a'", "disks"),
-        ("disks = ['a']\nmemory = '1M'", "64 MiB"),
+        ("disks = ['a']\nmemory = '1M'", "256 MiB"),
         ("disks = ['a']\nmemory = 'lots'", "not a size"),
         ("disks = ['a']\ncompression = 'zip'", "zip"),
         ("disks = ['a']\nthreads = 0", "1 to 1024"),
