@@ -1,13 +1,13 @@
 //! The engine against physical limits taken in the same run.
-//! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,duplicates,sync,read`.
+//! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,duplicates,hot,sync,read`.
 //!
 //! Six files in a folder of its own in DIR are the disks (double tolerance). Every figure is a ratio: sequential writes to the compressor alone on the same
 //! threads, synchronous writes to raw writes and fdatasync of as many files, random reads to raw O_DIRECT reads of the same files.
 
-use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use blockdev::codec::Compressor;
@@ -26,6 +26,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const DISKS: usize = 6;
 const BIG: usize = 128 << 10;
 const SMALL: usize = 4096;
+/// Bytes that are written again and again in the phase `hot`.
+const HOT: usize = 32 << 20;
 const SECONDS: u64 = 5;
 
 /// Unique data of which every block compresses to half.
@@ -62,18 +64,22 @@ fn compress_alone(data: &[Bytes], threads: usize) -> f64 {
     mb_per_s(data.iter().map(Bytes::len).sum(), start.elapsed())
 }
 
+/// Writes all buffers one behind the other, with 16 under way.
 async fn write_all(device: &Arc<dyn BlockDevice>, data: &[Bytes], base: u64) -> f64 {
     let start = Instant::now();
-    let mut flying: VecDeque<tokio::task::JoinHandle<blockdev::error::Result<()>>> = VecDeque::new();
-    for (i, buffer) in data.iter().enumerate() {
-        if flying.len() >= 16 {
-            let oldest = flying.pop_front().expect("not empty");
-            oldest.await.expect("joined").expect("written");
-        }
-        flying.push_back(tokio::spawn(device.write(base + (i * BIG) as u64, buffer.clone(), false)));
-    }
-    for write in flying {
-        write.await.expect("joined").expect("written");
+    let (data, next) = (Arc::new(data.to_vec()), Arc::new(AtomicUsize::new(0)));
+    let writers = (0..16).map(|_| {
+        let (device, data, next) = (device.clone(), data.clone(), next.clone());
+        tokio::spawn(async move {
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(buffer) = data.get(i) else { return };
+                device.write(base + (i * BIG) as u64, buffer.clone(), false).await.expect("written");
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.expect("joined");
     }
     device.flush().await.expect("flushed");
     mb_per_s(data.iter().map(Bytes::len).sum(), start.elapsed())
@@ -175,7 +181,7 @@ fn main() {
         return;
     };
     let mib: usize = args.next().and_then(|m| m.parse().ok()).unwrap_or(512);
-    let phases = args.next().unwrap_or_else(|| "unique,duplicates,sync,read".into());
+    let phases = args.next().unwrap_or_else(|| "unique,duplicates,hot,sync,read".into());
     let wanted = |phase: &str| phases.split(',').any(|p| p == phase);
     // Of its own: what else is there is nobody's to overwrite.
     let dir = dir.join(format!("engine-bench-{}", std::process::id()));
@@ -217,6 +223,14 @@ fn main() {
         if wanted("duplicates") {
             let again = write_all(&device, &data, total).await;
             line("128K writes, duplicates, vs compressor alone", again, limit, "MB/s");
+        }
+        if wanted("hot") {
+            // A working set that fits the cache, again and again; the first rounds bring it there.
+            let set: Vec<Bytes> = data.iter().take(HOT / BIG).cloned().collect();
+            let rounds = |n: usize| set.iter().cycle().take(set.len() * n).cloned().collect::<Vec<_>>();
+            write_all(&device, &rounds(3), 2 * total).await;
+            let hot = write_all(&device, &rounds((total as usize / HOT).max(4)), 2 * total).await;
+            line("128K writes, duplicates of what is in memory", hot, limit, "MB/s");
         }
         drop(data);
 

@@ -76,6 +76,11 @@ impl LoadedLists {
         self.by_id.contains_key(&list)
     }
 
+    /// Has the processor fetch where [`Self::get`] will look first.
+    pub fn prefetch(&self, key: Key) {
+        super::prefetch::prefetch(&self.table[key.place(self.table.len())]);
+    }
+
     pub fn get(&mut self, key: Key) -> Option<VirtualBlock> {
         let at = self.find(key)?;
         let entry = self.table[at];

@@ -59,6 +59,15 @@ impl Window {
         (self.capacity() / TICKS_PER_TURN).max(1)
     }
 
+    /// Has the processor fetch what [`Self::get`] and [`Self::insert`] will look at.
+    pub fn prefetch(&self, key: Key) {
+        let [keys, values] = &self.buckets[key.place(self.buckets.len())];
+        super::prefetch::prefetch(&keys[0]);
+        super::prefetch::prefetch(&keys[WAYS / 2]);
+        super::prefetch::prefetch(&values[0]);
+        super::prefetch::prefetch(&values[WAYS / 2]);
+    }
+
     pub fn get(&self, key: Key) -> Option<VirtualBlock> {
         let [keys, values] = &self.buckets[key.place(self.buckets.len())];
         places(matches(keys, key)).map(|i| values[i]).find(|&value| value != 0).map(block_of)

@@ -14,6 +14,8 @@ use super::IO_ALIGN;
 pub struct AlignedBuf {
     pages: Vec<Page>,
     len: usize,
+    /// Whether its memory goes to [`KEPT`] afterwards.
+    keep: bool,
 }
 
 #[repr(C, align(4096))]
@@ -26,7 +28,7 @@ impl std::fmt::Debug for Page {
     }
 }
 
-/// Buffers of this many pages and more are kept for [`AlignedBuf::recycled`].
+/// Recycled buffers of this many pages and more are kept. Their sizes are powers of two, lest there be too many kinds to find one again.
 const KEPT_PAGES_MIN: usize = 16;
 /// Pages kept in all: 16 MiB.
 const KEPT_PAGES_MAX: usize = 4096;
@@ -37,28 +39,42 @@ struct Kept {
     pages: usize,
 }
 
+impl Kept {
+    /// Keeps a buffer; when there are too many, one of the size that takes most room goes.
+    fn put(&mut self, pages: Vec<Page>) {
+        self.pages += pages.len();
+        self.buffers.entry(pages.len()).or_default().push(pages);
+        if self.pages > KEPT_PAGES_MAX {
+            let most = self.buffers.values_mut().max_by_key(|b| b.len() * b.first().map_or(0, Vec::len));
+            let gone = most.and_then(Vec::pop);
+            self.pages -= gone.map_or(0, |b| b.len());
+        }
+    }
+}
+
 static KEPT: Mutex<Kept> = Mutex::new(Kept { buffers: BTreeMap::new(), pages: 0 });
 
 impl AlignedBuf {
     /// A buffer of `len` bytes whose content is that of some buffer before it, for those who write all of it: large buffers that
     /// come and go cost the system a page fault for every page otherwise.
     pub fn recycled(len: usize) -> Self {
-        let count = len.div_ceil(IO_ALIGN);
+        if len <= (KEPT_PAGES_MIN - 1) * IO_ALIGN {
+            return Self::zeroed(len);
+        }
+        let count = len.div_ceil(IO_ALIGN).next_power_of_two();
         let kept = {
             let mut kept = KEPT.lock();
             let found = kept.buffers.get_mut(&count).and_then(Vec::pop);
             kept.pages -= found.as_ref().map_or(0, Vec::len);
             found
         };
-        match kept {
-            Some(pages) => Self { pages, len },
-            None => Self::zeroed(len),
-        }
+        let pages = kept.unwrap_or_else(|| vec![Page([0; IO_ALIGN]); count]);
+        Self { pages, len, keep: true }
     }
 
     /// A buffer of `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
-        Self { pages: vec![Page([0; IO_ALIGN]); len.div_ceil(IO_ALIGN)], len }
+        Self { pages: vec![Page([0; IO_ALIGN]); len.div_ceil(IO_ALIGN)], len, keep: false }
     }
 
     /// A buffer holding a copy of `data`, padded with zeroes to a multiple of [`IO_ALIGN`].
@@ -76,14 +92,8 @@ impl AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        let count = self.pages.len();
-        if count < KEPT_PAGES_MIN {
-            return;
-        }
-        let mut kept = KEPT.lock();
-        if kept.pages + count <= KEPT_PAGES_MAX {
-            kept.pages += count;
-            kept.buffers.entry(count).or_default().push(std::mem::take(&mut self.pages));
+        if self.keep {
+            KEPT.lock().put(std::mem::take(&mut self.pages));
         }
     }
 }

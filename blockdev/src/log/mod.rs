@@ -144,8 +144,11 @@ impl Log {
         let slots = self.array.geometry.log_extents;
         let busy: BTreeSet<Mirror> = inner.extents.values().flatten().copied().collect();
         let free = |disk: DiskId| (0..slots).filter(|&s| !busy.contains(&(disk, s))).collect::<Vec<_>>();
-        let online = self.array.online();
-        let mut disks: Vec<(DiskId, Vec<u32>)> = online.iter().map(|m| (m.id, free(m.id))).collect();
+        let (online, unreliable) = (self.array.online(), self.array.unreliable());
+        // Copies on disks that the labels call absent are not replayed.
+        let counts = |disk: DiskId| unreliable.checked_shr(disk.0.into()).unwrap_or(0) & 1 == 0;
+        let mut disks: Vec<(DiskId, Vec<u32>)> =
+            online.iter().filter(|m| counts(m.id)).map(|m| (m.id, free(m.id))).collect();
         let wanted = (self.array.tolerance.drives() + 1).min(disks.len());
         // Equal disks take turns.
         let turn = inner.next_extent as usize * wanted % disks.len().max(1);
@@ -187,8 +190,18 @@ impl Log {
     pub fn fullness(&self) -> f64 {
         let inner = self.inner.lock();
         let used: usize = inner.extents.values().map(Vec::len).sum();
-        let all = self.array.online().len() * self.array.geometry.log_extents as usize;
-        used as f64 / all.max(1) as f64
+        used as f64 / self.slots() as f64
+    }
+
+    /// Share of the log that records of so many bytes will take, about: every copy of them.
+    pub fn share(&self, bytes: usize) -> f64 {
+        let copies = self.array.tolerance.drives() + 1;
+        (bytes * copies) as f64 / (self.slots() as f64 * f64::from(self.array.geometry.log_extent_size))
+    }
+
+    /// Extents on all disks that are there.
+    fn slots(&self) -> usize {
+        (self.array.online().len() * self.array.geometry.log_extents as usize).max(1)
     }
 }
 

@@ -18,12 +18,16 @@ struct Slot<P> {
 pub struct PageCache<P> {
     slots: FxHashMap<u64, Slot<P>>,
     dirty: Vec<u64>,
+    frozen: usize,
     clock: VecDeque<u64>,
 }
 
+/// Clean pages that are left resident beside those that cannot be evicted: more than any single question or change needs at once.
+const CLEAN_MIN: usize = 2048;
+
 impl<P> Default for PageCache<P> {
     fn default() -> Self {
-        Self { slots: FxHashMap::default(), dirty: Vec::new(), clock: VecDeque::new() }
+        Self { slots: FxHashMap::default(), dirty: Vec::new(), frozen: 0, clock: VecDeque::new() }
     }
 }
 
@@ -79,14 +83,17 @@ impl<P: Clone> PageCache<P> {
 
     fn insert(&mut self, key: u64, page: P, dirty: bool) {
         let slot = Slot { page: Arc::new(page), dirty, frozen: false, used: AtomicBool::new(true) };
-        if self.slots.insert(key, slot).is_none() {
-            self.clock.push_back(key);
+        match self.slots.insert(key, slot) {
+            None => self.clock.push_back(key),
+            Some(old) => self.frozen -= usize::from(old.frozen),
         }
     }
 
     /// Forgets a page, dirty or not.
     pub fn remove(&mut self, key: u64) {
-        self.slots.remove(&key);
+        if self.slots.remove(&key).is_some_and(|slot| slot.frozen) {
+            self.frozen -= 1;
+        }
     }
 
     /// Pages resident.
@@ -104,42 +111,53 @@ impl<P: Clone> PageCache<P> {
         self.dirty.len()
     }
 
+    /// Pages that a checkpoint is about to write.
+    pub fn frozen_len(&self) -> usize {
+        self.frozen
+    }
+
     /// Takes all dirty pages for a checkpoint. They count as clean from now on but stay resident until [`Self::thaw`].
     pub fn freeze(&mut self) -> Vec<(u64, Arc<P>)> {
         let mut keys = std::mem::take(&mut self.dirty);
         keys.sort_unstable();
         keys.dedup();
-        keys.into_iter()
-            .filter_map(|key| {
-                let slot = self.slots.get_mut(&key)?;
-                if !slot.dirty {
-                    return None;
-                }
-                slot.dirty = false;
-                slot.frozen = true;
-                Some((key, slot.page.clone()))
-            })
-            .collect()
+        let mut out = Vec::with_capacity(keys.len());
+        for key in keys {
+            let Some(slot) = self.slots.get_mut(&key).filter(|slot| slot.dirty) else { continue };
+            slot.dirty = false;
+            self.frozen += usize::from(!std::mem::replace(&mut slot.frozen, true));
+            out.push((key, slot.page.clone()));
+        }
+        out
     }
 
     /// Ends what [`Self::freeze`] began: the pages have their new places.
     pub fn thaw(&mut self, keys: impl Iterator<Item = u64>) {
         for key in keys {
             if let Some(slot) = self.slots.get_mut(&key) {
-                slot.frozen = false;
+                self.frozen -= usize::from(std::mem::take(&mut slot.frozen));
             }
         }
     }
 
     /// Evicts down to `target` when that is exceeded by a quarter: not for every page that is loaded.
     pub fn evict_beyond(&mut self, target: usize) {
+        let target = self.attainable(target);
         if self.slots.len() > target + target / 4 + 64 {
             self.evict(target);
         }
     }
 
-    /// Evicts clean pages that were not used lately until at most `target` are left, as far as that goes in one round.
+    /// Somebody who loads one page after another until all he needs are there must not see the first go while the last comes, however many
+    /// pages are dirty or being written.
+    fn attainable(&self, target: usize) -> usize {
+        target.max(self.dirty.len() + self.frozen + CLEAN_MIN)
+    }
+
+    /// Evicts clean pages that were not used lately until at most `target` are left, as far as that goes in one round. Those that cannot be
+    /// evicted, and some more, stay in any case.
     pub fn evict(&mut self, target: usize) {
+        let target = self.attainable(target);
         let mut steps = 2 * self.clock.len();
         while self.slots.len() > target && steps > 0 {
             steps -= 1;

@@ -29,12 +29,14 @@ use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, V
 use crate::volume::Engine;
 use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
-use crate::volume::recovery::{check_size, next_epoch, read_label, write_labels};
+use crate::volume::recovery::{OLDER_STATE, check_size, next_epoch, read_label, superblocks, write_labels};
 
 /// Most disks of a pool.
 pub const DISKS_MAX: usize = 96;
 /// Chunks a disk must have at least.
 const CHUNKS_MIN: u32 = 16;
+/// Bytes of a volume record beside its name and attachment, at most.
+const VOLUME_RECORD_BYTES: usize = 80;
 
 /// How to create a pool.
 #[derive(Clone, Debug)]
@@ -244,6 +246,7 @@ impl Pool {
             created_s: engine.env.wall_clock_s(),
             attachment: String::new(),
         };
+        self.check_catalogue(&record)?;
         engine.commit_ops(vec![Op::PutVolume(record)]).await.context(format!("creating volume '{name}'"))?;
         let handle = Arc::new(Volume::new(engine.clone(), id, name.into(), blocks));
         self.0.volumes.lock().insert(id, handle);
@@ -322,6 +325,22 @@ impl Pool {
         Ok(self.info(&self.record(name)?).await)
     }
 
+    /// Fails when the catalogue, which all volumes and segments share, has no room for one more volume record: the rest is for segments.
+    fn check_catalogue(&self, record: &VolumeRecord) -> Result<()> {
+        let engine = &self.0.engine;
+        let added = (VOLUME_RECORD_BYTES + record.name.len() + record.attachment.len()) as u64;
+        let region = u64::from(engine.array.geometry.catalogue_size);
+        // Counted from the last checkpoint on, uncompressed; the checkpoint brings the true size.
+        if engine.catalogue_bytes.fetch_add(added, Ordering::Relaxed) + added > region / 2 {
+            engine.catalogue_bytes.fetch_sub(added, Ordering::Relaxed);
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!("the catalogue of pool {} has no room for more volumes: delete some", engine.name),
+            ));
+        }
+        Ok(())
+    }
+
     async fn info(&self, v: &VolumeRecord) -> VolumeInfo {
         let usage = self.0.engine.usage(v.id).await.ok();
         VolumeInfo {
@@ -352,7 +371,11 @@ impl Pool {
         if attachment.len() > 255 {
             return Err(Error::invalid("an attachment is described by at most 255 bytes"));
         }
-        self.0.engine.commit_ops(vec![Op::PutVolume(VolumeRecord { attachment, ..record })]).await
+        let record = VolumeRecord { attachment, ..record };
+        if !record.attachment.is_empty() {
+            self.check_catalogue(&record)?;
+        }
+        self.0.engine.commit_ops(vec![Op::PutVolume(record)]).await
     }
 
     /// Takes a failed or missing disk back after checking that it is the one it claims to be.
@@ -365,6 +388,16 @@ impl Pool {
         };
         if member.online().is_none() {
             check_size(&disk, &label)?;
+            let newest = superblocks(&disk, &label).await.iter().map(|s| s.checkpoint).max().unwrap_or(0);
+            if newest < member.last_checkpoint.load(Ordering::Relaxed) {
+                return Err(Error::invalid(format!("{} {OLDER_STATE}, and cannot be taken back", disk.name())));
+            }
+            if label.epoch > engine.epoch {
+                return Err(Error::new(
+                    ErrorKind::Fenced,
+                    format!("{} was written to by another writer since", disk.name()),
+                ));
+            }
             engine.reinstate(member.id, disk).await?;
         }
         Ok(self.disk_info(&member, &engine.state.read().segments))
@@ -390,14 +423,25 @@ impl Pool {
     pub async fn check(&self, progress: Arc<dyn Fn(u64, u64) + Send + Sync>) -> Result<CheckReport> {
         let engine = &self.0.engine;
         engine.flush().await?;
+        let _pin = Pin::on(engine);
+        engine.checkpoint().await?;
+        check::check_array(&engine.env, &engine.array, engine.uuid, progress).await
+    }
+}
+
+/// A reader of a checkpoint on disk, for as long as it lives.
+struct Pin<'a>(&'a Engine);
+
+impl<'a> Pin<'a> {
+    fn on(engine: &'a Engine) -> Self {
         engine.pins.fetch_add(1, Ordering::AcqRel);
-        let result = async {
-            engine.checkpoint().await?;
-            check::check_array(&engine.env, &engine.array, engine.uuid, progress).await
-        }
-        .await;
-        engine.pins.fetch_sub(1, Ordering::AcqRel);
-        result
+        Self(engine)
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.0.pins.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

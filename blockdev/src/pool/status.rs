@@ -7,6 +7,7 @@ use crate::redundancy::array::Member;
 use crate::report::{Alert, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction, Redundancy};
 use crate::segment::table::SegmentTable;
 use crate::units::BLOCK_BYTES;
+use crate::volume::recovery::OLDER_STATE;
 use crate::volume::space::Space;
 
 impl Pool {
@@ -46,6 +47,9 @@ impl Pool {
                         d.behind.div_ceil(1 << 20)
                     ),
                 ),
+                DiskState::Failed if why == OLDER_STATE => {
+                    add("critical", "disk.failed", format!("{name} is not used: it {why}"))
+                }
                 DiskState::Failed => {
                     add("critical", "disk.failed", format!("{name} failed and is not used ({why}): {wanted}"))
                 }

@@ -81,6 +81,8 @@ pub struct Member {
     pub last_checkpoint: AtomicU64,
     disk: RwLock<Option<Arc<dyn Disk>>>,
     failed: AtomicBool,
+    /// It came back, and no checkpoint says yet what it lacks.
+    unsettled: AtomicBool,
     /// Why it does not serve, as far as that is known.
     trouble: RwLock<String>,
     /// Where it was seen last.
@@ -145,6 +147,7 @@ impl Member {
             path: RwLock::new(disk.as_ref().map(|d| d.name()).unwrap_or_default()),
             disk: RwLock::new(disk),
             failed: AtomicBool::new(failed),
+            unsettled: AtomicBool::new(false),
             trouble: RwLock::default(),
             writes: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
@@ -273,6 +276,12 @@ impl DiskArray {
         self.members.read().iter().filter(gone).fold(0, |bits, m| bits | 1u128.checked_shl(m.id.0.into()).unwrap_or(0))
     }
 
+    /// Bit per disk that is not there, or is back and lacks what no checkpoint tells of yet.
+    pub fn unreliable(&self) -> u128 {
+        let bad = |m: &&Arc<Member>| m.online().is_none() || m.unsettled.load(Ordering::Acquire);
+        self.members.read().iter().filter(bad).fold(0, |bits, m| bits | 1u128.checked_shl(m.id.0.into()).unwrap_or(0))
+    }
+
     /// How often a disk went or came so far.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
@@ -319,9 +328,19 @@ impl DiskArray {
             *member.disk.write() = Some(disk);
             member.set_trouble("");
             member.read_errors.store(0, Ordering::Relaxed);
+            member.unsettled.store(true, Ordering::Release);
             member.failed.store(false, Ordering::Release);
             self.changes.fetch_add(1, Ordering::AcqRel);
             tracing::warn!(disk = id.0, "disk reinstated");
+        }
+    }
+
+    /// A checkpoint says what a disk that was taken back lacks.
+    pub fn settle(&self, id: DiskId) {
+        if let Some(member) = self.member(id)
+            && member.unsettled.swap(false, Ordering::AcqRel)
+        {
+            self.changes.fetch_add(1, Ordering::AcqRel);
         }
     }
 

@@ -89,8 +89,8 @@ impl Engine {
             if self.is_dead() {
                 return;
             }
-            if let Err(e) = self.checkpoint().await {
-                self.fail(e.context("checkpoint"));
+            if self.checkpoint().await.is_err() {
+                // The pool has stopped and says why.
                 return;
             }
         }
@@ -110,7 +110,19 @@ impl Engine {
     }
 
     /// Makes a checkpoint; does nothing when nothing has changed since the last one.
+    ///
+    /// It is a task of its own: a caller that goes away must not leave pages behind that count as clean and were never written.
     pub async fn checkpoint(self: &Arc<Self>) -> Result<()> {
+        let (send, receive) = oneshot::channel();
+        let engine = self.clone();
+        self.spawn(async move {
+            let _ = send.send(engine.make_checkpoint().await);
+        });
+        let ended = |_| Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name));
+        receive.await.map_err(ended)?
+    }
+
+    async fn make_checkpoint(self: Arc<Self>) -> Result<()> {
         let mut own = self.checkpoints.lock().await;
         if let Some(e) = self.failure() {
             return Err(e);
@@ -124,11 +136,22 @@ impl Engine {
         if !changed && !own.forced {
             return Ok(());
         }
-        self.note_failures(&mut own);
+        let result = self.write_checkpoint(&mut own).await;
+        if let Err(e) = &result
+            && !self.is_stopping()
+        {
+            // What was frozen counts as clean, and was not written: the next checkpoint would leave it out.
+            self.fail(e.clone().context("checkpoint"));
+        }
+        result
+    }
+
+    async fn write_checkpoint(self: &Arc<Self>, own: &mut Checkpoints) -> Result<()> {
+        self.note_failures(own);
         let before = own.unflushed.clone();
-        let (frozen, mark) = self.freeze(&mut own).await?;
+        let (frozen, mark) = self.freeze(own).await?;
         let number = own.number + 1;
-        let frozen = self.write_pages(&mut own, frozen).await?;
+        let frozen = self.write_pages(own, frozen).await?;
         let log_start =
             mark.await.map_err(|_| Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name)))?;
         if planted::active(Bug::LogTrimmedEarly) {
@@ -137,7 +160,7 @@ impl Engine {
         self.flush_disks(frozen.open.iter()).await?;
         // A disk that failed in this flush lacks what was written since the previous checkpoint.
         let since = std::mem::replace(&mut own.unflushed, before);
-        self.note_failures(&mut own);
+        self.note_failures(own);
         own.unflushed = since;
 
         let mut segments = frozen.segments.records();
@@ -233,6 +256,8 @@ impl Engine {
             own.forced = true;
         }
         self.checkpoint().await?;
+        // Only now do the labels say that it is there: what it lacks is on record.
+        self.array.settle(id);
         self.label_absent().await
     }
 

@@ -129,9 +129,11 @@ impl Engine {
     async fn clean_segment(self: &Arc<Self>, victim: &SegmentRecord) -> Result<bool> {
         let mut complete = true;
         let mut at = victim.last_part;
-        let mut moving: Vec<Live> = Vec::new();
         while at.len > 0 {
+            // Before the pass: the checkpoint that makes room waits for all passes.
+            self.wait_for_log().await?;
             let _pass = self.gate.enter();
+            let mut moving: Vec<Live> = Vec::new();
             let Some(part) = self.read_part(victim.id, at.offset).await else { return Ok(false) };
             for item in &part.items {
                 complete &= self.collect_live(victim.id, item, &mut moving).await?;
@@ -141,11 +143,10 @@ impl Engine {
                     complete &= self.move_blocks(batch).await?;
                 }
             }
+            if !moving.is_empty() {
+                complete &= self.move_blocks(moving).await?;
+            }
             at = part.previous;
-        }
-        if !moving.is_empty() {
-            let _pass = self.gate.enter();
-            complete &= self.move_blocks(moving).await?;
         }
         Ok(complete)
     }
@@ -153,13 +154,17 @@ impl Engine {
     /// Adds the blocks of a frame that are still there; makes metadata pages dirty. False when a page cannot be read.
     async fn collect_live(&self, segment: SegmentId, item: &Item, out: &mut Vec<Live>) -> Result<bool> {
         let here = |e: &BlockEntry| e.refcount > 0 && (e.frame.segment, e.frame.offset) == (segment, item.offset);
+        let unreadable = |e: &Error| matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io);
         let touched = match &item.content {
             Content::Data(blocks) => {
                 for (i, (block, fingerprint)) in blocks.iter().enumerate() {
                     if block.is_none() {
                         continue;
                     }
-                    let entry = self.with_state(|s| s.table.entry(*block)).await?;
+                    let entry = match self.with_state(|s| s.table.entry(*block)).await {
+                        Err(e) if unreadable(&e) => return Ok(false),
+                        other => other?,
+                    };
                     if here(&entry) && usize::from(entry.index) == i && entry.kind == BlockKind::Data {
                         out.push((*block, *fingerprint, entry));
                     }
@@ -167,10 +172,6 @@ impl Engine {
                 Ok(())
             }
             Content::MapPage(block) => {
-                let entry = self.with_state(|s| s.table.entry(*block)).await?;
-                if !here(&entry) {
-                    return Ok(true);
-                }
                 let touch = |s: &mut super::state::State| {
                     s.table.ensure(*block)?;
                     if !s.table.entry(*block).is_ok_and(|e| here(&e)) {
@@ -205,7 +206,7 @@ impl Engine {
         };
         match touched {
             Ok(()) => Ok(true),
-            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => Ok(false),
+            Err(e) if unreadable(&e) => Ok(false),
             Err(e) => Err(e),
         }
     }
@@ -233,7 +234,6 @@ impl Engine {
         let frames = compute(&self.env, move || compress(&groups, compression)).await.ok_or_else(stopped)?;
         let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
 
-        self.wait_for_log().await?;
         let mut committer = self.committer.lock().await;
         let space = self.space();
         if space.free_segments < space.cleaner_min() + bytes as u64 / space.segment.max(1) {
@@ -254,9 +254,16 @@ impl Engine {
             }
         }
         let mut draft = Draft::default();
-        self.place_frames(&mut committer, Stream::Cold, &frames, contents, &mut draft)?;
-        draft.record = Record { ops: vec![Op::Relocate(moves)], ..draft.record };
-        self.commit(&mut committer, draft).await?;
+        let committed = async {
+            self.place_frames(&mut committer, Stream::Cold, &frames, contents, &mut draft)?;
+            draft.record = Record { ops: vec![Op::Relocate(moves)], ..draft.record };
+            self.commit(&mut committer, draft).await
+        };
+        if let Err(e) = committed.await {
+            // Stripes that were filled, and segments that were opened, are in no record.
+            self.fail(e.clone().context("cleaning"));
+            return Err(e);
+        }
         self.counters.cleaner_moved.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(complete)
     }

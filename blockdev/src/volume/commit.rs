@@ -190,6 +190,7 @@ impl Engine {
 
         {
             let mut index = self.index.lock();
+            stored.iter().for_each(|(fingerprint, _)| index.prefetch(*fingerprint));
             stored.into_iter().for_each(|(fingerprint, block)| index.insert_recent(fingerprint, block));
         }
         for write in writes {

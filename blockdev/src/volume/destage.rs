@@ -3,7 +3,7 @@
 //! Batches are formed and looked up in order; verification and compression of several batches run at the same time; commits
 //! are in order again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
@@ -115,28 +115,56 @@ pub enum Reduced {
 /// Blocks of batches that are not committed, by fingerprint.
 type PendingBlocks = HashMap<u128, (Bytes, Twin), FxBuildHasher>;
 
+/// A batch on its way to be committed: the keys of its blocks in [`PendingBlocks`], and their positions.
+struct Uncommitted {
+    batch: Identities,
+    keys: Vec<(u128, usize)>,
+}
+
+impl Uncommitted {
+    fn is_committed(&self) -> bool {
+        self.keys.last().is_none_or(|(_, last)| self.batch[*last].get().is_some())
+    }
+
+    fn forget(self, pending: &mut PendingBlocks) {
+        for (key, _) in &self.keys {
+            // A block of a later batch may have taken the key over.
+            if pending.get(key).is_some_and(|(_, twin)| Arc::ptr_eq(&twin.batch, &self.batch)) {
+                pending.remove(key);
+            }
+        }
+    }
+}
+
 impl Engine {
     /// The task that forms batches.
     pub(super) async fn destage(self: Arc<Self>, batches: mpsc::Sender<oneshot::Receiver<Reduced>>) {
         let mut pending = PendingBlocks::default();
+        let mut uncommitted: VecDeque<Uncommitted> = VecDeque::new();
         loop {
             if !self.wait_for_batch().await {
                 return;
             }
             let ops = self.intake.take(self.space().batch_blocks(BATCH_BLOCKS));
-            // What earlier batches wrote is in the index once they are committed.
-            pending.retain(|_, (_, twin)| twin.get().is_none());
+            // What earlier batches wrote is in the index once they are committed, which they are in order, and whole.
+            while uncommitted.front().is_some_and(Uncommitted::is_committed) {
+                uncommitted.pop_front().into_iter().for_each(|batch| batch.forget(&mut pending));
+            }
             let (send, receive) = oneshot::channel();
             if batches.send(receive).await.is_err() {
                 return;
             }
             // Only now: batches in front may wait for space, and the checkpoint that makes space waits for all passes.
             let pass = self.gate.enter();
-            match self.plan(ops, &mut pending).await {
+            let mut keys = Vec::new();
+            match self.plan(ops, &mut pending, &mut keys).await {
                 Some(Planned::Unmap(op)) => {
                     let _ = send.send(op);
                 }
                 Some(Planned::Writes(writes, identities)) => {
+                    if !keys.is_empty() {
+                        uncommitted.push_back(Uncommitted { batch: identities.clone(), keys });
+                    }
                     let engine = self.clone();
                     let reduce = async move {
                         let reduced = engine.reduce(writes, identities, pass).await;
@@ -184,7 +212,12 @@ impl Engine {
     }
 
     /// Looks every block up, in order.
-    async fn plan(self: &Arc<Self>, ops: Vec<Numbered>, pending: &mut PendingBlocks) -> Option<Planned> {
+    async fn plan(
+        self: &Arc<Self>,
+        ops: Vec<Numbered>,
+        pending: &mut PendingBlocks,
+        keys: &mut Vec<(u128, usize)>,
+    ) -> Option<Planned> {
         let found = self.look_up(&ops).await;
         let mut found = found.into_iter();
         let blocks = |n: &Numbered| match &n.op {
@@ -203,6 +236,9 @@ impl Engine {
                     let mut plan = |block: HostBlock| {
                         let twin = || Twin { batch: identities.clone(), index: position };
                         let plan = self.plan_block(&block, found.next(), twin, pending);
+                        if matches!(plan, Plan::Unique(..)) {
+                            keys.push((self.dedupe_key(block.fingerprint), position));
+                        }
                         position += 1;
                         (block, plan)
                     };
@@ -258,6 +294,7 @@ impl Engine {
         let look = || {
             let (mut wanted, mut ahead) = (BTreeSet::new(), Vec::new());
             let mut index = self.index.lock();
+            blocks().filter(|b| !b.is_zero()).for_each(|b| index.prefetch(b.fingerprint));
             let mut look_up = |block: &HostBlock| {
                 if block.is_zero() {
                     return Lookup::Miss;

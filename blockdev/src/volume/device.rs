@@ -10,6 +10,7 @@ use super::Engine;
 use super::intake::HostBlock;
 use crate::env::BoxFuture;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::page::MAP_FANOUT;
 use crate::frontend::{BlockDevice, Extent, Geometry};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lba, VolumeId};
 
@@ -186,17 +187,19 @@ impl Volume {
         if self.engine.intake.waiting().0 > 0 || self.engine.intake.memory() > 0 {
             self.engine.flush().await?;
         }
-        let _pass = self.engine.gate.enter();
         let (end, mut at) = (offset + len, offset);
         let mut out: Vec<Extent> = Vec::new();
-        while at < end && out.len() < max {
+        while at < end {
             let block = at / BLOCK_BYTES;
             let last = end.div_ceil(BLOCK_BYTES);
+            // A leaf of the map at a time: neither must all of them be resident at once, nor a checkpoint wait until the last was looked at.
+            let leaf_end = last.min((block / MAP_FANOUT as u64 + 1) * MAP_FANOUT as u64);
+            let _pass = self.engine.gate.enter();
             let (mapped, until) = self
                 .engine
                 .with_state(|s| {
                     let Some(v) = s.volumes.get(&self.id) else { return Ok((false, last)) };
-                    let hole = s.maps.next_hole(v, block, last)?;
+                    let hole = s.maps.next_hole(v, block, leaf_end)?;
                     if hole > block {
                         return Ok((true, hole));
                     }
@@ -204,7 +207,13 @@ impl Volume {
                 })
                 .await?;
             let stop = (until * BLOCK_BYTES).min(end);
-            out.push(Extent { offset: at, len: stop - at, mapped });
+            if let Some(extent) = out.last_mut().filter(|extent| extent.mapped == mapped) {
+                extent.len += stop - at;
+            } else if out.len() < max {
+                out.push(Extent { offset: at, len: stop - at, mapped });
+            } else {
+                break;
+            }
             at = stop;
         }
         Ok(out)

@@ -1,7 +1,7 @@
 //! Uncompressed frames, for reads of neighbours and for the comparison of duplicates.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -23,17 +23,44 @@ struct Shard {
 pub struct FrameCache {
     shards: [Mutex<Shard>; SHARDS],
     limit: usize,
+    /// Tags of frames that were read as a whole lately, each in one of the places its key hashes to. Advice only: collisions do no harm.
+    passed: Box<[[AtomicU32; WAYS]]>,
 }
+
+/// Tags in [`FrameCache::passed`] for each frame the cache has room for.
+const PASSED_PER_FRAME: usize = 4;
+/// Places for a key: with one, two frames that share it would drive each other out for ever.
+const WAYS: usize = 4;
+/// Bytes of the usual frame.
+const FRAME_BYTES: usize = 16 << 10;
 
 impl FrameCache {
     /// A cache of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { shards: Default::default(), limit: limit / SHARDS }
+        let sets = (limit / FRAME_BYTES * PASSED_PER_FRAME / WAYS).max(64).next_power_of_two();
+        Self {
+            shards: Default::default(),
+            limit: limit / SHARDS,
+            passed: (0..sets).map(|_| Default::default()).collect(),
+        }
     }
 
     fn shard(&self, key: &FrameKey) -> &Mutex<Shard> {
-        let mixed = (key.0 ^ u64::from(key.1) >> 9).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        &self.shards[(mixed >> 61) as usize % SHARDS]
+        &self.shards[(mix(key) >> 61) as usize % SHARDS]
+    }
+
+    /// Notes that a frame was read as a whole; whether that is the second time of late. Streams pass the cache by, but what comes again and
+    /// again is worth a place.
+    pub fn comes_again(&self, key: &FrameKey) -> bool {
+        let mixed = mix(key);
+        let tag = (mixed >> 29) as u32 | 1;
+        let set = &self.passed[mixed as usize & (self.passed.len() - 1)];
+        if set.iter().any(|place| place.load(Ordering::Relaxed) == tag) {
+            return true;
+        }
+        // The oldest goes.
+        set.iter().fold(tag, |tag, place| place.swap(tag, Ordering::Relaxed));
+        false
     }
 
     /// The frame, if cached.
@@ -79,6 +106,38 @@ impl FrameCache {
 
     /// Bytes held.
     pub fn memory(&self) -> usize {
-        self.shards.iter().map(|s| s.lock().bytes).sum()
+        self.shards.iter().map(|s| s.lock().bytes).sum::<usize>() + self.passed.len() * size_of::<[AtomicU32; WAYS]>()
+    }
+}
+
+fn mix(key: &FrameKey) -> u64 {
+    let mixed = (key.0.rotate_left(32) ^ u64::from(key.1)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed ^ mixed >> 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_again_is_noticed_and_a_stream_is_not() {
+        let cache = FrameCache::new(16 << 20);
+        let key = |n: u32| (7 + u64::from(n >> 10), (n & 1023) * 5000);
+        let again = |from: u32, to: u32| (from..to).filter(|n| cache.comes_again(&key(*n))).count();
+        // More than there are places.
+        assert_eq!(again(0, 100_000), 0);
+        assert_eq!(again(200_000, 201_000), 0);
+        assert!(again(200_000, 201_000) > 900);
+    }
+
+    #[test]
+    fn the_cache_keeps_to_its_limit() {
+        let cache = FrameCache::new(1 << 20);
+        for n in 0..1000 {
+            cache.insert((1, n * 9000), Bytes::from(vec![n as u8; 16 << 10]));
+            assert!(cache.memory() <= (1 << 20) + (4 << 10));
+        }
+        assert_eq!(cache.get(&(1, 999 * 9000)).map(|data| data[0]), Some(231));
+        assert!(cache.get(&(1, 0)).is_none());
     }
 }

@@ -271,8 +271,10 @@ impl Engine {
             };
             match raw {
                 Ok((raw, found)) => {
-                    if frame.blocks.len() < usize::from(frame.entry.frame_blocks) {
-                        self.frames.insert((run.extent.incarnation, frame.at.offset), raw);
+                    let key = (run.extent.incarnation, frame.at.offset);
+                    let whole = frame.blocks.len() >= usize::from(frame.entry.frame_blocks);
+                    if !whole || self.frames.comes_again(&key) {
+                        self.frames.insert(key, raw);
                     }
                     out.extend(frame.blocks.into_iter().zip(found.into_iter().map(Ok)));
                 }

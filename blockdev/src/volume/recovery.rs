@@ -190,6 +190,9 @@ pub async fn identify(disks: Vec<Arc<dyn Disk>>) -> Result<Found> {
     Ok(out)
 }
 
+/// Why a disk is not used that was rolled back. It cannot be taken back as it is.
+pub(crate) const OLDER_STATE: &str = "shows an older state than it had: it was restored from a copy";
+
 /// A checkpoint as it was found.
 pub struct Root {
     /// The superblock that names it.
@@ -244,7 +247,7 @@ pub fn assemble(
         }
         let member = Member::new(record.id, record.uuid, record.size, here.map(|d| d.disk.clone()), rolled_back);
         if rolled_back {
-            member.set_trouble("shows an older state than it had: it was restored from a copy");
+            member.set_trouble(OLDER_STATE);
         } else if let Some(unusable) =
             found.unusable.iter().find(|u| u.label.as_ref().is_some_and(|l| l.disk == record.uuid))
         {
@@ -396,11 +399,20 @@ impl Engine {
         engine.intake.resume(reached.seqno);
         engine.start();
         engine.mark_stale(&open, absent);
-        engine.finish_segments(open).await?;
-        engine.checkpoint().await?;
-        engine.label_absent().await?;
+        if let Err(e) = engine.go_on(open).await {
+            // Its tasks hold the disks.
+            engine.stop();
+            return Err(e);
+        }
         engine.start_background();
         Ok(engine)
+    }
+
+    /// Makes what was found a checkpoint.
+    async fn go_on(self: &Arc<Self>, open: BTreeMap<SegmentId, OpenEnd>) -> Result<()> {
+        self.finish_segments(open).await?;
+        self.checkpoint().await?;
+        self.label_absent().await
     }
 
     /// Applies all entries; returns what is known of segments that were open.
@@ -615,7 +627,7 @@ pub fn next_epoch(env: &Arc<dyn Env>, seen: Epoch) -> Epoch {
 ///
 /// `absent` adds to the disks that are not there now.
 pub async fn write_labels(array: &DiskArray, pool: &Label, epoch: Epoch, absent: u128) -> Result<()> {
-    let absent = absent | array.absent();
+    let absent = absent | array.unreliable();
     let writes = array.online().into_iter().map(|m| async move {
         let label = Label { disk: m.uuid, id: m.id, size: m.size, epoch, absent, ..pool.clone() };
         let data = AlignedBuf::padded(&label.encode()).freeze();

@@ -79,7 +79,10 @@ impl Engine {
     /// The space now.
     pub fn space(&self) -> Space {
         let state = self.state.read();
-        let dirty = state.maps.pages.dirty_len() + state.table.pages.dirty_len() + state.table.directory.dirty_len();
+        let pages = (&state.maps.pages, &state.table.pages, &state.table.directory);
+        let dirty = pages.0.dirty_len() + pages.1.dirty_len() + pages.2.dirty_len();
+        // Those a checkpoint is about to write need room as well, until it has written them.
+        let dirty = dirty + pages.0.frozen_len() + pages.1.frozen_len() + pages.2.frozen_len();
         let mut out = self.segment_counts(&state);
         out.used = state.segments.live() + dirty as u64 * PAGE_BYTES;
         out.checkpoint = (dirty as u64 * PAGE_BYTES).div_ceil(out.segment.max(1));
@@ -145,7 +148,8 @@ impl Engine {
 
     /// Whether commits must wait for a checkpoint: the log is nearly full, or too many pages are dirty.
     fn needs_checkpoint(&self) -> bool {
-        if self.log.fullness() > LOG_FULL {
+        // What waits for the log counts: a checkpoint, which alone makes room, gets its turn behind it.
+        if self.log.fullness() + self.log.share(self.log_queue.lock().memory()) > LOG_FULL {
             return true;
         }
         let state = self.state.read();

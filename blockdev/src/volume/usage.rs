@@ -31,6 +31,7 @@ impl Engine {
             Some(v) => s.maps.next_mapped(v, leaf * fanout, blocks),
             None => Ok(None),
         };
+        let _pass = self.gate.enter();
         Ok(self.with_state(next).await?.map(|lba| lba / fanout))
     }
 
@@ -58,7 +59,6 @@ impl Engine {
 
     /// A volume's usage: counted, or estimated when it is large.
     pub async fn usage(&self, volume: VolumeId) -> Result<Usage> {
-        let _pass = self.gate.enter();
         let fanout = MAP_FANOUT as u64;
         let known = self.state.read().volumes.get(&volume).map(|v| (v.blocks, v.mapped));
         let Some((blocks, mapped)) = known.filter(|(_, mapped)| *mapped > 0) else { return Ok(Usage::default()) };
@@ -66,6 +66,8 @@ impl Engine {
         let (mut seen, mut unique, mut stored) = (0u64, 0u64, 0f64);
         for leaf in leaves {
             let count = (blocks - leaf * fanout).min(fanout) as usize;
+            // One pass for each leaf: checkpoints wait for passes, and the pages of the block table may all have to be read.
+            let _pass = self.gate.enter();
             let entries = self
                 .with_state(|s| {
                     let mut found = Vec::with_capacity(count);

@@ -2,6 +2,7 @@
 //! state of one instant, not before the last completed flush. `ASHLAR_SIM_SEEDS` sets how many seeds run, `ASHLAR_SIM_SEED` one of them.
 
 mod concurrent;
+mod cut_short;
 mod exhaustive;
 mod full;
 mod harness;

@@ -266,25 +266,28 @@ async fn job(State(app): Shared, Path(id): Path<String>) -> Answer<Job> {
 #[utoipa::path(post, path = "/v1/lab/disks/{disk}/fail", tag = "lab", params(("disk" = String, Path)),
     responses((status = 200, body = [DiskInfo]), (status = 404, body = ErrorBody), (status = 501, body = ErrorBody)))]
 async fn disk_fail(State(app): Shared, Path(disk): Path<String>) -> Answer<Vec<DiskInfo>> {
-    set_fault(&app, &disk, true).await
+    set_fault(app, disk, true).await
 }
 
 /// Laboratory: the disk works again.
 #[utoipa::path(post, path = "/v1/lab/disks/{disk}/restore", tag = "lab", params(("disk" = String, Path)),
     responses((status = 200, body = [DiskInfo]), (status = 404, body = ErrorBody), (status = 501, body = ErrorBody)))]
 async fn disk_restore(State(app): Shared, Path(disk): Path<String>) -> Answer<Vec<DiskInfo>> {
-    set_fault(&app, &disk, false).await
+    set_fault(app, disk, false).await
 }
 
-async fn set_fault(app: &Appliance, disk: &str, fail: bool) -> Answer<Vec<DiskInfo>> {
-    let known = app.engine.status().await.disks;
-    app.faults()?.set(disk, &known, fail)?;
-    // The disk is pulled even if the pool cannot go on without it.
-    match app.engine.rescan_disks().await {
-        Err(e) if !fail => return Err(e.into()),
-        _ => {}
-    }
-    Ok(Json(app.engine.status().await.disks))
+async fn set_fault(app: Arc<Appliance>, disk: String, fail: bool) -> Answer<Vec<DiskInfo>> {
+    let disks = to_the_end(async move {
+        let known = app.engine.status().await.disks;
+        app.faults()?.set(&disk, &known, fail)?;
+        // The disk is pulled even if the pool cannot go on without it.
+        match app.engine.rescan_disks().await {
+            Err(e) if !fail => return Err(e),
+            _ => {}
+        }
+        Ok(app.engine.status().await.disks)
+    });
+    Ok(Json(disks.await?))
 }
 
 #[cfg(test)]

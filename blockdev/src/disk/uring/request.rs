@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::gate::Pass;
 use super::open::OpenFile;
-use crate::disk::{DiskError, DiskResult, IO_ALIGN};
+use crate::disk::{AlignedBuf, DiskError, DiskResult, IO_ALIGN};
 
 /// Most buffers one system call takes (UIO_MAXIOV); longer lists are written in several steps.
 const IOV_MAX: usize = 1024;
@@ -270,10 +270,15 @@ impl Request {
     }
 }
 
+/// Reads of so many bytes get memory that was in use before: the system would have to clear new pages.
+const RECYCLED_MIN: usize = 64 << 10;
+
 /// Memory for a read, aligned to [`IO_ALIGN`] and not initialised: the kernel fills it before anyone may look.
 pub(super) struct ReadBuf {
     start: NonNull<u8>,
     len: usize,
+    /// Owns the memory of a large one, which was in use before.
+    recycled: Option<AlignedBuf>,
 }
 
 // SAFETY: a plain owned allocation.
@@ -284,11 +289,15 @@ unsafe impl Sync for ReadBuf {}
 impl ReadBuf {
     /// A buffer of `len` bytes, which is not 0.
     pub(super) fn new(len: usize) -> Self {
+        if len >= RECYCLED_MIN {
+            let mut recycled = AlignedBuf::recycled(len);
+            return Self { start: NonNull::from(&mut recycled[..]).cast(), len, recycled: Some(recycled) };
+        }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size above 0.
         let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, len }
+        Self { start, len, recycled: None }
     }
 
     fn layout(len: usize) -> Layout {
@@ -318,7 +327,9 @@ impl ReadBuf {
 
 impl Drop for ReadBuf {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this very layout.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.len)) }
+        if self.recycled.is_none() {
+            // SAFETY: allocated in `new` with this very layout.
+            unsafe { dealloc(self.start.as_ptr(), Self::layout(self.len)) }
+        }
     }
 }

@@ -1,0 +1,182 @@
+//! Bad moments that random seeds rarely meet: callers that go away, disks that were copied back, catalogues and caches that are too small.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockdev::disk::{Disk, FaultDisk, MemoryDisk};
+use blockdev::env::{Env, Rng, SimScope};
+use blockdev::error::ErrorKind;
+use blockdev::pool::{CreateOptions, Pool, PoolConfig};
+use blockdev::report::{DiskState, Tolerance};
+use bytes::Bytes;
+use futures::future::{Either, select};
+
+const STEPS: u64 = 400_000_000;
+const MIB: u64 = 1 << 20;
+/// Bytes that a map leaf covers.
+const LEAF: u64 = 2 * MIB;
+
+fn noise(seed: u64, len: usize) -> Bytes {
+    let mut data = vec![0; len];
+    Rng::new(seed).fill(&mut data);
+    Bytes::from(data)
+}
+
+/// Three disks that are slowed down at will, labelled as a pool.
+async fn make(env: &Arc<dyn Env>, size: u64) -> (Vec<Arc<FaultDisk>>, Vec<Arc<dyn Disk>>) {
+    let memory = |i| Arc::new(MemoryDisk::new(format!("d{i}"), size));
+    let faults: Vec<Arc<FaultDisk>> = (0..3).map(|i| FaultDisk::new(memory(i), env.clone())).collect();
+    let disks: Vec<Arc<dyn Disk>> = faults.iter().map(|f| f.clone() as Arc<dyn Disk>).collect();
+    let options = CreateOptions {
+        name: "tank".into(),
+        tolerance: Tolerance::Single,
+        chunk_size: None,
+        strip_size: Some(16 << 10),
+        force: false,
+    };
+    Pool::create(env.clone(), disks.clone(), options).await.expect("created");
+    (faults, disks)
+}
+
+fn run<F: Future<Output = ()>>(seed: u64, work: impl FnOnce(Arc<dyn Env>) -> F) {
+    let scope = SimScope::new(seed);
+    scope.run_until(work(scope.env()), STEPS).unwrap_or_else(|stall| panic!("seed {seed}: {stall}"));
+}
+
+/// A checkpoint whose caller went away in the middle left pages behind that counted as clean and were never written: the next
+/// one made flushed data unreadable.
+#[test]
+fn a_checkpoint_outlives_its_caller() {
+    for cut in [0, 1, 2, 4, 8, 12, 20, 40, 80] {
+        run(cut, |env| async move {
+            let (faults, disks) = make(&env, 64 * MIB).await;
+            let config = PoolConfig { checkpoint_interval: Duration::from_secs(3600), ..PoolConfig::default() };
+            let pool = Pool::open(env.clone(), disks.clone(), config.clone()).await.expect("opened");
+            pool.create_volume("wide", 64 << 30).await.expect("a volume");
+            let wide = pool.open_volume("wide").expect("a device");
+            for i in 0..600 {
+                wide.write(i * LEAF, noise(i, 4096), false).await.expect("written");
+            }
+            wide.flush().await.expect("flushed");
+            faults.iter().for_each(|f| f.set_delay(Duration::from_millis(30)));
+            let engine = pool.engine().clone();
+            let checkpoint = Box::pin(async move { engine.checkpoint().await });
+            drop(match select(checkpoint, env.sleep(Duration::from_millis(cut))).await {
+                Either::Left((done, _)) => panic!("not cut short: {done:?}"),
+                Either::Right((_, checkpoint)) => checkpoint,
+            });
+            faults.iter().for_each(|f| f.set_delay(Duration::ZERO));
+            wide.write(1000 * LEAF, noise(1000, 4096), false).await.expect("written");
+            wide.flush().await.expect("flushed");
+            pool.close().await.expect("closed");
+            drop((wide, pool));
+            let pool = Pool::open(env.clone(), disks, config).await.expect("opened again");
+            let wide = pool.open_volume("wide").expect("a device");
+            for i in (0..600).chain([1000]) {
+                let found = wide.read(i * LEAF, 4096).await;
+                assert!(found.as_ref().is_ok_and(|d| *d == noise(i, 4096)), "cut after {cut} ms, block {i}: {found:?}");
+            }
+            let report = pool.check(Arc::new(|_, _| {})).await.expect("checked");
+            assert!(report.is_clean(), "{:?}", report.findings);
+            pool.close().await.expect("closed");
+        });
+    }
+}
+
+/// A pool with more volumes than its catalogue has room for could never be opened again.
+#[test]
+fn volumes_are_refused_before_the_catalogue_is_full() {
+    run(1, |env| async move {
+        let (_, disks) = make(&env, 64 * MIB).await;
+        let pool = Pool::open(env.clone(), disks.clone(), PoolConfig::default()).await.expect("opened");
+        let mut rng = Rng::new(1);
+        let mut made = 0;
+        let refused = loop {
+            // Names that do not compress.
+            let name = format!("v{:016x}{:016x}{:016x}", rng.u64(), rng.u64(), rng.u64());
+            match pool.create_volume(&name, 1 << 30).await {
+                Ok(_) => made += 1,
+                Err(e) => break e,
+            }
+            assert!(made < 20_000, "no end to it");
+        };
+        assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+        assert!(made > 300, "only {made} volumes");
+        // What is there can be used, and there is room for its data.
+        let first = pool.volumes().await.swap_remove(0).name;
+        let device = pool.open_volume(&first).expect("a device");
+        device.write(0, noise(1, 4 << 20), true).await.expect("written");
+        pool.close().await.expect("closed");
+        drop((device, pool));
+        let pool = Pool::open(env.clone(), disks, PoolConfig::default()).await.expect("opened again");
+        assert_eq!(pool.volumes().await.len(), made);
+        pool.delete_volume(&first).await.expect("deleted");
+        pool.close().await.expect("closed");
+    });
+}
+
+/// A disk that opening refused because it had been copied back was taken in by looking for disks again.
+#[test]
+fn a_disk_that_was_copied_back_stays_out() {
+    run(2, |env| async move {
+        let (_, disks) = make(&env, 64 * MIB).await;
+        let open = |disks| Pool::open(env.clone(), disks, PoolConfig::default());
+        let pool = open(disks.clone()).await.expect("opened");
+        pool.create_volume("a", 32 * MIB).await.expect("a volume");
+        pool.close().await.expect("closed");
+        drop(pool);
+        let copy: Arc<dyn Disk> = Arc::new(MemoryDisk::new("copy", 64 * MIB));
+        for at in (0..64).map(|i| i * MIB) {
+            let data = disks[0].read(at, MIB as usize).await.expect("read");
+            copy.write(at, vec![data], true).await.expect("copied");
+        }
+        for round in 0..6 {
+            let pool = open(disks.clone()).await.expect("opened");
+            let device = pool.open_volume("a").expect("a device");
+            device.write(0, noise(round, 8 << 20), true).await.expect("written");
+            pool.close().await.expect("closed");
+        }
+        let pool = open(vec![copy, disks[1].clone(), disks[2].clone()]).await.expect("opened without it");
+        let states = |pool: &Pool| pool.disks().iter().map(|d| d.state).collect::<Vec<_>>();
+        let out = [DiskState::Failed, DiskState::Online, DiskState::Online];
+        assert_eq!(states(&pool), out);
+        pool.rescan_disks().await.expect("looked again");
+        assert_eq!(states(&pool), out);
+        let status = pool.status().await;
+        assert_eq!(status.health, "degraded");
+        assert!(status.alerts.iter().any(|a| a.message.contains("restored from a copy")), "{:?}", status.alerts);
+        let device = pool.open_volume("a").expect("a device");
+        assert_eq!(device.read(0, 8 << 20).await.expect("read"), noise(5, 8 << 20));
+        pool.close().await.expect("closed");
+    });
+}
+
+/// Asking for what is mapped loaded one page of the map after another and evicted the first for the last, for ever.
+#[test]
+fn a_map_larger_than_memory_is_walked() {
+    run(3, |env| async move {
+        let (_, disks) = make(&env, 64 * MIB).await;
+        let config = PoolConfig { memory: 4 << 20, ..PoolConfig::default() };
+        let pool = Pool::open(env.clone(), disks.clone(), config.clone()).await.expect("opened");
+        let leaves = 3500;
+        pool.create_volume("full", leaves * LEAF).await.expect("a volume");
+        let full = pool.open_volume("full").expect("a device");
+        let piece: Bytes = noise(7, 4096).repeat(512).into();
+        for i in 0..leaves {
+            full.write(i * LEAF, piece.clone(), false).await.expect("written");
+        }
+        full.discard(leaves * LEAF - 8192, 4096).await.expect("discarded");
+        full.flush().await.expect("flushed");
+        pool.close().await.expect("closed");
+        drop((full, pool));
+        let pool = Pool::open(env.clone(), disks, config).await.expect("opened again");
+        let full = pool.open_volume("full").expect("a device");
+        let found = full.block_status(0, leaves * LEAF, 64).await.expect("an answer");
+        let found: Vec<(u64, u64, bool)> = found.iter().map(|e| (e.offset, e.len, e.mapped)).collect();
+        let hole = leaves * LEAF - 8192;
+        assert_eq!(found, [(0, hole, true), (hole, 4096, false), (hole + 4096, 4096, true)]);
+        let usage = pool.volume_info("full").await.expect("usage");
+        assert_eq!((usage.unique, usage.estimated), (Some(0), true));
+        pool.close().await.expect("closed");
+    });
+}
