@@ -86,7 +86,8 @@ nightly: lint docs ## The long tests: 100,000 seeds, 500 kills, long fuzzing
 	@echo "make nightly: all passed"
 
 .PHONY: bench
-bench: build ## Short measured comparison with a file, a loop device and NBD servers
+bench: build ## The engine against physical limits, then a short comparison with a file and NBD servers
+	$(CARGO) bench --locked -p ashlar-blockdev --bench engine -- $(TARGET)/bench
 	ASHLAR=$(TARGET)/release/ashlar tools/bench/bench.py run $(BENCH_ARGS)
 
 .PHONY: lab
