@@ -2,6 +2,8 @@
 
 pub mod check;
 mod status;
+#[cfg(test)]
+mod test_support;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -40,7 +40,7 @@ fn ext4_image(lab: &Lab) -> String {
     let image = lab.dir().join("ext4.img").display().to_string();
     let script = "mkdir \"$2.tree\"
         cp -r \"$1/blockdev\" \"$1/tools\" \"$1/docs\" \"$2.tree\"
-        find /usr/bin /usr/sbin -xdev -maxdepth 1 -type f -readable -size -4000k -print0 | sort -z | sed -z 500q |
+        find /usr/bin /usr/sbin -xdev -maxdepth 1 -type f -readable -size -4000k -print0 | sort -z | sed -z -n 1,500p |
             xargs -0 cp -t \"$2.tree\" --update
         truncate -s 192M \"$2\"
         mkfs.ext4 -q -d \"$2.tree\" \"$2\"";

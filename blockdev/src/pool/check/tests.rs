@@ -4,27 +4,16 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::disk::{Disk, MemoryDisk};
 use crate::env::Rng;
 use crate::env::sim::SimScope;
-use crate::pool::{CreateOptions, Pool};
-use crate::report::Tolerance;
+use crate::pool::Pool;
+use crate::pool::test_support::empty_pool;
 
 const VOLUME: u64 = 64 << 20;
 
 /// A pool with two volumes that share half of what they hold, a few blocks in each of several leaves of their maps.
 async fn pool(env: Arc<dyn Env>) -> Pool {
-    let disks: Vec<Arc<dyn Disk>> =
-        (0..3).map(|i| Arc::new(MemoryDisk::new(format!("d{i}"), 64 << 20)) as Arc<dyn Disk>).collect();
-    let options = CreateOptions {
-        name: "tank".into(),
-        tolerance: Tolerance::Single,
-        chunk_size: None,
-        strip_size: Some(16 << 10),
-        force: false,
-    };
-    Pool::create(env.clone(), disks.clone(), options).await.unwrap();
-    let pool = Pool::open(env, disks, PoolConfig { memory: 32 << 20, ..PoolConfig::default() }).await.unwrap();
+    let pool = empty_pool(env).await;
     for (volume, seeds) in [("a", 0..4u64), ("b", 2..6)] {
         pool.create_volume(volume, VOLUME).await.unwrap();
         let device = pool.open_volume(volume).unwrap();

@@ -1,12 +1,9 @@
-use std::sync::Arc;
-
 use bytes::Bytes;
 
-use crate::disk::{Disk, MemoryDisk};
 use crate::env::Rng;
 use crate::env::sim::SimScope;
-use crate::pool::{CreateOptions, Pool, PoolConfig};
-use crate::report::{Tolerance, VolumeInfo};
+use crate::pool::test_support::empty_pool;
+use crate::report::VolumeInfo;
 
 /// Bytes that a map leaf covers.
 const LEAF: u64 = 2 << 20;
@@ -22,18 +19,7 @@ fn noise(seed: u64, len: usize) -> Bytes {
 fn unique_data_of_a_sparse_volume_is_counted() {
     let scope = SimScope::new(3);
     let work = async {
-        let env = scope.env();
-        let disks: Vec<Arc<dyn Disk>> =
-            (0..3).map(|i| Arc::new(MemoryDisk::new(format!("d{i}"), 64 << 20)) as Arc<dyn Disk>).collect();
-        let options = CreateOptions {
-            name: "tank".into(),
-            tolerance: Tolerance::Single,
-            chunk_size: None,
-            strip_size: Some(16 << 10),
-            force: false,
-        };
-        Pool::create(env.clone(), disks.clone(), options).await.unwrap();
-        let pool = Pool::open(env, disks, PoolConfig { memory: 32 << 20, ..PoolConfig::default() }).await.unwrap();
+        let pool = empty_pool(scope.env()).await;
         for name in ["a", "b"] {
             pool.create_volume(name, 1 << 40).await.unwrap();
         }
