@@ -189,10 +189,22 @@ impl VolumeMaps {
 
     /// The first mapped LBA in `from..end`, skipping absent subtrees without visiting them.
     pub fn next_mapped(&self, volume: &VolumeRecord, from: u64, end: u64) -> Need<Option<u64>> {
+        self.next_present(volume, from, end, 0)
+    }
+
+    /// The first LBA in `from..end` that a leaf is there for, without looking into the leaf: something near it is mapped.
+    pub fn next_in_leaf(&self, volume: &VolumeRecord, from: u64, end: u64) -> Need<Option<u64>> {
+        self.next_present(volume, from, end, 1)
+    }
+
+    fn next_present(&self, volume: &VolumeRecord, from: u64, end: u64, lowest: u8) -> Need<Option<u64>> {
+        if volume.root.is_none() {
+            return Ok(None);
+        }
         let mut at = from;
         'search: while at < end {
             let mut page = volume.root;
-            for level in (0..volume.levels).rev() {
+            for level in (lowest..volume.levels).rev() {
                 let span = 1u64 << (BITS * u32::from(level));
                 if page.is_none() {
                     return Ok(None);

@@ -1,16 +1,17 @@
 //! What a volume takes: unique data and savings, counted in its map or, for a large volume, in a sample of it.
 
-use std::collections::BTreeSet;
-
 use super::Engine;
 use crate::error::Result;
 use crate::format::page::MAP_FANOUT;
 use crate::units::{BLOCK_BYTES, Lba, VolumeId};
 
-/// A volume with no more mapped leaves than this is counted exactly.
+/// A volume with no more map leaves than this is counted exactly.
 const EXACT: usize = 256;
-/// Leaves looked at in a larger one.
-const SAMPLE: u64 = 128;
+/// Leaves looked at in a larger one, about.
+const SAMPLE: usize = 256;
+/// Leaves that are listed, so that each has the same chance to be looked at: 64 GiB. Beyond that, as many places in the volume are, and leaves that stand
+/// alone count for more than they should.
+const LISTED: usize = 32 << 10;
 
 /// Bytes of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,36 +25,42 @@ pub struct Usage {
 }
 
 impl Engine {
-    /// The first map leaf, from the one at `leaf` on, with something mapped.
+    /// The first map leaf there is, from `leaf` on.
     async fn next_leaf(&self, volume: VolumeId, leaf: u64, blocks: u64) -> Result<Option<u64>> {
         let fanout = MAP_FANOUT as u64;
         let next = |s: &super::state::State| match s.volumes.get(&volume) {
-            Some(v) => s.maps.next_mapped(v, leaf * fanout, blocks),
+            Some(v) => s.maps.next_in_leaf(v, leaf * fanout, blocks),
             None => Ok(None),
         };
         let _pass = self.gate.enter();
         Ok(self.with_state(next).await?.map(|lba| lba / fanout))
     }
 
-    /// Leaves of a volume to look at: all, or some at equal distances, so that the answer does not jump from call to call.
-    async fn leaves(&self, volume: VolumeId, blocks: u64) -> Result<(BTreeSet<u64>, bool)> {
-        let mut found = BTreeSet::new();
+    /// Leaves of a volume to look at, in order, and whether these are not all of them. Equal distances, so that the answer does not jump from call
+    /// to call.
+    async fn leaves(&self, volume: VolumeId, blocks: u64) -> Result<(Vec<u64>, bool)> {
+        let mut found = Vec::new();
         let mut at = 0;
         while let Some(leaf) = self.next_leaf(volume, at, blocks).await? {
-            found.insert(leaf);
-            if found.len() > EXACT {
-                found.clear();
+            found.push(leaf);
+            if found.len() > LISTED {
                 break;
             }
             at = leaf + 1;
         }
-        if !found.is_empty() {
+        if found.len() <= EXACT {
             return Ok((found, false));
         }
-        let step = blocks.div_ceil(MAP_FANOUT as u64).div_ceil(SAMPLE).max(1);
-        for at in (0..SAMPLE).map(|i| i * step) {
+        if found.len() <= LISTED {
+            let step = found.len().div_ceil(SAMPLE);
+            return Ok((found.into_iter().step_by(step).collect(), true));
+        }
+        found.clear();
+        let step = blocks.div_ceil(MAP_FANOUT as u64).div_ceil(SAMPLE as u64).max(1);
+        for at in (0..SAMPLE as u64).map(|i| i * step) {
             found.extend(self.next_leaf(volume, at, blocks).await?);
         }
+        found.dedup();
         Ok((found, true))
     }
 

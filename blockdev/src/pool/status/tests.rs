@@ -45,14 +45,20 @@ fn unique_data_of_a_sparse_volume_is_counted() {
         let saved = (5 * 32 + 12) << 10;
         assert!(a.savings.unwrap().abs_diff(saved) < 8 << 10, "{a:?}");
         assert!(b.savings.unwrap().abs_diff((5 * 32) << 10) < 8 << 10, "{b:?}");
-        // Beyond what is counted it says that it estimates.
+        // Beyond what is counted it estimates, and says so; leaves that stand alone weigh no more than those that do not.
         let large = pool.open_volume("b").unwrap();
-        for i in 0..300 {
-            large.write(i * LEAF, noise(1000 + i, 4096), false).await.unwrap();
+        for i in 0..600 {
+            // Next to each other: what is also in the other volume.
+            large.write(i * LEAF, noise(1, 64 << 10), false).await.unwrap();
+        }
+        for i in 0..60 {
+            large.write((10 << 30) + i * (5 << 30), noise(1000 + i, 64 << 10), false).await.unwrap();
         }
         large.flush().await.unwrap();
         let info = pool.volume_info("b").await.unwrap();
+        let truth = 60 * (64 << 10);
         assert!(info.estimated, "{info:?}");
+        assert!(info.unique.unwrap().abs_diff(truth) < truth / 4, "{info:?}");
         pool.close().await.unwrap();
     };
     scope.run_until(work, 100_000_000).unwrap_or_else(|stall| panic!("{stall}"));
