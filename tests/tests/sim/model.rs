@@ -37,9 +37,9 @@ pub enum Step {
     Resize { volume: usize, blocks: u64 },
 }
 
-/// Longer writes may be cut by a crash at a multiple of so many blocks, as they are taken in piece by piece: two of the smallest segments that
-/// the scenarios have.
-const PIECE_BLOCKS: usize = 32;
+/// Writes of more blocks than this may be cut by a crash: they are taken in piece by piece, of as many blocks as two segments hold beside
+/// their summaries and what is kept for recovery, which need not be a round number.
+const PIECE_BLOCKS: usize = 16;
 
 impl Step {
     /// The image after a beginning of this step, if that is what was found.
@@ -50,7 +50,6 @@ impl Step {
             return None;
         }
         (PIECE_BLOCKS..tags.len())
-            .step_by(PIECE_BLOCKS)
             .map(|len| {
                 let mut image = before.clone();
                 image.apply(&Step::Write { volume: *volume, lba: *lba, tags: tags[..len].to_vec() });

@@ -116,3 +116,9 @@ fn full_pool_14_batches_fit_the_reserve() {
 fn full_pool_4_waits_without_a_pass() {
     ends_well(run(super::full::pressure(4)));
 }
+
+/// (Of the model.) Long writes are cut at what two segments hold, which need not be a round number of blocks.
+#[test]
+fn seed_308219_long_writes_are_cut_anywhere() {
+    passes(308_219);
+}
