@@ -258,7 +258,10 @@ impl Engine {
         self.checkpoint().await?;
         // Only now do the labels say that it is there: what it lacks is on record.
         self.array.settle(id);
-        self.label_absent().await
+        self.label_absent().await?;
+        // Until now the log had no copies on it: in a pool of few disks too few. Another checkpoint ends the need for those.
+        self.checkpoints.lock().await.forced = true;
+        self.checkpoint().await
     }
 
     async fn freeze(self: &Arc<Self>, own: &mut Checkpoints) -> Result<(Frozen, oneshot::Receiver<u64>)> {
