@@ -24,8 +24,12 @@ fn noise(seed: u64, len: usize) -> Bytes {
 
 /// Three disks that are slowed down at will, labelled as a pool.
 async fn make(env: &Arc<dyn Env>, size: u64) -> (Vec<Arc<FaultDisk>>, Vec<Arc<dyn Disk>>) {
+    make_of(env, 3, size).await
+}
+
+async fn make_of(env: &Arc<dyn Env>, count: usize, size: u64) -> (Vec<Arc<FaultDisk>>, Vec<Arc<dyn Disk>>) {
     let memory = |i| Arc::new(MemoryDisk::new(format!("d{i}"), size));
-    let faults: Vec<Arc<FaultDisk>> = (0..3).map(|i| FaultDisk::new(memory(i), env.clone())).collect();
+    let faults: Vec<Arc<FaultDisk>> = (0..count).map(|i| FaultDisk::new(memory(i), env.clone())).collect();
     let disks: Vec<Arc<dyn Disk>> = faults.iter().map(|f| f.clone() as Arc<dyn Disk>).collect();
     let options = CreateOptions {
         name: "tank".into(),
@@ -177,6 +181,37 @@ fn a_map_larger_than_memory_is_walked() {
         assert_eq!(found, [(0, hole, true), (hole, 4096, false), (hole + 4096, 4096, true)]);
         let usage = pool.volume_info("full").await.expect("usage");
         assert_eq!((usage.unique, usage.estimated), (Some(0), true));
+        pool.close().await.expect("closed");
+    });
+}
+
+/// What is flushed after a disk came back is on that disk as well: the log had no copy there until the next checkpoint.
+#[test]
+fn a_disk_that_came_back_has_the_log() {
+    let (memory, data) = (Arc::new(std::sync::Mutex::new(Vec::new())), noise(9, 64 << 10));
+    let (kept, expected) = (memory.clone(), data.clone());
+    run(4, |env| async move {
+        let (faults, disks) = make_of(&env, 2, 64 * MIB).await;
+        let config = PoolConfig { checkpoint_interval: Duration::from_secs(3600), ..PoolConfig::default() };
+        let pool = Pool::open(env.clone(), disks.clone(), config).await.expect("opened");
+        pool.create_volume("a", 32 * MIB).await.expect("a volume");
+        let device = pool.open_volume("a").expect("a device");
+        pool.engine().checkpoint().await.expect("a checkpoint");
+        faults[1].fail();
+        pool.rescan_disks().await.expect("noticed");
+        faults[1].restore();
+        pool.rescan_disks().await.expect("taken back");
+        assert!(pool.disks().iter().all(|d| d.state == DiskState::Online), "{:?}", pool.disks());
+        device.write(0, expected, false).await.expect("written");
+        device.flush().await.expect("flushed");
+        // The machine ends here, and the other disk with it.
+        kept.lock().expect("a list").push(disks[1].clone());
+    });
+    run(5, |env| async move {
+        let disk = memory.lock().expect("a list").remove(0);
+        let pool = Pool::open(env.clone(), vec![disk], PoolConfig::default()).await.expect("opened with one disk");
+        let device = pool.open_volume("a").expect("a device");
+        assert_eq!(device.read(0, 64 << 10).await.expect("read"), data);
         pool.close().await.expect("closed");
     });
 }
