@@ -1,5 +1,5 @@
 //! The engine against physical limits taken in the same run.
-//! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,duplicates,hot,sync,read`.
+//! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,prose,duplicates,hot,sync,read`.
 //!
 //! Six files in a folder of its own in DIR are the disks (double tolerance). Every figure is a ratio: sequential writes to the compressor alone on the same
 //! threads, synchronous writes to raw writes and fdatasync of as many files, random reads to raw O_DIRECT reads of the same files.
@@ -29,6 +29,8 @@ const SMALL: usize = 4096;
 /// Bytes that are written again and again in the phase `hot`.
 const HOT: usize = 32 << 20;
 const SECONDS: u64 = 5;
+/// Of the vocabulary of [`prose`].
+const WORDS: u64 = 1024;
 
 /// Unique data of which every block compresses to half.
 fn unique(seed: u64, len: usize) -> Bytes {
@@ -38,6 +40,29 @@ fn unique(seed: u64, len: usize) -> Bytes {
         let half = block.len() / 2;
         rng.fill(&mut block[..half - 80]);
     }
+    Bytes::from(out)
+}
+
+/// Unique data that halves the way files do: words of a vocabulary in irregular order, the frequent ones often, among them
+/// a tenth that does not compress. Its entropy is spread over all of it, where [`unique`] has one half that is free.
+fn prose(seed: u64, len: usize) -> Bytes {
+    let mut words = Rng::new(0);
+    let vocabulary: Vec<Vec<u8>> =
+        (0..WORDS).map(|_| (0..3 + words.below(9)).map(|_| b'a' + words.below(26) as u8).collect()).collect();
+    let mut rng = Rng::new(seed);
+    let mut out = Vec::with_capacity(len + 64);
+    while out.len() < len {
+        if rng.below(12) == 0 {
+            let mut noise = [0; 8];
+            rng.fill(&mut noise);
+            out.extend_from_slice(&noise);
+        }
+        // The product of two even choices prefers small numbers.
+        let word = rng.below(WORDS) * rng.below(WORDS) / WORDS;
+        out.extend_from_slice(&vocabulary[word as usize]);
+        out.push(b' ');
+    }
+    out.truncate(len);
     Bytes::from(out)
 }
 
@@ -181,7 +206,7 @@ fn main() {
         return;
     };
     let mib: usize = args.next().and_then(|m| m.parse().ok()).unwrap_or(512);
-    let phases = args.next().unwrap_or_else(|| "unique,duplicates,hot,sync,read".into());
+    let phases = args.next().unwrap_or_else(|| "unique,prose,duplicates,hot,sync,read".into());
     let wanted = |phase: &str| phases.split(',').any(|p| p == phase);
     // Of its own: what else is there is nobody's to overwrite.
     let dir = dir.join(format!("engine-bench-{}", std::process::id()));
@@ -220,6 +245,15 @@ fn main() {
         let ours = write_all(&device, &data, 0).await;
         let limit = (limit + compress_alone(&data, threads)) / 2.0;
         line("128K writes, unique 2:1, vs compressor alone", ours, limit, "MB/s");
+        if wanted("prose") {
+            let data: Vec<Bytes> = (0..(mib << 20) / BIG).map(|i| prose(i as u64 + 1, BIG)).collect();
+            let limit = compress_alone(&data, threads);
+            let ours = write_all(&device, &data, 3 * total).await;
+            let limit = (limit + compress_alone(&data, threads)) / 2.0;
+            line("128K writes, prose 2:1, vs compressor alone", ours, limit, "MB/s");
+            let again = write_all(&device, &data, 2 * total).await;
+            line("128K writes, duplicates of that", again, limit, "MB/s");
+        }
         if wanted("duplicates") {
             let again = write_all(&device, &data, total).await;
             line("128K writes, duplicates, vs compressor alone", again, limit, "MB/s");
