@@ -129,6 +129,32 @@ pub struct Alert {
     pub message: String,
 }
 
+/// Redundancy being restored.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Rebuild {
+    /// Why.
+    pub cause: String,
+    /// Bytes to be written since it began.
+    pub total: u64,
+    /// Bytes that were written.
+    pub done: u64,
+    /// Bytes that cannot be written because no disk has room for them.
+    pub waiting: u64,
+    /// Average so far.
+    pub bytes_per_second: u64,
+    /// Seconds left at that rate; not there before anything was done.
+    pub eta_s: Option<u64>,
+}
+
+/// Space kept free for the rebuild of a disk.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Spare {
+    /// Bytes of data space that one disk's worth is, over all resiliency sets; 0 when there are too few disks for a spare.
+    pub wanted: u64,
+    /// Bytes of it that are free.
+    pub free: u64,
+}
+
 /// The pool at a glance.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct PoolStatus {
@@ -142,6 +168,12 @@ pub struct PoolStatus {
     pub health: String,
     /// Drive failures tolerated.
     pub tolerance: Tolerance,
+    /// Redundancy being restored; not there when there is nothing to restore.
+    #[serde(default)]
+    pub rebuild: Option<Rebuild>,
+    /// Space kept free for the rebuild of a disk.
+    #[serde(default)]
+    pub spare: Spare,
     /// Data and parity columns of new segments, such as `4+2`.
     pub layout: String,
     /// Writer epoch.
@@ -199,6 +231,9 @@ pub struct PoolStats {
     pub checkpoints: u64,
     /// Bytes the cleaner moved.
     pub cleaner_moved: u64,
+    /// Bytes of columns written anew: rebuilt elsewhere, or caught up by disks that came back.
+    #[serde(default)]
+    pub rebuilt: u64,
     /// Segments the cleaner gave back.
     pub cleaner_segments: u64,
     /// Segments free / allocated in all.

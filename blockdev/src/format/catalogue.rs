@@ -19,6 +19,30 @@ const DIRECTORIES_AHEAD: u64 = 64;
 /// Fewest bytes of an encoded [`DiskRecord`].
 const DISK_RECORD_MIN: usize = 20;
 
+/// What a pool expects of a disk. The numbers are on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Service {
+    /// It served when the checkpoint was made.
+    #[default]
+    Serving = 0,
+    /// It was not there, and what it lacks is written to it when it comes back.
+    Away = 1,
+    /// It was not there, and what it held is being rebuilt on other disks.
+    GivenUp = 2,
+    /// As [`Self::GivenUp`], and nothing lies on it any more: it does not count towards the failures that are tolerated.
+    Empty = 3,
+}
+
+impl Service {
+    fn decode(number: u8) -> Result<Self> {
+        [Self::Serving, Self::Away, Self::GivenUp, Self::Empty]
+            .into_iter()
+            .find(|s| *s as u8 == number)
+            .ok_or_else(|| Error::corrupt(format!("disk: service {number} is unknown")))
+    }
+}
+
 /// A disk as the catalogue knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskRecord {
@@ -30,8 +54,8 @@ pub struct DiskRecord {
     pub size: u64,
     /// Newest checkpoint that was written to this disk: a disk that shows an older one was rolled back or replaced by a copy.
     pub last_checkpoint: u64,
-    /// Declared failed: not to be used, even when it answers, until it is reinstated.
-    pub failed: bool,
+    /// What is expected of it.
+    pub service: Service,
 }
 
 /// One checkpoint.
@@ -76,7 +100,7 @@ impl Catalogue {
             body.extend_from_slice(&d.uuid.0);
             body.put_varint(d.size);
             body.put_varint(d.last_checkpoint);
-            body.put_u8(d.failed.into());
+            body.put_u8(d.service as u8);
         }
         body.put_varint(self.segments.len() as u64);
         self.segments.iter().for_each(|s| s.encode(&mut body));
@@ -124,7 +148,7 @@ impl Catalogue {
                 uuid: get.uuid()?,
                 size: get.below(DISK_SIZE_MAX + 1, "disk size")?,
                 last_checkpoint: get.below(COUNTER_LIMIT, "checkpoint")?,
-                failed: get.flag()?,
+                service: Service::decode(get.u8()?)?,
             });
         }
         for _ in 0..get.count(SegmentRecord::SIZE_MIN)? {

@@ -27,6 +27,8 @@ const FRAME_MIN: usize = 7;
 const OP_MIN: usize = 2;
 /// See [`RECORD_MIN`].
 const MOVE_MIN: usize = 21;
+/// Fewest encoded bytes of a [`ColumnMove`].
+const COLUMN_MOVE_MIN: usize = 5;
 
 /// Which kind of data a segment takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -248,6 +250,17 @@ pub struct Move {
     pub fingerprint: u128,
 }
 
+/// A column that was written anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColumnMove {
+    /// Which.
+    pub column: u8,
+    /// Where it was; if it is no longer there the move has no effect.
+    pub from: (DiskId, ChunkIndex),
+    /// Where it is now: perhaps the same place, where it had been stale.
+    pub to: (DiskId, ChunkIndex),
+}
+
 /// One state transition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -280,6 +293,15 @@ pub enum Op {
     },
     /// Nothing more will be appended.
     SealSegment(SegmentId),
+    /// Columns of a sealed segment were written anew, whole.
+    MoveColumns {
+        /// Segment.
+        segment: SegmentId,
+        /// Which use of its identity; it must still be this one.
+        incarnation: u64,
+        /// What changed, by column.
+        columns: Vec<ColumnMove>,
+    },
     /// A volume was created, or its description changed. `root`, `levels` and `mapped` count only at creation.
     PutVolume(VolumeRecord),
     /// A volume whose map is empty was removed.
@@ -447,6 +469,19 @@ impl Op {
                 out.put_u8(8);
                 out.put_varint(id.0.into());
             }
+            Self::MoveColumns { segment, incarnation, columns } => {
+                out.put_u8(9);
+                out.put_varint(segment.0.into());
+                out.put_varint(*incarnation);
+                out.put_varint(columns.len() as u64);
+                for m in columns {
+                    out.put_u8(m.column);
+                    for (disk, chunk) in [m.from, m.to] {
+                        out.put_varint(disk.0.into());
+                        out.put_varint(chunk.0.into());
+                    }
+                }
+            }
         }
     }
 
@@ -493,6 +528,20 @@ impl Op {
             6 => Self::SealSegment(SegmentId(get.varint32()?)),
             7 => Self::PutVolume(VolumeRecord::decode(get)?),
             8 => Self::DropVolume(get_volume(get)?),
+            9 => {
+                let segment = SegmentId(get.varint32()?);
+                let incarnation = get.below(COUNTER_LIMIT, "incarnation")?;
+                let mut columns = Vec::new();
+                for _ in 0..get.count(COLUMN_MOVE_MIN)? {
+                    let column = get.u8()?;
+                    if usize::from(column) >= COLUMNS_MAX {
+                        return Err(Error::corrupt(format!("log record: segment {segment} has no column {column}")));
+                    }
+                    let mut place = || Ok::<_, Error>((DiskId(get.varint16()?), ChunkIndex(get.varint32()?)));
+                    columns.push(ColumnMove { column, from: place()?, to: place()? });
+                }
+                Self::MoveColumns { segment, incarnation, columns }
+            }
             k => return Err(Error::corrupt(format!("log record: operation {k} is unknown"))),
         })
     }

@@ -8,7 +8,7 @@ mod imports {
     pub use crate::codec::Codec;
     pub use crate::env::Rng;
     pub use crate::error::Result;
-    pub use crate::format::catalogue::{Catalogue, DiskRecord};
+    pub use crate::format::catalogue::{Catalogue, DiskRecord, Service};
     pub use crate::format::cursor::{COUNTER_LIMIT, Get};
     pub use crate::format::label::Label;
     pub use crate::format::layout::{EDGE, PoolGeometry};
@@ -374,7 +374,7 @@ fn impossible_values_are_refused() {
             uuid: Uuid([1; 16]),
             size: 1 << 30,
             last_checkpoint: 1,
-            failed: false,
+            service: Service::Serving,
         }],
         table_len: 128,
         ..Catalogue::default()

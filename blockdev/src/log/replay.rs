@@ -22,6 +22,8 @@ pub struct Replay {
     pub extents: BTreeMap<u64, Vec<Mirror>>,
     /// First extent number that was never used.
     pub next_extent: u64,
+    /// Bit per disk of which something could not be read.
+    pub unread: u128,
 }
 
 /// Pool, epoch and extent number in the header at the start of a slot, unverified.
@@ -46,6 +48,7 @@ pub async fn read(
     let geometry = array.geometry;
     let mut online = array.online();
     online.retain(|m| unseen.checked_shr(m.id.0.into()).unwrap_or(0) & 1 == 0);
+    let errors_before: Vec<u64> = online.iter().map(|m| m.read_errors()).collect();
     let slots = online.iter().flat_map(|m| (0..geometry.log_extents).map(move |s| (m.id, s)));
     let heads = join_all(slots.map(|(disk, slot)| async move {
         let head = array.read_disk(disk, geometry.log_extent(slot), ENTRY_ALIGN).await.ok()?;
@@ -107,6 +110,8 @@ pub async fn read(
         record += entry.records.len() as u64;
         out.entries.push(entry);
     }
+    let unread = online.iter().zip(errors_before).filter(|(m, before)| m.read_errors() > *before);
+    out.unread = unread.fold(0, |bits, (m, _)| bits | 1u128.checked_shl(m.id.0.into()).unwrap_or(0));
     Ok(out)
 }
 

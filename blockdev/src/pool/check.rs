@@ -8,7 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::env::Env;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::label::Label;
 use crate::format::page::{BlockEntry, BlockKind, MAP_FANOUT, PagePtr, TABLE_FANOUT};
 use crate::format::record::VolumeRecord;
 use crate::log::replay::Replay;
@@ -38,14 +39,11 @@ pub async fn check_array(
     check_counting(env, array, pool, COUNTED_AT_ONCE, progress).await
 }
 
-/// As [`check_array`], counting the references of `at_once` virtual blocks at a time.
-async fn check_counting(
-    env: &Arc<dyn Env>,
-    array: &Arc<DiskArray>,
-    pool: Uuid,
-    at_once: u64,
-    progress: Progress,
-) -> Result<CheckReport> {
+/// How often the newest checkpoint is looked for.
+const TRIES: u32 = 10;
+
+/// The newest checkpoint, and a label.
+async fn find_root(array: &Arc<DiskArray>, pool: Uuid) -> Result<(Label, Root)> {
     let mut labelled = Vec::new();
     for member in array.online() {
         let Some(disk) = member.online() else { continue };
@@ -57,7 +55,23 @@ async fn check_counting(
         }
     }
     let label = labelled.first().ok_or_else(|| Error::io("no disk can be read"))?.label.clone();
-    let Root { superblock, catalogue, .. } = newest_checkpoint(&labelled).await?;
+    Ok((label, newest_checkpoint(&labelled).await?))
+}
+
+/// As [`check_array`], counting the references of `at_once` virtual blocks at a time.
+async fn check_counting(
+    env: &Arc<dyn Env>,
+    array: &Arc<DiskArray>,
+    pool: Uuid,
+    at_once: u64,
+    progress: Progress,
+) -> Result<CheckReport> {
+    let (mut root, mut tries) = (find_root(array, pool).await, 1);
+    while root.as_ref().is_err_and(|e| e.kind() == ErrorKind::Corrupt) && tries < TRIES {
+        // Checkpoints that were made meanwhile may have taken the place of its catalogue.
+        (root, tries) = (find_root(array, pool).await, tries + 1);
+    }
+    let (label, Root { superblock, catalogue, .. }) = root?;
     let engine = Engine::at_checkpoint(
         env.clone(),
         array.clone(),

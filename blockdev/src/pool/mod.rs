@@ -161,8 +161,12 @@ impl Pool {
         });
         let array = DiskArray::new(env.clone(), geometry, tolerance, members.collect());
         let epoch = next_epoch(&env, Epoch(0));
-        let catalogue =
-            Catalogue { next_incarnation: 1, next_volume: 1, disks: disk_records(&array), ..Catalogue::default() };
+        let catalogue = Catalogue {
+            next_incarnation: 1,
+            next_volume: 1,
+            disks: disk_records(&array, &|_| false),
+            ..Catalogue::default()
+        };
         let label = Label {
             pool,
             pool_name: name,

@@ -47,7 +47,10 @@ impl Pool {
                         d.behind.div_ceil(1 << 20)
                     ),
                 ),
-                DiskState::Failed if why == OLDER_STATE => {
+                _ if engine.array.members().iter().any(|m| m.id.0 == d.id && m.is_empty()) => {
+                    add("warning", "disk.replace", format!("{name} is gone ({why}): replace it"))
+                }
+                DiskState::Failed if why.starts_with(OLDER_STATE) => {
                     add("critical", "disk.failed", format!("{name} is not used: it {why}"))
                 }
                 DiskState::Failed => {
@@ -67,6 +70,28 @@ impl Pool {
             );
         }
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let spare = engine.spare();
+        if spare.free < spare.wanted {
+            add(
+                "warning",
+                "pool.spare",
+                format!(
+                    "{} MiB of the {} MiB that a rebuild may need are free: delete volumes, discard data or add drives",
+                    mib(spare.free),
+                    mib(spare.wanted)
+                ),
+            );
+        }
+        if let Some(rebuild) = engine.rebuild_progress().filter(|r| r.waiting > 0) {
+            add(
+                "critical",
+                "pool.rebuild.no_room",
+                format!(
+                    "{} MiB wait for a disk with room to be rebuilt on: delete volumes, discard data or add drives",
+                    mib(rebuild.waiting)
+                ),
+            );
+        }
         if redundancy.lost > 0 {
             add(
                 "critical",
@@ -121,6 +146,8 @@ impl Pool {
             uuid: engine.uuid,
             health: health.into(),
             tolerance: engine.array.tolerance,
+            rebuild: engine.rebuild_progress(),
+            spare: engine.spare(),
             layout,
             epoch: engine.epoch.0 >> 32,
             raw: disks.iter().map(|d| d.size).sum(),
@@ -177,6 +204,7 @@ impl Pool {
             log_records: get(&engine.log.entries),
             checkpoints: get(&c.checkpoints),
             cleaner_moved: get(&c.cleaner_moved),
+            rebuilt: get(&c.rebuilt),
             cleaner_segments: get(&c.cleaner_segments),
             segments_free: free_segments,
             segments_used: state.segments.len() as u64,

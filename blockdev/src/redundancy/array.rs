@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::parity::{self, Recovery};
 use crate::disk::{AlignedBuf, Disk, DiskError, IO_ALIGN};
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::Service;
 use crate::format::layout::PoolGeometry;
 use crate::format::record::SegmentRecord;
 use crate::planted::{self, Bug};
@@ -83,6 +84,14 @@ pub struct Member {
     failed: AtomicBool,
     /// It came back, and no checkpoint says yet what it lacks.
     unsettled: AtomicBool,
+    /// Since when it does not serve; none while it does.
+    gone_since: Mutex<Option<Duration>>,
+    /// It was away for too long, or an administrator said so: what it holds is rebuilt elsewhere.
+    given_up: AtomicBool,
+    /// Given up, and no column of any segment lies on it: it is not needed for anything.
+    empty: AtomicBool,
+    /// How often it was taken back.
+    returns: AtomicU64,
     /// Why it does not serve, as far as that is known.
     trouble: RwLock<String>,
     /// Where it was seen last.
@@ -148,6 +157,10 @@ impl Member {
             disk: RwLock::new(disk),
             failed: AtomicBool::new(failed),
             unsettled: AtomicBool::new(false),
+            gone_since: Mutex::new(None),
+            given_up: AtomicBool::new(false),
+            empty: AtomicBool::new(false),
+            returns: AtomicU64::new(0),
             trouble: RwLock::default(),
             writes: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
@@ -161,6 +174,42 @@ impl Member {
     /// The disk, when it is there and not failed.
     pub fn online(&self) -> Option<Arc<dyn Disk>> {
         if self.failed.load(Ordering::Acquire) { None } else { self.disk.read().clone() }
+    }
+
+    /// Whether it serves, and a checkpoint tells what it lacks.
+    pub fn is_settled(&self) -> bool {
+        self.online().is_some() && !self.unsettled.load(Ordering::Acquire)
+    }
+
+    /// Whether what it holds is rebuilt elsewhere.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing lies on it, and nothing is expected of it.
+    pub fn is_empty(&self) -> bool {
+        self.empty.load(Ordering::Acquire)
+    }
+
+    /// How often it was taken back so far: what was begun before a return says nothing about afterwards.
+    pub fn returns(&self) -> u64 {
+        self.returns.load(Ordering::Acquire)
+    }
+
+    /// As the catalogue says when the pool is opened, and as it is to say from the next checkpoint on.
+    pub fn set_service(&self, service: Service) {
+        self.given_up.store(matches!(service, Service::GivenUp | Service::Empty), Ordering::Release);
+        self.empty.store(service == Service::Empty, Ordering::Release);
+    }
+
+    /// What the next catalogue says of it.
+    pub fn service(&self) -> Service {
+        match (self.online().is_some(), self.is_given_up(), self.is_empty()) {
+            (true, ..) => Service::Serving,
+            (false, false, _) => Service::Away,
+            (false, true, false) => Service::GivenUp,
+            (false, true, true) => Service::Empty,
+        }
     }
 
     /// Keeps why it does not serve, for messages.
@@ -186,9 +235,18 @@ impl Member {
         let trouble = self.trouble.read();
         match self.state() {
             DiskState::Online | DiskState::Stale => None,
-            _ if !trouble.is_empty() => Some(trouble.clone()),
-            DiskState::Failed => Some("failed".into()),
-            DiskState::Missing => Some("not found".into()),
+            state => {
+                let why = match (state, trouble.is_empty()) {
+                    (_, false) => trouble.clone(),
+                    (DiskState::Missing, true) => "not found".into(),
+                    _ => "failed".into(),
+                };
+                Some(match (self.is_given_up(), self.is_empty()) {
+                    (_, true) => format!("{why}; what it held was rebuilt on the others"),
+                    (true, _) => format!("{why}; what it held is being rebuilt on the others"),
+                    _ => why,
+                })
+            }
         }
     }
 
@@ -204,6 +262,11 @@ impl Member {
             (false, false) => DiskState::Missing,
             (false, true) => DiskState::Online,
         }
+    }
+
+    /// Reads that failed since the pool was opened, or since it was taken back.
+    pub fn read_errors(&self) -> u64 {
+        self.read_errors.load(Ordering::Relaxed)
     }
 
     /// Whether writes wait for space in the file system below this disk.
@@ -290,7 +353,7 @@ impl DiskArray {
     /// Fails when more disks are gone than the tolerance allows; says which, and what to do.
     pub fn check_quorum(&self) -> Result<()> {
         let members = self.members.read();
-        let gone: Vec<&Arc<Member>> = members.iter().filter(|m| m.online().is_none()).collect();
+        let gone: Vec<&Arc<Member>> = members.iter().filter(|m| m.online().is_none() && !m.is_empty()).collect();
         if gone.len() <= self.tolerance.drives() {
             return Ok(());
         }
@@ -313,6 +376,7 @@ impl DiskArray {
         if let Some(member) = self.member(id)
             && !member.failed.swap(true, Ordering::AcqRel)
         {
+            *member.gone_since.lock() = Some(self.env.now());
             self.failures.fetch_add(1, Ordering::AcqRel);
             self.changes.fetch_add(1, Ordering::AcqRel);
             member.set_trouble(why);
@@ -329,10 +393,32 @@ impl DiskArray {
             member.set_trouble("");
             member.read_errors.store(0, Ordering::Relaxed);
             member.unsettled.store(true, Ordering::Release);
+            member.returns.fetch_add(1, Ordering::AcqRel);
+            member.set_service(Service::Serving);
+            *member.gone_since.lock() = None;
             member.failed.store(false, Ordering::Release);
             self.changes.fetch_add(1, Ordering::AcqRel);
             tracing::warn!(disk = id.0, "disk reinstated");
         }
+    }
+
+    /// Gives up disks that have been away for longer than the grace time of their kind; says whether there were any.
+    pub fn give_up_overdue(&self, failed: Duration, missing: Duration) -> bool {
+        let now = self.env.now();
+        let mut any = false;
+        for member in self.members() {
+            if member.online().is_some() || member.is_given_up() {
+                continue;
+            }
+            let since = *member.gone_since.lock().get_or_insert(now);
+            if now.saturating_sub(since) >= if member.is_failed() { failed } else { missing } {
+                tracing::warn!(disk = member.id.0, "disk given up: what it holds is rebuilt elsewhere");
+                member.given_up.store(true, Ordering::Release);
+                self.changes.fetch_add(1, Ordering::AcqRel);
+                any = true;
+            }
+        }
+        any
     }
 
     /// A checkpoint says what a disk that was taken back lacks.
@@ -548,7 +634,7 @@ impl DiskArray {
         }
     }
 
-    async fn read_column(&self, extent: &Extent, column: usize, row: u64, len: usize) -> Result<Bytes> {
+    pub(super) async fn read_column(&self, extent: &Extent, column: usize, row: u64, len: usize) -> Result<Bytes> {
         let (disk, chunk) = extent.columns[column];
         self.read_disk(disk, self.geometry.chunk(chunk.0) + row, len).await
     }

@@ -31,25 +31,36 @@ impl std::fmt::Display for Width {
     }
 }
 
-/// Fewest drives for each number of data columns, widest first. Wherever a narrower width exists, a width asks for
-/// more drives than it has columns, so that new extents keep their width after a failure, while small laboratories use
-/// what they have.
-const SINGLE: &[(usize, usize)] = &[(21, 16), (10, 8), (5, 4), (3, 2), (2, 1)];
+/// Fewest drives for each number of data columns, widest first. From four drives on (five with two parity columns) one is left over,
+/// whose worth of space is the spare: what a failed drive held is rebuilt into it at the same width. Fewer are used whole.
+const SINGLE: &[(usize, usize)] = &[(21, 16), (10, 8), (6, 4), (5, 3), (3, 2), (2, 1)];
 /// As [`SINGLE`], for two parity columns.
-const DOUBLE: &[(usize, usize)] = &[(22, 16), (12, 8), (6, 4), (4, 2), (3, 1)];
+const DOUBLE: &[(usize, usize)] = &[(22, 16), (12, 8), (7, 4), (6, 3), (4, 2), (3, 1)];
 /// As [`SINGLE`], without parity.
 const NONE: &[(usize, usize)] = &[(1, 1)];
 
-/// Width of new extents on a resiliency set of which `disks_available` drives can take data now; `None` when these are
-/// too few for the tolerance. Missing drives narrow new extents; they never lower the tolerance.
-pub fn width(disks_available: usize, tolerance: Tolerance) -> Option<Width> {
+/// Width of new extents on a resiliency set of `disks` drives; `None` when these are too few for the tolerance.
+pub fn width(disks: usize, tolerance: Tolerance) -> Option<Width> {
+    width_now(disks, disks, tolerance)
+}
+
+/// As [`width`], when only `available` of the drives can take data. Extents keep their width as long as there is a drive for each column,
+/// then they become narrower; that never lowers the tolerance.
+pub fn width_now(disks: usize, available: usize, tolerance: Tolerance) -> Option<Width> {
     let widths = match tolerance {
         Tolerance::None => NONE,
         Tolerance::Single => SINGLE,
         Tolerance::Double => DOUBLE,
     };
-    let &(_, data) = widths.iter().find(|&&(fewest, _)| disks_available >= fewest)?;
-    Some(Width { data, parity: tolerance.drives() })
+    let parity = tolerance.drives();
+    let fits = |&&(fewest, data): &&(usize, usize)| disks >= fewest && available >= data + parity;
+    let &(_, data) = widths.iter().find(fits)?;
+    Some(Width { data, parity })
+}
+
+/// Whether a set of `disks` drives keeps one drive's worth of space as a spare: where extents leave a drive over.
+pub fn has_spare(disks: usize, tolerance: Tolerance) -> bool {
+    tolerance != Tolerance::None && width(disks, tolerance).is_some_and(|w| w.columns() < disks)
 }
 
 /// Most drives of one resiliency set; without redundancy there is nothing to divide.
@@ -198,11 +209,12 @@ mod tests {
 
     #[test]
     fn widths_by_drive_count() {
-        let single = [(0, "-"), (1, "-"), (2, "1+1"), (3, "2+1"), (4, "2+1"), (5, "4+1"), (9, "4+1"), (10, "8+1")];
+        let single =
+            [(0, "-"), (1, "-"), (2, "1+1"), (3, "2+1"), (4, "2+1"), (5, "3+1"), (6, "4+1"), (9, "4+1"), (10, "8+1")];
         for (disks, expected) in single.into_iter().chain([(20, "8+1"), (21, "16+1"), (96, "16+1")]) {
             assert_eq!(name(disks, Tolerance::Single), expected, "{disks} drives");
         }
-        let double = [(2, "-"), (3, "1+2"), (4, "2+2"), (5, "2+2"), (6, "4+2"), (11, "4+2"), (12, "8+2")];
+        let double = [(2, "-"), (3, "1+2"), (4, "2+2"), (5, "2+2"), (6, "3+2"), (7, "4+2"), (11, "4+2"), (12, "8+2")];
         for (disks, expected) in double.into_iter().chain([(21, "8+2"), (22, "16+2"), (50, "16+2")]) {
             assert_eq!(name(disks, Tolerance::Double), expected, "{disks} drives");
         }
@@ -227,6 +239,26 @@ mod tests {
                 last = width.data;
             }
         }
+    }
+
+    #[test]
+    fn missing_drives_narrow_extents_only_when_there_are_too_few_for_their_columns() {
+        let name =
+            |disks, here| width_now(disks, here, Tolerance::Double).map_or_else(|| "-".into(), |w| w.to_string());
+        let expected = ["-", "-", "-", "1+2", "2+2", "3+2", "4+2", "4+2"];
+        for (here, expected) in expected.into_iter().enumerate() {
+            assert_eq!(name(7, here), expected, "{here} of 7 drives");
+        }
+        assert_eq!(width_now(6, 5, Tolerance::Single).unwrap().to_string(), "4+1");
+        assert_eq!(width_now(6, 4, Tolerance::Single).unwrap().to_string(), "3+1");
+    }
+
+    #[test]
+    fn a_set_has_a_spare_where_a_drive_is_left_over() {
+        let first = |tolerance| (0..9).filter(|&n| has_spare(n, tolerance)).collect::<Vec<_>>();
+        assert_eq!(first(Tolerance::Single), [4, 5, 6, 7, 8]);
+        assert_eq!(first(Tolerance::Double), [5, 6, 7, 8]);
+        assert_eq!(first(Tolerance::None), [0; 0]);
     }
 
     #[test]

@@ -7,4 +7,5 @@ pub mod gf;
 pub mod layout;
 pub mod parity;
 pub mod placement;
+pub mod rows;
 mod simd;

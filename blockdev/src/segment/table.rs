@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 
 use crate::format::layout::PoolGeometry;
 use crate::format::page::Location;
-use crate::format::record::{SegmentRecord, Stream};
+use crate::format::record::{ColumnMove, SegmentRecord, Stream};
+use crate::planted::{self, Bug};
 use crate::redundancy::array::{DiskArray, Extent};
-use crate::redundancy::layout::{Width, resiliency_sets, width};
-use crate::redundancy::placement::{DiskSpace, place};
+use crate::redundancy::layout::{Width, has_spare, resiliency_sets, width_now};
+use crate::redundancy::placement::{DiskSpace, max_extents, place};
 use crate::report::{Redundancy, Tolerance};
 use crate::units::{ChunkIndex, DiskId, SegmentId};
 
@@ -32,6 +33,16 @@ struct Chunks {
     next: u32,
 }
 
+impl Chunks {
+    /// A free chunk.
+    fn find_free(&mut self) -> Option<ChunkIndex> {
+        let n = self.used.len() as u32;
+        let chunk = (0..n).map(|i| (self.next + i) % n).find(|&c| !self.used[c as usize])?;
+        self.next = chunk + 1;
+        Some(ChunkIndex(chunk))
+    }
+}
+
 /// All segments in use.
 #[derive(Clone, Debug)]
 pub struct SegmentTable {
@@ -44,6 +55,8 @@ pub struct SegmentTable {
     pub version: u64,
     /// Where the search for a free identity goes on.
     next_id: u32,
+    /// Chunks that columns were moved away from: taken until the checkpoint that says so is durable, and their readers are gone.
+    left: Vec<(DiskId, ChunkIndex)>,
 }
 
 impl SegmentTable {
@@ -60,7 +73,15 @@ impl SegmentTable {
                 Chunks { id, used: vec![false; n as usize], free: n, next: 0 }
             })
             .collect();
-        let mut out = Self { segments: BTreeMap::new(), chunks, next_incarnation, live: 0, version: 0, next_id: 0 };
+        let mut out = Self {
+            segments: BTreeMap::new(),
+            chunks,
+            next_incarnation,
+            live: 0,
+            version: 0,
+            next_id: 0,
+            left: Vec::new(),
+        };
         segments.into_iter().for_each(|s| out.insert(s));
         out
     }
@@ -95,6 +116,64 @@ impl SegmentTable {
             self.version += 1;
             self.mark(&old.record.columns, false);
         }
+    }
+
+    /// Takes a free chunk of a disk; None when it has none.
+    pub fn reserve(&mut self, disk: DiskId) -> Option<ChunkIndex> {
+        let chunk = self.chunks.iter_mut().find(|c| c.id == disk)?.find_free()?;
+        self.version += 1;
+        self.mark(&[(disk, chunk)], true);
+        Some(chunk)
+    }
+
+    /// Gives a chunk back that no segment came to lie on.
+    pub fn unreserve(&mut self, at: (DiskId, ChunkIndex)) {
+        self.version += 1;
+        self.mark(&[at], false);
+    }
+
+    /// Columns of a segment were written anew: they are whole, and lie where the moves say. Those that no longer fit are left out; says
+    /// whether all did.
+    pub fn move_columns(&mut self, id: SegmentId, incarnation: u64, moves: &[ColumnMove]) -> bool {
+        let Some(s) = self.segments.get_mut(&id).filter(|s| s.record.incarnation == incarnation) else { return false };
+        let mut stale = s.extent.stale.load(Ordering::Acquire);
+        let (mut taken, mut left_early, mut complete) = (Vec::new(), Vec::new(), true);
+        for m in moves {
+            let elsewhere = |(i, c): (usize, &(DiskId, ChunkIndex))| i != usize::from(m.column) && c.0 == m.to.0;
+            let fits = s.record.columns.get(usize::from(m.column)) == Some(&m.from)
+                && !s.record.columns.iter().enumerate().any(elsewhere);
+            complete &= fits;
+            if fits {
+                s.record.columns[usize::from(m.column)] = m.to;
+                stale &= !(1 << m.column);
+                if m.from != m.to {
+                    if planted::active(Bug::LeftChunkReusedEarly) {
+                        left_early.push(m.from);
+                    } else {
+                        self.left.push(m.from);
+                    }
+                    taken.push(m.to);
+                }
+            }
+        }
+        s.record.stale_columns = stale;
+        s.extent = Arc::new(Extent::of(&s.record));
+        self.version += 1;
+        self.mark(&taken, true);
+        self.mark(&left_early, false);
+        complete
+    }
+
+    /// Chunks that columns were moved away from so far.
+    pub fn left(&self) -> &[(DiskId, ChunkIndex)] {
+        &self.left
+    }
+
+    /// Gives chunks back that columns were moved away from.
+    pub fn release(&mut self, left: &[(DiskId, ChunkIndex)]) {
+        self.version += u64::from(!left.is_empty());
+        self.left.retain(|at| !left.contains(at));
+        self.mark(left, false);
     }
 
     /// The segment of an identity.
@@ -183,9 +262,30 @@ impl SegmentTable {
         self.iter().filter(|s| lacks(s)).map(|s| s.record.live / u64::from(s.record.data.max(1))).sum()
     }
 
+    /// The disk that is to take a column of a segment: one that serves, holds no column of it, is of its set, and has the largest share of its chunks
+    /// free. None when there is no such disk.
+    pub fn target(&self, array: &DiskArray, record: &SegmentRecord) -> Option<DiskId> {
+        let spaces = self.spaces(array);
+        let set_of = |disk: DiskId| spaces.iter().find(|s| s.id == disk).map(|s| s.set);
+        let sets: Vec<u16> = record.columns.iter().filter_map(|(disk, _)| set_of(*disk)).collect();
+        let holds = |disk: DiskId| record.columns.iter().any(|(other, _)| *other == disk);
+        let fits = |s: &&DiskSpace| s.free_chunks > 0 && !holds(s.id) && sets.contains(&s.set);
+        let share = |s: &DiskSpace| (u64::from(s.free_chunks) << 32) / u64::from(s.total_chunks.max(1));
+        spaces.iter().filter(fits).max_by_key(|s| (share(s), std::cmp::Reverse(s.id))).map(|s| s.id)
+    }
+
+    /// Whether a column of some segment lies on a disk, or was left there not long ago.
+    pub fn is_used(&self, id: DiskId) -> bool {
+        self.allocated(id) > 0
+    }
+
+    fn sets(&self, array: &DiskArray) -> usize {
+        resiliency_sets(self.chunks.len(), array.tolerance).max(1)
+    }
+
     fn spaces(&self, array: &DiskArray) -> Vec<DiskSpace> {
         let online: Vec<DiskId> = array.online().iter().map(|m| m.id).collect();
-        let sets = resiliency_sets(self.chunks.len(), array.tolerance).max(1);
+        let sets = self.sets(array);
         let spaces = self.chunks.iter().enumerate().map(|(i, c)| DiskSpace {
             id: c.id,
             set: (i % sets) as u16,
@@ -198,10 +298,10 @@ impl SegmentTable {
 
     /// Layout of segments opened now. With too few disks left for the tolerance, as much redundancy as they allow.
     pub fn width(&self, array: &DiskArray) -> Option<Width> {
-        let sets = resiliency_sets(self.chunks.len(), array.tolerance).max(1);
-        let disks = array.online().len() / sets;
+        let sets = self.sets(array);
+        let (disks, here) = (self.chunks.len() / sets, array.online().len() / sets);
         let lesser = [array.tolerance, Tolerance::Single, Tolerance::None];
-        lesser.into_iter().filter(|t| t.drives() <= array.tolerance.drives()).find_map(|t| width(disks, t))
+        lesser.into_iter().filter(|t| t.drives() <= array.tolerance.drives()).find_map(|t| width_now(disks, here, t))
     }
 
     /// Segments that could still be opened with the disks that are online, of the present width.
@@ -212,23 +312,51 @@ impl SegmentTable {
         (0..sets)
             .map(|set| {
                 let chunks: Vec<u32> = spaces.iter().filter(|s| s.set == set).map(|s| s.free_chunks).collect();
-                crate::redundancy::placement::max_extents(&chunks, width.columns())
+                max_extents(&chunks, width.columns())
             })
             .sum()
     }
 
-    /// Segments of the present width that the disks that are online have room for.
-    pub fn total(&self, array: &DiskArray) -> u64 {
+    /// Segments of the present width that the disks that are online have room for, and how many of these are the spare: what would not
+    /// have room any more if the largest disk of each set were gone.
+    pub fn total(&self, array: &DiskArray) -> (u64, u64) {
+        let Some(width) = self.width(array) else { return (0, 0) };
+        let (sets, absent) = (self.sets(array), array.absent());
+        let here = |id: DiskId| absent.checked_shr(id.0.into()).unwrap_or(0) & 1 == 0;
+        let (mut total, mut spare) = (0, 0);
+        for set in 0..sets {
+            let own: Vec<&Chunks> = self.chunks.iter().skip(set).step_by(sets).collect();
+            let count = |c: &&&Chunks| c.used.len() as u32;
+            let now: Vec<u32> = own.iter().filter(|c| here(c.id)).map(|c| count(&c)).collect();
+            let now = max_extents(&now, width.columns());
+            total += now;
+            if has_spare(own.len(), array.tolerance) {
+                // What was promised when the pool was whole: the same with a disk away.
+                let mut promised: Vec<u32> = own.iter().map(|c| count(&c)).collect();
+                promised.sort_unstable();
+                promised.pop();
+                spare += now.saturating_sub(max_extents(&promised, width.columns()));
+            }
+        }
+        (total, spare)
+    }
+
+    /// Segments of the present width that the largest disk of each set makes the difference for, when all are there.
+    pub fn spare_wanted(&self, array: &DiskArray) -> u64 {
         let Some(width) = self.width(array) else { return 0 };
-        let (sets, absent) = (resiliency_sets(self.chunks.len(), array.tolerance).max(1), array.absent());
-        (0..sets)
-            .map(|set| {
-                let here = |id: DiskId| absent.checked_shr(id.0.into()).unwrap_or(0) & 1 == 0;
-                let own = self.chunks.iter().enumerate().filter(|(i, c)| i % sets == set && here(c.id));
-                let chunks: Vec<u32> = own.map(|(_, c)| c.used.len() as u32).collect();
-                crate::redundancy::placement::max_extents(&chunks, width.columns())
-            })
-            .sum()
+        let sets = self.sets(array);
+        let worth = |set: usize| {
+            let mut chunks: Vec<u32> =
+                self.chunks.iter().skip(set).step_by(sets).map(|c| c.used.len() as u32).collect();
+            if !has_spare(chunks.len(), array.tolerance) {
+                return 0;
+            }
+            chunks.sort_unstable();
+            let all = max_extents(&chunks, width.columns());
+            chunks.pop();
+            all - max_extents(&chunks, width.columns())
+        };
+        (0..sets).map(worth).sum()
     }
 
     /// Chooses the place of a new segment and reserves its chunks; None when there is no room.
@@ -238,10 +366,7 @@ impl SegmentTable {
         let mut columns = Vec::with_capacity(disks.len());
         for disk in disks {
             let chunks = self.chunks.iter_mut().find(|c| c.id == disk)?;
-            let n = chunks.used.len() as u32;
-            let chunk = (0..n).map(|i| (chunks.next + i) % n).find(|&c| !chunks.used[c as usize])?;
-            chunks.next = chunk + 1;
-            columns.push((disk, ChunkIndex(chunk)));
+            columns.push((disk, chunks.find_free()?));
         }
         let from = self.next_id;
         let id = (from..).chain(0..from).map(SegmentId).find(|id| !self.segments.contains_key(id))?;

@@ -24,7 +24,7 @@ use crate::codec::Compressor;
 use crate::disk::{AlignedBuf, Disk, IO_ALIGN};
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::catalogue::{Catalogue, DiskRecord};
+use crate::format::catalogue::{Catalogue, DiskRecord, Service};
 use crate::format::label::Label;
 use crate::format::layout::LABEL_SIZE;
 use crate::format::page::{DIRECTORY_FANOUT, DirectoryPage, Location, MapPage, PagePtr, TablePage};
@@ -181,7 +181,7 @@ impl Engine {
             next_incarnation: frozen.segments.next_incarnation,
             next_volume: frozen.next_volume,
             table_len: frozen.table_len,
-            disks: disk_records(&self.array),
+            disks: disk_records(&self.array, &|id| !frozen.segments.is_used(id)),
             segments,
             volumes: frozen.volumes,
             directory: frozen.roots,
@@ -198,6 +198,12 @@ impl Engine {
         write_root(&self.array, self.uuid, self.epoch, number, log_start, &catalogue).await?;
 
         self.noted_failures.store(own.failures, Ordering::Release);
+        for disk in catalogue.disks.iter().filter(|d| d.service == Service::Empty) {
+            if let Some(member) = self.array.member(disk.id).filter(|m| !m.is_empty()) {
+                tracing::warn!(disk = disk.id.0, "nothing lies on the disk any more that was given up");
+                member.set_service(Service::Empty);
+            }
+        }
         own.number = number;
         own.forced = false;
         own.record = frozen.record;
@@ -207,6 +213,7 @@ impl Engine {
         self.gate.synchronize().await;
         if self.pins.load(Ordering::Acquire) == 0 {
             self.give_back(&freed, frozen.interval);
+            self.state.write().segments.release(frozen.segments.left());
         } else {
             self.state.write().table.release(frozen.interval);
         }
@@ -235,6 +242,7 @@ impl Engine {
             return;
         }
         own.failures = failures;
+        self.want_rebuild();
         let failed: Vec<_> = self.array.members().into_iter().filter(|m| m.is_failed()).map(|m| m.id).collect();
         let state = self.state.read();
         for s in state.segments.iter() {
@@ -259,6 +267,7 @@ impl Engine {
         // Only now do the labels say that it is there: what it lacks is on record.
         self.array.settle(id);
         self.label_absent().await?;
+        self.want_rebuild();
         // Until now the log had no copies on it: in a pool of few disks too few. Another checkpoint ends the need for those.
         self.checkpoints.lock().await.forced = true;
         self.checkpoint().await
@@ -270,7 +279,7 @@ impl Engine {
         let mut draft = Draft::default();
         for slot in &mut committer.open {
             let Some(open) = slot else { continue };
-            if open.extent.stale.load(Ordering::Acquire) != 0 {
+            if self.is_hurt(open) {
                 self.seal(open, &mut draft);
                 *slot = None;
                 continue;
@@ -365,10 +374,15 @@ impl Engine {
 
         if let Some(open) = own.open.clone() {
             let mut draft = Draft::default();
-            let mut ready = Vec::new();
-            self.close_part(&open, &mut ready, &mut draft);
-            open.pad(&mut ready);
-            draft.ready.extend(ready.into_iter().map(|r| (open.clone(), r)));
+            if self.is_hurt(&open) {
+                self.seal(&open, &mut draft);
+                own.open = None;
+            } else {
+                let mut ready = Vec::new();
+                self.close_part(&open, &mut ready, &mut draft);
+                open.pad(&mut ready);
+                draft.ready.extend(ready.into_iter().map(|r| (open.clone(), r)));
+            }
             self.note_layout(&mut frozen, draft).await?;
             if !frozen.open.iter().any(|a| Arc::ptr_eq(a, &open)) {
                 frozen.open.push(open);
@@ -537,14 +551,17 @@ fn pack<F: FnOnce() -> Vec<u8>>(pages: Vec<F>) -> Vec<(ReducedFrame, u64)> {
     pages.into_iter().map(one).collect()
 }
 
-/// The disks as the next catalogue records them, with the newest checkpoint that each surely has.
-pub fn disk_records(array: &DiskArray) -> Vec<DiskRecord> {
+/// The disks as the next catalogue records them, with the newest checkpoint that each surely has. `unused` tells on which no column lies.
+pub fn disk_records(array: &DiskArray, unused: &dyn Fn(DiskId) -> bool) -> Vec<DiskRecord> {
     let record = |m: Arc<crate::redundancy::array::Member>| DiskRecord {
         id: m.id,
         uuid: m.uuid,
         size: m.size,
         last_checkpoint: m.last_checkpoint.load(Ordering::Relaxed),
-        failed: m.online().is_none(),
+        service: match m.service() {
+            Service::GivenUp if unused(m.id) => Service::Empty,
+            service => service,
+        },
     };
     array.members().into_iter().map(record).collect()
 }

@@ -90,7 +90,7 @@ impl Engine {
     }
 
     /// Whether cleaning left nothing behind. Metadata segments empty with the next checkpoint.
-    fn is_emptied(&self, victim: &SegmentRecord) -> bool {
+    pub(super) fn is_emptied(&self, victim: &SegmentRecord) -> bool {
         let state = self.state.read();
         let live = state
             .segments
@@ -100,7 +100,7 @@ impl Engine {
         live == 0 || victim.stream == Stream::Meta
     }
 
-    fn has_room_to_clean(&self) -> bool {
+    pub(super) fn has_room_to_clean(&self) -> bool {
         let space = self.space();
         space.free_segments >= space.cleaner_min()
     }
@@ -126,7 +126,7 @@ impl Engine {
     }
 
     /// Moves everything live out of a segment. False when something cannot be read.
-    async fn clean_segment(self: &Arc<Self>, victim: &SegmentRecord) -> Result<bool> {
+    pub(super) async fn clean_segment(self: &Arc<Self>, victim: &SegmentRecord) -> Result<bool> {
         let mut complete = true;
         let mut at = victim.last_part;
         while at.len > 0 {

@@ -260,9 +260,8 @@ impl Engine {
         blocks: usize,
         draft: &mut Draft,
     ) -> Result<Location> {
-        let hurt = |a: &Appender| a.extent.stale.load(Ordering::Acquire) != 0;
         if let Some(open) = slot
-            && (!open.fits(stored.len(), blocks) || hurt(open))
+            && (!open.fits(stored.len(), blocks) || self.is_hurt(open))
         {
             self.seal(open, draft);
             *slot = None;
@@ -288,6 +287,11 @@ impl Engine {
         open.describe(crate::format::part::Item { offset: at.offset, len: at.len, content }, blocks);
         draft.ready.extend(ready.into_iter().map(|r| (open.clone(), r)));
         Ok(at)
+    }
+
+    /// Whether an open segment lacks columns, so that new frames should go elsewhere.
+    pub(super) fn is_hurt(&self, open: &Appender) -> bool {
+        open.extent.lost_columns(self.array.absent()) != 0
     }
 
     /// Closes the part; from now on its fingerprints can be found.

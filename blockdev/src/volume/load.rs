@@ -75,10 +75,7 @@ impl Engine {
             return Ok(raw);
         }
         let columns = self.array.columns_of(&extent, at.offset, at.len.into());
-        let all = extent.columns.len();
-        let singles = columns.iter().map(|&c| 1u32 << c);
-        let pairs = columns.iter().flat_map(|&a| (0..all).filter(move |&b| b != a).map(move |b| 1u32 << a | 1 << b));
-        for avoid in singles.chain(pairs.filter(|_| extent.parity >= 2)) {
+        for avoid in ways_around(&columns, &extent) {
             let Ok(stored) = self.read_stored(&extent, at.offset, at.len.into(), avoid).await else { continue };
             if let Some(raw) = decode(&stored) {
                 self.counters.repaired.fetch_add(1, Ordering::Relaxed);
@@ -200,7 +197,7 @@ impl Engine {
         };
         let len = room.min(PART_BYTES_MAX);
         let columns = self.array.columns_of(&extent, offset, len);
-        for avoid in std::iter::once(0).chain(columns.into_iter().map(|c| 1 << c)) {
+        for avoid in std::iter::once(0).chain(ways_around(&columns, &extent)) {
             if let Ok(data) = self.read_stored(&extent, offset, len, avoid).await
                 && let Some(part) = intact(&data)
             {
@@ -209,6 +206,15 @@ impl Engine {
         }
         None
     }
+}
+
+/// Sets of columns to do without when what lies in `columns` is not what it should be: first each single one of them, then, with double parity,
+/// each with any other. A lost column is computed from others, of which any may be the bad one.
+fn ways_around<'a>(columns: &'a [usize], extent: &'a Extent) -> impl Iterator<Item = u32> + 'a {
+    let all = extent.columns.len();
+    let singles = columns.iter().map(|&c| 1u32 << c);
+    let pairs = columns.iter().flat_map(move |&a| (0..all).filter(move |&b| b != a).map(move |b| 1u32 << a | 1 << b));
+    singles.chain(pairs.filter(|_| extent.parity >= 2))
 }
 
 /// A boxed future that borrows.

@@ -15,10 +15,12 @@ pub mod group_commit;
 pub mod intake;
 pub mod load;
 pub mod read_path;
+pub mod rebuild;
 pub mod recovery;
 pub mod space;
 pub mod state;
 pub mod usage;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -68,6 +70,10 @@ pub struct PoolConfig {
     pub log_interval: Duration,
     /// Longest time between checkpoints while there are changes.
     pub checkpoint_interval: Duration,
+    /// What a disk that failed held is rebuilt elsewhere after this time.
+    pub failed_grace: Duration,
+    /// The same for a disk that is missing.
+    pub missing_grace: Duration,
     /// Fingerprints are cut to this many bits: for tests that force collisions.
     pub fingerprint_bits: Option<u32>,
     /// What is known of disks from earlier, to name those that are missing now.
@@ -92,6 +98,8 @@ impl Default for PoolConfig {
             linger: Duration::from_millis(4),
             log_interval: Duration::from_millis(500),
             checkpoint_interval: Duration::from_secs(30),
+            failed_grace: Duration::from_secs(30),
+            missing_grace: Duration::from_secs(300),
             fingerprint_bits: None,
             known_disks: BTreeMap::new(),
         }
@@ -151,6 +159,8 @@ pub struct Counters {
     pub cleaner_moved: AtomicU64,
     /// Segments emptied by the cleaner.
     pub cleaner_segments: AtomicU64,
+    /// Bytes of columns written anew.
+    pub rebuilt: AtomicU64,
     /// Blocks whose checksum did not match and that redundancy gave back.
     pub repaired: AtomicU64,
 }
@@ -228,6 +238,10 @@ pub struct Engine {
     pub pins: AtomicUsize,
     /// Asks for cleaning.
     pub cleaner_wanted: Notify,
+    /// Asks for a look at segments that lost columns.
+    pub(crate) rebuild_wanted: Notify,
+    /// Redundancy being restored.
+    pub(crate) rebuild: Mutex<Option<rebuild::Progress>>,
     /// Set by `stop`.
     stopping: AtomicBool,
     failure: Mutex<Option<Error>>,
@@ -288,6 +302,7 @@ impl Engine {
         self.log.interrupt();
         self.checkpoint_wanted.notify_one();
         self.cleaner_wanted.notify_one();
+        self.rebuild_wanted.notify_one();
         self.appenders.read().values().for_each(|a| a.interrupt());
         self.durable.send_modify(|_| {});
         self.checkpointed.send_modify(|_| {});
@@ -315,6 +330,7 @@ impl Engine {
     pub fn start_background(self: &Arc<Self>) {
         self.spawn(self.clone().checkpoint_loop());
         self.spawn(self.clone().clean_loop());
+        self.spawn(self.clone().rebuild_loop());
         self.spawn(self.clone().rebuild_index());
     }
 }

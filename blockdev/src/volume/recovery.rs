@@ -262,6 +262,9 @@ pub fn assemble(
         // The newest it shows may have been cut short by a crash; the one before was complete.
         let sure = record.last_checkpoint.max(seen.saturating_sub(1));
         member.last_checkpoint.store(sure, Ordering::Relaxed);
+        if member.online().is_none() {
+            member.set_service(record.service);
+        }
         members.push(member);
     }
     if let Some((name, _)) = found.labels().find(|(_, l)| !catalogue.disks.iter().any(|r| r.uuid == l.disk)) {
@@ -343,6 +346,8 @@ impl Engine {
             }),
             pins: AtomicUsize::new(0),
             cleaner_wanted: Notify::new(),
+            rebuild_wanted: Notify::new(),
+            rebuild: Mutex::new(None),
             stopping: false.into(),
             failure: Mutex::new(None),
             env,
@@ -374,7 +379,13 @@ impl Engine {
 
         let found = {
             let writer = (label.pool, superblock.log_epoch);
-            replay::read(&array, writer, superblock.log_start, catalogue.record + 1, absent).await?
+            let found = replay::read(&array, writer, superblock.log_start, catalogue.record + 1, absent).await?;
+            if array.failures() > 0 || found.unread != 0 {
+                // A disk went since the labels were written, or did not give all of its log. Entries that it alone holds were perhaps not found:
+                // later they must not be taken for what this writer, who is about to write where they refer to, went on from.
+                write_labels(&array, &label, epoch, absent | found.unread).await?;
+            }
+            found
         };
         let entries = found.entries;
         let found = replay::Replay { entries: Vec::new(), ..found };

@@ -32,10 +32,12 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Capacity in bytes, unless it says segments.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Space {
-    /// Segments the pool has room for.
+    /// Segments the pool has room for, without the spare.
     pub total_segments: u64,
-    /// Segments that could be opened now.
+    /// Segments that could be opened now, without the spare.
     pub free_segments: u64,
+    /// Segments kept free for the rebuild of a disk.
+    pub spare_segments: u64,
     /// Data bytes of a segment.
     pub segment: u64,
     /// What live data and metadata may take.
@@ -100,15 +102,26 @@ impl Engine {
         out
     }
 
+    /// One disk's worth of space, and how much of it is free.
+    pub fn spare(&self) -> crate::report::Spare {
+        let space = self.space();
+        let wanted = self.state.read().segments.spare_wanted(&self.array) * space.segment;
+        // What hosts may still take comes last: it counts as long as they have not.
+        let free = space.spare_segments * space.segment + space.available();
+        crate::report::Spare { wanted, free: free.min(wanted) }
+    }
+
     /// Segments in all and free: computed anew only when segments or disks came or went.
     fn segment_counts(&self, state: &State) -> Space {
         let version = (state.segments.version, self.array.changes());
         let mut known = self.segment_counts.lock();
         if known.0 != version {
             let width = state.segments.width(&self.array);
+            let (total, spare) = state.segments.total(&self.array);
             known.1 = Space {
-                total_segments: state.segments.total(&self.array),
-                free_segments: state.segments.free(&self.array),
+                total_segments: total - spare,
+                free_segments: state.segments.free(&self.array).saturating_sub(spare),
+                spare_segments: spare,
                 uneven: state.segments.is_uneven(&self.array),
                 segment: width.map_or(0, |w| {
                     let g = &self.array.geometry;

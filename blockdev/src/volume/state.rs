@@ -287,6 +287,9 @@ impl State {
             Op::DropVolume(id) => {
                 self.volumes.remove(id);
             }
+            Op::MoveColumns { segment, incarnation, columns } => {
+                self.segments.move_columns(*segment, *incarnation, columns);
+            }
         }
         Ok(())
     }

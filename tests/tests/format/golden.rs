@@ -106,8 +106,8 @@ const BAD: &[Bad] = &[
         (kind("label").seal)(d);
         d[50] ^= 1;
     }),
-    ("bad-label-version", "label", "label: format version 3 is unknown to this release, which reads version 2", |d| {
-        d[8] = 3
+    ("bad-label-version", "label", "label: format version 4 is unknown to this release, which reads version 3", |d| {
+        d[8] = 4
     }),
     ("bad-label-tolerance", "label", "label: tolerance 3 is unknown", |d| d[46] = 3),
     ("bad-label-geometry", "label", "label: chunk size 0 and strip size", |d| d[63..67].fill(0)),
@@ -119,7 +119,7 @@ const BAD: &[Bad] = &[
         d[28..36].fill(0xff)
     }),
     ("bad-catalogue-magic", "catalogue", "catalogue: no magic", |d| d[0] = b'X'),
-    ("bad-catalogue-version", "catalogue", "catalogue: format version 3 is unknown to this release", |d| d[4] = 3),
+    ("bad-catalogue-version", "catalogue", "catalogue: format version 4 is unknown to this release", |d| d[4] = 4),
     ("bad-catalogue-length", "catalogue", "catalogue: its length is not what its header says", |d| d[8] ^= 1),
     ("bad-catalogue-bomb", "catalogue", "catalogue: its length is not what its header says", |d| {
         let mut bomb = packed(&vec![0; 1 << 20]);
@@ -136,13 +136,13 @@ const BAD: &[Bad] = &[
         (kind("log-entry").seal)(d);
         d[65] ^= 1;
     }),
-    ("bad-log-entry-version", "log-entry", "log: format version 3 is unknown to this release", |d| d[4] = 3),
+    ("bad-log-entry-version", "log-entry", "log: format version 4 is unknown to this release", |d| d[4] = 4),
     ("bad-log-entry-length", "log-entry", "log: an entry is longer than its extent", |d| {
         (kind("log-entry").seal)(d);
         d[55] = 1;
     }),
-    ("bad-log-record-operation", "log-record", "log record: operation 9 is unknown", |d| {
-        *d = vec![1, 1, 0, 0, 1, 9, 0]
+    ("bad-log-record-operation", "log-record", "log record: operation 99 is unknown", |d| {
+        *d = vec![1, 1, 0, 0, 1, 99, 0]
     }),
     ("bad-log-record-frame", "log-record", "log record: a block lies outside its frame", |d| {
         *d = [&[1, 1, 0, 0, 1, 1, 1, 0, 1, 2, 1, 0, 0][..], &[0; 16]].concat();
@@ -182,13 +182,17 @@ fn damaged_golden_images_are_refused_with_the_reason() {
 
 #[test]
 fn images_of_older_versions_are_refused_by_version() {
-    for name in ["label", "superblock", "catalogue", "log-entry"] {
-        let path = workspace().join("tests/golden").join(format!("v1-{name}.bin"));
+    let names = ["label", "superblock", "catalogue", "log-entry"];
+    for (version, name) in (1..FORMAT_VERSION).flat_map(|version| names.map(|name| (version, name))) {
+        let path = workspace().join("tests/golden").join(format!("v{version}-{name}.bin"));
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let error = (kind(name).read)(&bytes).map(|_| ()).expect_err(name);
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{name}: {error}");
         let message = error.to_string();
-        assert!(message.contains("version 1 is unknown") && message.contains("release that wrote it"), "{message}");
+        assert!(
+            message.contains(&format!("version {version} is unknown")) && message.contains("release that wrote it"),
+            "{message}"
+        );
     }
 }
 

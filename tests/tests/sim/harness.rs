@@ -17,6 +17,9 @@ use super::work::{Mix, Worker};
 /// Most steps of the executor in one life.
 const STEPS_MAX: u64 = 3_000_000;
 
+/// How often redundancy is looked at before it must be restored.
+const HEAL_ROUNDS: u32 = 3000;
+
 /// What a seed does.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -177,6 +180,58 @@ impl Appliance {
         }
     }
 
+    /// The disks that may fail from now on.
+    pub fn set_frail(&mut self, frail: Vec<usize>) {
+        self.disks.iter().for_each(|d| d.set_budget(FaultBudget::none()));
+        self.frail = frail;
+        self.set_faults();
+    }
+
+    /// A life without work and without faults, until all redundancy is restored (or until a crash at the `crash`-th disk write).
+    pub fn heal(&mut self, crash: Option<u64>) -> Result<(), String> {
+        self.disks.iter().for_each(|d| d.set_budget(FaultBudget::none()));
+        let scope = self.next_life();
+        let trigger = CrashTrigger::new(crash.map_or(CrashPlan::NEVER, |after_writes| CrashPlan { after_writes }));
+        self.disks.iter().for_each(|d| d.set_crash_trigger(Some(trigger.clone())));
+        let env = scope.env();
+        let (disks, config) = (self.all_disks(), self.scenario.config.clone());
+        let (volumes, silent) = (self.scenario.volumes, scenario_is_silent(&self.scenario));
+        let model = Mutex::new(std::mem::take(&mut self.model));
+        let life = async {
+            let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
+            let found = read_all(&pool, volumes).await?;
+            model.lock().map_err(|e| e.to_string())?.recover(&found)?;
+            let mut rounds = 0;
+            while let Some(why) = lacking(&pool).await {
+                rounds += 1;
+                if rounds > HEAL_ROUNDS {
+                    return Err(format!("redundancy is not restored: {why}"));
+                }
+                env.sleep(Duration::from_millis(20)).await;
+            }
+            check(&pool, silent).await?;
+            no_mismatch(&pool, silent)?;
+            let again = read_all(&pool, volumes).await?;
+            if again != found { Err("content changed while redundancy was restored".into()) } else { Ok(()) }
+        };
+        let raced = async {
+            let fired = trigger.fired();
+            tokio::pin!(life, fired);
+            match futures::future::select(life, fired).await {
+                futures::future::Either::Left((result, _)) => result,
+                futures::future::Either::Right(_) => Ok(()),
+            }
+        };
+        let result = scope.run_until(raced, STEPS_MAX).map_err(|e| format!("healing, life {}: {e:?}", self.lives))?;
+        self.trace = self.trace.rotate_left(7) ^ scope.trace();
+        scope.kill_all_tasks();
+        self.model = model.into_inner().map_err(|e| e.to_string())?;
+        result.map_err(|e| format!("healing, life {}: {e}", self.lives))?;
+        let mut rng = self.rng.fork();
+        self.disks.iter().for_each(|d| d.crash(&mut rng));
+        Ok(())
+    }
+
     /// A digest of the steps of all lives so far.
     pub fn trace(&self) -> u64 {
         self.trace
@@ -271,6 +326,16 @@ impl Appliance {
         self.model.recover(&found).map_err(|e| format!("last life: {e}"))?;
         Ok(())
     }
+}
+
+/// What a pool still lacks in redundancy; none when it would survive as many failures as it promises.
+async fn lacking(pool: &Pool) -> Option<String> {
+    let status = pool.status().await;
+    let r = status.redundancy;
+    let idle = status.rebuild.is_none() && r.reduced + r.none + r.lost == 0;
+    let members = pool.engine().array.members();
+    let counted = members.iter().any(|m| m.online().is_none() && !m.is_empty());
+    (!idle || counted).then(|| format!("{:?}, {r:?}, {:?}, {:?}", status.rebuild, status.disks, status.alerts))
 }
 
 /// Whether disks may corrupt what they hold.

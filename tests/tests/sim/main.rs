@@ -8,6 +8,7 @@ mod full;
 mod harness;
 mod model;
 mod planted;
+mod rebuild;
 mod regressions;
 mod seeds;
 mod stress;

@@ -5,6 +5,7 @@ use blockdev::planted::{Bug, plant};
 use super::concurrent::run_clients;
 use super::full::pressure;
 use super::harness::Scenario;
+use super::rebuild;
 use super::seeds::{outcome_of, run};
 use super::stress::{storm, strict_returns};
 
@@ -64,5 +65,7 @@ catches! {
     parity_missing: ParityMissing, 200, |seed| run(Scenario::random(seed));
     stale_column_read: StaleColumnRead, 400, |seed| run(strict_returns(seed));
     move_unconditional: MoveUnconditional, 60, |seed| run(pressure(seed));
+    rebuild_not_flushed: RebuildNotFlushed, 400, rebuild::run;
+    rebuild_unverified: RebuildUnverified, 200, rebuild::run_with_rot;
     reference_leaked: ReferenceLeaked, 200, |seed| run(Scenario::random(seed));
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockdev::report::{CheckReport, PoolStats, PoolStatus, Tolerance};
+use blockdev::report::{CheckReport, PoolStats, PoolStatus, Rebuild, Tolerance};
 use hyper::Method;
 
 use super::Global;
@@ -186,6 +186,8 @@ fn describe(status: &PoolStatus) -> String {
                 ),
             ),
             ("redundancy", describe_redundancy(status)),
+            ("spare", describe_spare(status)),
+            ("rebuild", status.rebuild.as_ref().map_or_else(|| "nothing to do".into(), describe_rebuild)),
         ],
         0,
     );
@@ -218,6 +220,31 @@ fn describe_redundancy(status: &PoolStatus) -> String {
     if told.is_empty() { "no data yet".into() } else { told.join(", ") }
 }
 
+fn describe_spare(status: &PoolStatus) -> String {
+    let spare = &status.spare;
+    match spare.wanted {
+        0 if status.tolerance.drives() == 0 => "none without redundancy".into(),
+        0 => "none: too few disks for one".into(),
+        wanted => format!("{} free of one disk's worth, {}", size(spare.free), size(wanted)),
+    }
+}
+
+fn describe_rebuild(rebuild: &Rebuild) -> String {
+    let eta = rebuild.eta_s.map_or_else(String::new, |s| format!(", about {} left", duration(s as f64)));
+    let waiting = match rebuild.waiting {
+        0 => String::new(),
+        bytes => format!("; {} find no room", size(bytes)),
+    };
+    format!(
+        "{} {} % of {} at {}/s{eta}{waiting} ({})",
+        bar(rebuild.done, rebuild.total, 30),
+        percent(rebuild.done, rebuild.total),
+        size(rebuild.total),
+        size(rebuild.bytes_per_second),
+        rebuild.cause
+    )
+}
+
 fn plural(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
@@ -237,6 +264,7 @@ fn describe_stats(stats: &PoolStats) -> String {
             ("checkpoints", stats.checkpoints.to_string()),
             ("segments", format!("{} in use, {} free", stats.segments_used, stats.segments_free)),
             ("waiting for the cleaner", size(stats.dead)),
+            ("rebuilt", size(stats.rebuilt)),
             ("cleaner", format!("{} moved, {} segments given back", size(stats.cleaner_moved), stats.cleaner_segments)),
         ],
         0,
@@ -299,6 +327,8 @@ mod tests {
     #[test]
     fn status_tells_what_matters() {
         let status = PoolStatus {
+            rebuild: None,
+            spare: Default::default(),
             name: "store".into(),
             uuid: Uuid([1; 16]),
             health: "degraded".into(),

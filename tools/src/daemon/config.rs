@@ -89,6 +89,10 @@ pub struct File {
     /// See [`Config::threads`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// See [`Config::failed_grace`], in seconds.
+    pub failed_grace: Option<u64>,
+    /// See [`Config::missing_grace`], in seconds.
+    pub missing_grace: Option<u64>,
     /// See [`Config::lab`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lab: Option<bool>,
@@ -230,6 +234,10 @@ pub struct Config {
     pub compression: Setting<Compression>,
     /// Threads of the front ends, and as many again for compression.
     pub threads: Setting<usize>,
+    /// What a drive that failed held is rebuilt on the others after so many seconds.
+    pub failed_grace: Setting<u64>,
+    /// The same for a drive that is missing.
+    pub missing_grace: Setting<u64>,
     /// Whether faults can be injected.
     pub lab: Setting<bool>,
     /// Unix socket of the NBD server.
@@ -310,6 +318,10 @@ fn parse_compression(text: &str) -> Result<Compression> {
 
 fn parse_threads(text: &str) -> Result<usize> {
     text.parse().map_err(|_| Error::invalid(format!("'{text}' is not a number of threads")))
+}
+
+fn parse_seconds(text: &str) -> Result<u64> {
+    text.parse().map_err(|_| Error::invalid(format!("'{text}' is not a number of seconds")))
 }
 
 fn parse_address(text: &str) -> Result<Option<SocketAddr>> {
@@ -400,6 +412,18 @@ impl Config {
                 flags.threads.map(|n| n.to_string()).as_ref(),
                 parse_threads,
             )?,
+            failed_grace: pick.text(
+                pick.value(file.failed_grace, 30),
+                ("ASHLAR_FAILED_GRACE", ""),
+                None,
+                parse_seconds,
+            )?,
+            missing_grace: pick.text(
+                pick.value(file.missing_grace, 300),
+                ("ASHLAR_MISSING_GRACE", ""),
+                None,
+                parse_seconds,
+            )?,
             lab: pick.value(file.lab, false),
             nbd_socket: pick.path(file.nbd.socket, run.join("nbd.sock")),
             nbd_listen: pick.text(
@@ -473,6 +497,8 @@ impl Config {
             row("memory", &self.memory, |m| crate::output::size(*m)),
             row("compression", &self.compression, |c| format!("{c:?}").to_lowercase()),
             row("threads", &self.threads, ToString::to_string),
+            row("failed_grace", &self.failed_grace, |s| format!("{s} s")),
+            row("missing_grace", &self.missing_grace, |s| format!("{s} s")),
             row("lab", &self.lab, ToString::to_string),
             row("nbd.socket", &self.nbd_socket, path),
             row("nbd.listen", &self.nbd_listen, |a| a.map_or_else(String::new, |a| a.to_string())),

@@ -64,6 +64,8 @@ impl Engine for MemoryEngine {
             ..DiskInfo::default()
         };
         PoolStatus {
+            rebuild: None,
+            spare: Default::default(),
             name: "memory".into(),
             uuid: Uuid([1; 16]),
             health: "healthy".into(),

@@ -154,6 +154,8 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     let options = PoolConfig {
         memory: config.engine_memory(),
         compression: config.compression.value,
+        failed_grace: std::time::Duration::from_secs(config.failed_grace.value),
+        missing_grace: std::time::Duration::from_secs(config.missing_grace.value),
         known_disks: known.collect(),
         ..PoolConfig::default()
     };

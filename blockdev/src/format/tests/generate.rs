@@ -254,6 +254,12 @@ pub fn segment(rng: &mut Rng, disks: u64) -> SegmentRecord {
     }
 }
 
+fn column_move(rng: &mut Rng) -> ColumnMove {
+    let mut place = || (DiskId(rng.below(96) as u16), ChunkIndex(number(rng, 1 << 32) as u32));
+    let (from, to) = (place(), place());
+    ColumnMove { column: rng.below(32) as u8, from, to }
+}
+
 /// See [`KINDS`].
 pub fn volume(rng: &mut Rng) -> VolumeRecord {
     VolumeRecord {
@@ -292,7 +298,7 @@ pub fn catalogue(rng: &mut Rng) -> Catalogue {
                 uuid: uuid(rng),
                 size: number(rng, 1 << 50),
                 last_checkpoint: number(rng, COUNTER_LIMIT),
-                failed: rng.chance(1, 4),
+                service: [Service::Serving, Service::Away, Service::GivenUp, Service::Empty][rng.index(4)],
             })
             .collect(),
         segments,
@@ -316,7 +322,12 @@ fn op(rng: &mut Rng, frames: &[Frame]) -> Op {
     let volume_id = VolumeId(number(rng, u32::MAX.into()) as u32);
     let count = rng.below(20);
     let lba = Lba(number(rng, (1 << 36) - count));
-    match rng.below(8) {
+    match rng.below(9) {
+        7 => Op::MoveColumns {
+            segment: location(rng).segment,
+            incarnation: number(rng, COUNTER_LIMIT),
+            columns: (0..rng.index(3)).map(|_| column_move(rng)).collect(),
+        },
         0 => Op::Unmap { volume: volume_id, lba, count: number(rng, (1 << 36) - lba.0 + 1) },
         1 if !frames.is_empty() => Op::Relocate(
             (0..count)

@@ -32,7 +32,7 @@ fn label() {
         absent: 0,
     }
     .encode();
-    let expected = "4153484c41524c42 02000000 11111111111111111111111111111111 22222222222222222222222222222222
+    let expected = "4153484c41524c42 03000000 11111111111111111111111111111111 22222222222222222222222222222222
         0403 02 0201000000000000 0000004000000000 00000400 00000100 00000200 00000300 04000000 04 74616e6b";
     assert_eq!(hex(&bytes[..88]), digits(expected));
     assert!(bytes[88..4088].iter().all(|&b| b == 0));
@@ -51,7 +51,7 @@ fn superblock() {
         log_epoch: Epoch(9),
     }
     .encode();
-    let expected = "4153484c41525342 02000000 11111111111111111111111111111111
+    let expected = "4153484c41525342 03000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000 05000000 0102030405060708
         0900000000000000";
     assert_eq!(hex(&bytes[..72]), digits(expected));
@@ -106,12 +106,12 @@ fn segment_and_volume_records() {
 
 #[test]
 fn catalogue() {
-    let disk = |id: u16, failed| DiskRecord {
+    let disk = |id: u16, service| DiskRecord {
         id: DiskId(id),
         uuid: Uuid([id as u8; 16]),
         size: 1 << 30,
         last_checkpoint: 8,
-        failed,
+        service,
     };
     let catalogue = Catalogue {
         record: 1000,
@@ -119,7 +119,7 @@ fn catalogue() {
         next_incarnation: 301,
         next_volume: 4,
         table_len: 256,
-        disks: vec![disk(0, false), disk(1, false), disk(2, true)],
+        disks: vec![disk(0, Service::Serving), disk(1, Service::Away), disk(2, Service::Empty)],
         segments: vec![segment()],
         volumes: vec![volume()],
         directory: vec![PagePtr {
@@ -133,12 +133,12 @@ fn catalogue() {
     };
     let bytes = catalogue.encode().unwrap();
     let body = super::generate::body_of(&bytes);
-    assert_eq!(hex(&bytes[..16]), format!("4153484302000000{}", hex(&(body.len() as u64).to_le_bytes())));
+    assert_eq!(hex(&bytes[..16]), format!("4153484303000000{}", hex(&(body.len() as u64).to_le_bytes())));
     let expected = format!(
         "e807 d00f ad02 04 8002 8040 b817
          03 00 00000000000000000000000000000000 8080808004 08 00
-            01 01010101010101010101010101010101 8080808004 08 00
-            02 02020202020202020202020202020202 8080808004 08 01
+            01 01010101010101010101010101010101 8080808004 08 01
+            02 02020202020202020202020202020202 8080808004 08 03
          01 {SEGMENT} 01 {VOLUME} 01 01000000 02000000 0300 02 00 05000000 0400000000000000"
     );
     assert_eq!(hex(&body), digits(&expected));
@@ -172,6 +172,15 @@ fn log_entry_with_every_operation() {
             Op::SealSegment(SegmentId(4)),
             Op::PutVolume(volume()),
             Op::DropVolume(VolumeId(2)),
+            Op::MoveColumns {
+                segment: SegmentId(4),
+                incarnation: 300,
+                columns: vec![ColumnMove {
+                    column: 1,
+                    from: (DiskId(2), ChunkIndex(128)),
+                    to: (DiskId(7), ChunkIndex(5)),
+                }],
+            },
         ],
     };
     let inline = Inline { segment: SegmentId(5), offset: 1024, data: vec![0xaa, 0xbb] };
@@ -188,7 +197,7 @@ fn log_entry_with_every_operation() {
     let fingerprint = "02010000000000000000000000000000";
     let body = digits(&format!(
         "01 05 8008   01 05 8008 02 aabb   01
-         07 8201   01 05 8008 64 01 02 0020   02 8001 02   08
+         07 8201   01 05 8008 64 01 02 0020   02 8001 02   09
          01 03 8004 03  00  01 09  02 ac02 00 01 {fingerprint}
          02 03 01 8001
          03 01 0a 04 8002 00 00 ffffffffffffffffffffffffffffffff
@@ -196,10 +205,11 @@ fn log_entry_with_every_operation() {
          05 05 8008 64
          06 04
          07 {VOLUME}
-         08 02"
+         08 02
+         09 04 ac02 01 01 02 8001 07 05"
     ));
     let len = 64 + body.len() / 2;
-    let header = "4153484c 02000000 11111111111111111111111111111111
+    let header = "4153484c 03000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000";
     assert_eq!(hex(&bytes[..48]), digits(header));
     assert_eq!(hex(&bytes[48..56]), hex(&(len as u64).to_le_bytes()));
@@ -271,7 +281,7 @@ fn pages() {
 }
 
 /// Checksums of the structures above: XXH3 as the reference implementation computes it.
-const LABEL_SUM: &str = "81419f4577a2fded";
-const SUPERBLOCK_SUM: &str = "955b85651d0c1eca";
-const ENTRY_SUM: &str = "dc0852b9b60a724d";
+const LABEL_SUM: &str = "51d6e02d73a6a5c9";
+const SUPERBLOCK_SUM: &str = "5719ea0510bc6bc2";
+const ENTRY_SUM: &str = "074e698ba5eb4224";
 const PART_SUM: &str = "37072583a80d38d5";

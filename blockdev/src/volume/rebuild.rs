@@ -1,0 +1,452 @@
+//! Rebuild and catching up: columns of segments that were lost are computed from the others and written anew, on the disk that came
+//! back or into the spare on others. `docs/design/0005-rebuild.md` has the invariants.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use rustc_hash::FxHashSet;
+
+use super::Engine;
+use super::commit::Draft;
+use super::verify::Verifier;
+use crate::error::{ErrorKind, Result};
+use crate::format::record::{ColumnMove, Op, Record, SegmentRecord};
+use crate::planted::{self, Bug};
+use crate::redundancy::array::{Extent, Member};
+use crate::report::Rebuild;
+use crate::segment::table::Segment;
+
+/// Bytes of each column read at once.
+const ROWS: u64 = 256 << 10;
+/// Segments worked on at the same time.
+const AT_ONCE: usize = 2;
+/// Segments done before what is most urgent is looked for again.
+const ROUND: usize = 16;
+/// Pause between looks while something is left that cannot be done now.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Segments of which less is live are emptied: that moves less than a column has.
+const LIVE_MIN: f64 = 0.15;
+
+/// A segment with columns to be written anew.
+struct Degraded {
+    record: SegmentRecord,
+    extent: Arc<Extent>,
+    /// Bit per column that must be computed.
+    lost: u32,
+    /// Bit per column that is to be written. None: all of it is to be written elsewhere, with more parity.
+    wanted: u32,
+}
+
+impl Degraded {
+    /// Failures it survives.
+    fn left(&self) -> usize {
+        usize::from(self.record.parity).saturating_sub(self.lost.count_ones() as usize)
+    }
+
+    /// Bytes to be written, about.
+    fn bytes(&self) -> u64 {
+        match self.wanted.count_ones() {
+            0 => self.record.live,
+            columns => self.record.live / u64::from(self.record.data.max(1)) * u64::from(columns),
+        }
+    }
+}
+
+/// What became of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Its columns are whole, or it is empty.
+    Done,
+    /// It is no longer what it was; what is left to do shows at the next look.
+    Changed,
+    /// No disk has room for a column.
+    NoRoom,
+    /// Something in it cannot be read; all else was moved out.
+    Damaged,
+}
+
+/// How far the work is that began when something was found to do.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    cause: String,
+    total: u64,
+    left: u64,
+    started: Duration,
+    waiting: u64,
+}
+
+/// What a disk looked like when writing to it began.
+struct Target {
+    member: Arc<Member>,
+    returns: u64,
+}
+
+impl Target {
+    /// Whether what was written since is still there.
+    fn is_steady(&self) -> bool {
+        self.member.is_settled() && self.member.returns() == self.returns
+    }
+}
+
+impl Engine {
+    /// The task that gives segments their redundancy back.
+    pub(super) async fn rebuild_loop(self: Arc<Self>) {
+        let mut aside: FxHashSet<u64> = FxHashSet::default();
+        let mut changes = self.array.changes();
+        loop {
+            if self.array.changes() != changes {
+                // A disk that came back may have what could not be read.
+                aside.clear();
+                changes = self.array.changes();
+            }
+            if self.array.give_up_overdue(self.config.failed_grace, self.config.missing_grace) {
+                self.checkpoints.lock().await.forced = true;
+            }
+            match self.rebuild_round(&mut aside).await {
+                Ok(true) => {}
+                Ok(false) => self.wait_for_rebuild().await,
+                Err(e) => {
+                    if e.kind() != ErrorKind::NoSpace && e.kind() != ErrorKind::Unavailable {
+                        tracing::error!(pool = self.name, error = %e, "rebuilding was interrupted");
+                    }
+                    self.wait_for_rebuild().await;
+                }
+            }
+            if self.is_dead() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until there may be something to do.
+    async fn wait_for_rebuild(&self) {
+        let wanted = self.rebuild_wanted.notified();
+        let idle = self.rebuild.lock().is_none() && self.array.absent() == 0 && !self.has_hurt_open_segments();
+        if idle {
+            wanted.await;
+        } else {
+            let timer = self.env.sleep(PAUSE);
+            tokio::pin!(wanted);
+            futures::future::select(wanted, timer).await;
+        }
+    }
+
+    /// How far rebuilding is; none when there is nothing to do.
+    pub fn rebuild_progress(&self) -> Option<Rebuild> {
+        let progress = self.rebuild.lock().clone()?;
+        let elapsed = (self.env.now().saturating_sub(progress.started)).as_secs_f64();
+        let done = progress.total.saturating_sub(progress.left);
+        let rate = done as f64 / elapsed.max(0.001);
+        let moving = done > 0 && progress.waiting < progress.left.max(1);
+        Some(Rebuild {
+            cause: progress.cause,
+            total: progress.total,
+            done,
+            waiting: progress.waiting,
+            bytes_per_second: rate as u64,
+            eta_s: moving.then(|| (progress.left as f64 / rate) as u64),
+        })
+    }
+
+    /// Works on the segments that have the least redundancy left. False when nothing is left that can be done now.
+    async fn rebuild_round(self: &Arc<Self>, aside: &mut FxHashSet<u64>) -> Result<bool> {
+        let found = self.degraded(aside);
+        if found.is_empty() && self.has_hurt_open_segments() {
+            // A checkpoint closes them; then their turn comes.
+            self.checkpoints.lock().await.forced = true;
+            self.checkpoint().await?;
+            return Ok(!self.has_hurt_open_segments());
+        }
+        self.note_progress(&found, 0);
+        if found.is_empty() {
+            return self.forget_empty_disks().await;
+        }
+        // Segments that a checkpoint sealed have all their columns on stable storage, on the disks that were there.
+        self.checkpoints.lock().await.forced = true;
+        self.checkpoint().await?;
+        let all: u64 = found.iter().map(Degraded::bytes).sum();
+        let (mut left, mut waiting, mut progress) = (all, 0, false);
+        let jobs = found.into_iter().take(ROUND).map(|d| async move {
+            let outcome = self.restore(&d).await;
+            (d, outcome)
+        });
+        let mut jobs = futures::stream::iter(jobs).buffer_unordered(AT_ONCE);
+        while let Some((d, outcome)) = jobs.next().await {
+            match outcome? {
+                Outcome::Done => {
+                    left -= d.bytes();
+                    progress = true;
+                }
+                Outcome::Changed => progress |= !self.is_dead(),
+                Outcome::NoRoom => waiting += d.bytes(),
+                Outcome::Damaged => {
+                    tracing::warn!(
+                        segment = d.record.id.0,
+                        "a segment has blocks that cannot be read; it is set aside"
+                    );
+                    aside.insert(d.record.incarnation);
+                    progress = true;
+                }
+            }
+            self.set_left(left, waiting);
+        }
+        Ok(progress)
+    }
+
+    /// Segments that have columns to be written anew, most urgent first.
+    fn degraded(&self, aside: &FxHashSet<u64>) -> Vec<Degraded> {
+        let absent = self.array.absent();
+        let members = self.array.members();
+        let state = self.state.read();
+        let parity = state.segments.width(&self.array).map_or(0, |w| w.parity);
+        let appenders = self.appenders.read();
+        let member = |id| members.iter().find(|m| m.id == id);
+        let look = |s: &Segment| {
+            let r = &s.record;
+            let lost = s.extent.lost_columns(absent);
+            if !r.sealed || r.live == 0 || aside.contains(&r.incarnation) || appenders.contains_key(&r.id) {
+                return None;
+            }
+            let wanted = |(i, (disk, _)): (usize, &_)| {
+                let member = member(*disk).filter(|_| lost >> i & 1 == 1)?;
+                (member.is_settled() || member.online().is_none() && member.is_given_up()).then_some(1 << i)
+            };
+            let wanted = r.columns.iter().enumerate().filter_map(wanted).fold(0, |bits, bit| bits | bit);
+            // It was written when there were too few disks for the tolerance.
+            let thin = usize::from(r.parity) < parity;
+            (wanted != 0 || thin).then(|| Degraded { record: r.clone(), extent: s.extent.clone(), lost, wanted })
+        };
+        let mut out: Vec<Degraded> = state.segments.iter().filter_map(look).collect();
+        out.sort_by_key(|d| (d.left(), Reverse(d.record.live), d.record.incarnation));
+        out
+    }
+
+    /// Whether segments that are not closed yet lack columns that could be written.
+    fn has_hurt_open_segments(&self) -> bool {
+        let absent = self.array.absent();
+        let waits = |m: &Arc<Member>| m.online().is_none() && !m.is_given_up();
+        let waiting = self.array.members().iter().filter(|m| waits(m)).fold(0, |bits, m| bits | 1 << m.id.0);
+        let state = self.state.read();
+        state.segments.iter().any(|s| {
+            let open = !s.record.sealed || self.appenders.read().contains_key(&s.record.id);
+            let here = |c: usize| s.record.columns.get(c).is_some_and(|(disk, _)| waiting >> disk.0 & 1u128 == 0);
+            let lost = s.extent.lost_columns(absent);
+            open && s.record.live > 0 && (0..s.record.columns.len()).any(|c| lost >> c & 1 == 1 && here(c))
+        })
+    }
+
+    /// When nothing lies any more on disks that were given up, a checkpoint says so. True when it is to be looked at again.
+    async fn forget_empty_disks(self: &Arc<Self>) -> Result<bool> {
+        let waits = |m: &Arc<Member>| m.online().is_none() && m.is_given_up() && !m.is_empty();
+        let unused = |m: &&Arc<Member>| {
+            let state = self.state.read();
+            !state.segments.iter().any(|s| s.record.live > 0 && s.record.columns.iter().any(|(disk, _)| *disk == m.id))
+        };
+        let before = self.array.members().iter().filter(|m| waits(m)).filter(unused).count();
+        if before == 0 || self.pins.load(Ordering::Acquire) > 0 {
+            return Ok(false);
+        }
+        self.checkpoints.lock().await.forced = true;
+        self.checkpoint().await?;
+        Ok(self.array.members().iter().any(waits))
+    }
+
+    fn note_progress(&self, found: &[Degraded], waiting: u64) {
+        let left: u64 = found.iter().map(Degraded::bytes).sum();
+        let mut progress = self.rebuild.lock();
+        if found.is_empty() {
+            if let Some(p) = progress.take() {
+                let seconds = self.env.now().saturating_sub(p.started).as_secs();
+                tracing::info!(
+                    pool = self.name,
+                    bytes = p.total,
+                    seconds,
+                    "redundancy is restored as far as disks are there"
+                );
+            }
+            return;
+        }
+        let cause = self.rebuild_cause();
+        match &mut *progress {
+            Some(p) => {
+                p.total = p.total.max(p.total - p.left.min(p.total) + left);
+                (p.left, p.cause, p.waiting) = (left, cause, waiting);
+            }
+            None => {
+                tracing::info!(pool = self.name, bytes = left, cause, "restoring redundancy");
+                let started = self.env.now();
+                *progress = Some(Progress { cause, total: left, left, started, waiting });
+            }
+        }
+    }
+
+    fn set_left(&self, left: u64, waiting: u64) {
+        if let Some(p) = &mut *self.rebuild.lock() {
+            (p.left, p.waiting) = (left, waiting);
+        }
+    }
+
+    fn rebuild_cause(&self) -> String {
+        let gone: Vec<String> = self
+            .array
+            .members()
+            .iter()
+            .filter(|m| m.online().is_none() && m.is_given_up() && !m.is_empty())
+            .map(|m| m.id.to_string())
+            .collect();
+        if gone.is_empty() {
+            "disks that came back catch up".into()
+        } else {
+            format!("disk {} is gone", gone.join(", "))
+        }
+    }
+
+    /// Gives one segment its columns back.
+    async fn restore(self: &Arc<Self>, d: &Degraded) -> Result<Outcome> {
+        let share = d.record.live as f64 / f64::from(d.record.written.max(1));
+        match self.has_room_to_clean() {
+            true if share < LIVE_MIN || d.wanted == 0 => return self.empty_segment(d).await,
+            false if d.wanted == 0 => return Ok(Outcome::NoRoom),
+            _ => {}
+        }
+        let Some(moves) = self.reserve_targets(d) else {
+            return if self.has_room_to_clean() { self.empty_segment(d).await } else { Ok(Outcome::NoRoom) };
+        };
+        let outcome = self.rewrite(d, &moves).await;
+        if !matches!(outcome, Ok(Outcome::Done)) {
+            // It did not come to lie on them.
+            let mut state = self.state.write();
+            moves.iter().filter(|m| m.from != m.to).for_each(|m| state.segments.unreserve(m.to));
+        }
+        match outcome? {
+            // Each frame by itself may still be had: reads try all ways to reconstruct it.
+            Outcome::Damaged => self.empty_segment(d).await,
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Where the wanted columns are to be written: to the same chunk when its disk serves, else to one that is taken now.
+    fn reserve_targets(&self, d: &Degraded) -> Option<Vec<ColumnMove>> {
+        let mut state = self.state.write();
+        let mut record = d.record.clone();
+        let mut moves: Vec<ColumnMove> = Vec::new();
+        for column in (0..record.columns.len()).filter(|c| d.wanted >> c & 1 == 1) {
+            let from = record.columns[column];
+            let in_place = self.array.member(from.0).is_some_and(|m| m.is_settled());
+            let to = if in_place {
+                Some(from)
+            } else {
+                state.segments.target(&self.array, &record).and_then(|disk| Some((disk, state.segments.reserve(disk)?)))
+            };
+            // A column that finds no room waits; the others need not.
+            if let Some(to) = to {
+                record.columns[column] = to;
+                moves.push(ColumnMove { column: column as u8, from, to });
+            }
+        }
+        (!moves.is_empty()).then_some(moves)
+    }
+
+    /// Moves everything live out of a segment; its chunks come back with the next checkpoint.
+    async fn empty_segment(self: &Arc<Self>, d: &Degraded) -> Result<Outcome> {
+        let complete = match self.clean_segment(&d.record).await {
+            Err(e) if e.kind() == ErrorKind::NoSpace => return Ok(Outcome::NoRoom),
+            other => other?,
+        };
+        Ok(if complete && self.is_emptied(&d.record) { Outcome::Done } else { Outcome::Damaged })
+    }
+
+    /// Computes columns, writes them, verifies everything, and commits their places.
+    async fn rewrite(self: &Arc<Self>, d: &Degraded, moves: &[ColumnMove]) -> Result<Outcome> {
+        let targets: Option<Vec<Target>> = moves
+            .iter()
+            .map(|m| {
+                let member = self.array.member(m.to.0)?;
+                Some(Target { returns: member.returns(), member })
+            })
+            .collect();
+        let Some(targets) = targets.filter(|t| t.iter().all(Target::is_steady)) else { return Ok(Outcome::Changed) };
+        let Some(checks) = self.live_frames(&d.record).await? else { return Ok(Outcome::Damaged) };
+        let mut verifier = Verifier::new(checks);
+        let geometry = self.array.geometry;
+        let strip = u64::from(geometry.strip_size);
+        let end = u64::from(d.record.written) / u64::from(d.extent.stripe_size(&geometry)) * strip;
+        let step = (ROWS / strip).max(1) * strip;
+        for row in (0..end).step_by(step as usize) {
+            self.check_alive()?;
+            let begun = (self.env.now(), self.host_requests());
+            let len = step.min(end - row) as usize;
+            let rows = {
+                // As long as it is live inside a pass, neither its chunks nor those of its columns are given away.
+                let _pass = self.gate.enter();
+                if !self.is_live(&d.record) {
+                    return Ok(Outcome::Changed);
+                }
+                let Ok(rows) = self.array.read_rows(&d.extent, row, len, d.lost).await else {
+                    return Ok(Outcome::Damaged);
+                };
+                let writes = moves.iter().filter_map(|m| {
+                    let content = rows.column(m.column.into())?.clone();
+                    Some(self.array.write(m.to.0, geometry.chunk(m.to.1.0) + row, vec![content], false))
+                });
+                if join_all(writes).await.iter().any(|w| w.is_err()) {
+                    return Ok(Outcome::Changed);
+                }
+                rows
+            };
+            if !verifier.feed(&self.env, rows).await? && !planted::active(Bug::RebuildUnverified) {
+                tracing::warn!(segment = d.record.id.0, row, "a checksum did not match while a column was rebuilt");
+                return Ok(Outcome::Damaged);
+            }
+            self.give_way(begun, d.left()).await;
+        }
+        if !planted::active(Bug::RebuildNotFlushed) {
+            self.array.flush().await?;
+        }
+        self.wait_for_log().await?;
+        let mut committer = self.committer.lock().await;
+        let _pass = self.gate.enter();
+        if !targets.iter().all(Target::is_steady) || !self.is_live(&d.record) {
+            return Ok(Outcome::Changed);
+        }
+        let op = Op::MoveColumns { segment: d.record.id, incarnation: d.record.incarnation, columns: moves.to_vec() };
+        let record = Record { ops: vec![op], ..Record::default() };
+        let committed = self.commit(&mut committer, Draft { record, ..Draft::default() }).await;
+        if let Err(e) = committed {
+            self.fail(e.clone().context("rebuilding"));
+            return Err(e);
+        }
+        self.counters.rebuilt.fetch_add(end * moves.len() as u64, Ordering::Relaxed);
+        Ok(Outcome::Done)
+    }
+
+    /// Whether a segment is still in use as it was, and not about to be given back.
+    fn is_live(&self, record: &SegmentRecord) -> bool {
+        let state = self.state.read();
+        state.segments.get(record.id).is_some_and(|s| {
+            s.record.incarnation == record.incarnation && s.record.live > 0 && s.record.columns == record.columns
+        })
+    }
+
+    fn host_requests(&self) -> u64 {
+        let c = &self.counters;
+        c.host_reads.load(Ordering::Relaxed) + c.host_writes.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the disks to hosts for as long as the last piece of work took, if hosts asked for anything meanwhile. Not while the next failure
+    /// would lose data.
+    async fn give_way(&self, (begun, requests): (Duration, u64), left: usize) {
+        if left > 0 && self.host_requests() != requests {
+            self.env.sleep(self.env.now().saturating_sub(begun)).await;
+        }
+    }
+
+    /// Tells that segments may have lost columns, or that a disk came back.
+    pub(super) fn want_rebuild(&self) {
+        self.rebuild_wanted.notify_one();
+    }
+}

@@ -1,0 +1,157 @@
+//! Comparing what rows of a segment hold with the checksums of everything live in them.
+
+use std::sync::Arc;
+
+use super::Engine;
+use crate::codec::{self, Codec};
+use crate::env::{Env, compute};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::checksum;
+use crate::format::page::{BlockEntry, BlockKind, DIRECTORY_PAGE_SIZE, Location, TABLE_PAGE_SIZE};
+use crate::format::part::{Content, Item, Part};
+use crate::format::record::SegmentRecord;
+use crate::map::Need;
+use crate::redundancy::rows::Rows;
+use crate::units::{BLOCK_SIZE, SegmentId};
+
+/// What stored bytes must be.
+enum Expected {
+    /// A frame whose blocks have these checksums, by index.
+    Blocks(Codec, u16, Vec<(u8, u64)>),
+    /// A frame with this checksum.
+    Page(Codec, u16, u64),
+    /// The summary of a part of this use of a segment.
+    Summary(SegmentId, u64),
+}
+
+/// Stored bytes of a segment and what they must be.
+pub(super) struct Check {
+    offset: u32,
+    len: u16,
+    expected: Expected,
+}
+
+impl Check {
+    fn end(&self) -> u32 {
+        self.offset + u32::from(self.len)
+    }
+
+    fn passes(&self, stored: &[u8], raw: &mut Vec<u8>) -> bool {
+        raw.clear();
+        let mut decode = |codec, raw_len: u16| codec::decompress(codec, stored, raw_len.into(), raw).is_ok();
+        match &self.expected {
+            Expected::Summary(segment, incarnation) => {
+                Part::decode(stored).is_ok_and(|p| p.segment == *segment && p.incarnation == *incarnation)
+            }
+            Expected::Page(codec, raw_len, sum) => decode(*codec, *raw_len) && checksum(raw) == *sum,
+            Expected::Blocks(codec, raw_len, sums) => {
+                decode(*codec, *raw_len)
+                    && sums.iter().all(|(index, sum)| {
+                        let start = usize::from(*index) * BLOCK_SIZE;
+                        raw.get(start..start + BLOCK_SIZE).is_some_and(|block| checksum(block) == *sum)
+                    })
+            }
+        }
+    }
+}
+
+/// Takes a segment's rows one after another and checks what is complete.
+pub(super) struct Verifier {
+    /// In order of their offsets.
+    checks: std::vec::IntoIter<Check>,
+    next: Option<Check>,
+    /// Data space from `base` on that later checks need.
+    carried: Vec<u8>,
+    base: u32,
+}
+
+impl Verifier {
+    pub fn new(mut checks: Vec<Check>) -> Self {
+        checks.sort_unstable_by_key(|c| c.offset);
+        let mut checks = checks.into_iter();
+        Self { next: checks.next(), checks, carried: Vec::new(), base: 0 }
+    }
+
+    /// Takes the next rows; false when something in them is not what it should be.
+    pub async fn feed(&mut self, env: &Arc<dyn Env>, rows: Rows) -> Result<bool> {
+        let (mut data, base) = (std::mem::take(&mut self.carried), self.base);
+        let (passed, data, end) = {
+            let mut due = Vec::new();
+            let end = base + data.len() as u32 + rows.data_len() as u32;
+            while let Some(check) = self.next.take_if(|c| c.end() <= end) {
+                due.push(check);
+                self.next = self.checks.next();
+            }
+            let job = move || {
+                data.extend_from_slice(&rows.data_space());
+                let mut raw = Vec::new();
+                let stored = |c: &Check| (c.offset - base) as usize..(c.end() - base) as usize;
+                let passed = due.iter().all(|c| data.get(stored(c)).is_some_and(|s| c.passes(s, &mut raw)));
+                (passed, data)
+            };
+            let stopped = || Error::new(ErrorKind::Unavailable, "the pool is stopped");
+            let (passed, data) = compute(env, job).await.ok_or_else(stopped)?;
+            (passed, data, end)
+        };
+        let keep = self.next.as_ref().map_or(end, |c| c.offset.min(end));
+        self.carried = data[(keep - base) as usize..].to_vec();
+        self.base = keep;
+        Ok(passed)
+    }
+}
+
+impl Engine {
+    /// Everything live in a sealed segment, and its summaries; None when a summary or an entry cannot be read.
+    pub(super) async fn live_frames(&self, record: &SegmentRecord) -> Result<Option<Vec<Check>>> {
+        let mut out = Vec::new();
+        let mut at = record.last_part;
+        while at.len > 0 {
+            let _pass = self.gate.enter();
+            let Some(part) = self.read_part(record.id, at.offset).await else { return Ok(None) };
+            let expected = Expected::Summary(record.id, record.incarnation);
+            out.push(Check { offset: at.offset, len: at.len, expected });
+            for item in &part.items {
+                match self.with_state(|s| expected_of(s, record.id, item)).await {
+                    Ok(Some(expected)) => out.push(Check { offset: item.offset, len: item.len, expected }),
+                    Ok(None) => {}
+                    Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => return Ok(None),
+                    Err(e) => return Err(e),
+                }
+            }
+            at = part.previous;
+        }
+        Ok(Some(out))
+    }
+}
+
+/// What the frame of an item must be; none when nothing refers to it.
+fn expected_of(s: &super::state::State, segment: SegmentId, item: &Item) -> Need<Option<Expected>> {
+    let here = |at: &Location| (at.segment, at.offset) == (segment, item.offset);
+    let live = |e: &BlockEntry| e.refcount > 0 && here(&e.frame);
+    Ok(match &item.content {
+        Content::Data(blocks) => {
+            let mut sums = Vec::with_capacity(blocks.len());
+            let mut frame = None;
+            for (i, (block, _)) in blocks.iter().enumerate().filter(|(_, (block, _))| !block.is_none()) {
+                let e = s.table.entry(*block)?;
+                if live(&e) && e.kind == BlockKind::Data && usize::from(e.index) == i {
+                    sums.push((e.index, e.checksum));
+                    frame = Some((e.codec, e.raw_len));
+                }
+            }
+            frame.map(|(codec, raw_len)| Expected::Blocks(codec, raw_len, sums))
+        }
+        Content::MapPage(block) => {
+            let e = s.table.entry(*block)?;
+            (live(&e) && e.kind == BlockKind::MapPage).then_some(Expected::Page(e.codec, e.raw_len, e.checksum))
+        }
+        Content::TablePage(page) => {
+            let p = s.table.pointer(*page)?;
+            here(&p.at).then_some(Expected::Page(p.codec, TABLE_PAGE_SIZE as u16, p.checksum))
+        }
+        Content::DirectoryPage(page) => {
+            let p = s.table.roots.get(*page as usize).copied().unwrap_or_default();
+            here(&p.at).then_some(Expected::Page(p.codec, DIRECTORY_PAGE_SIZE as u16, p.checksum))
+        }
+    })
+}
