@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 
 use super::parity::{self, Recovery};
 use crate::disk::{AlignedBuf, Disk, DiskError, IO_ALIGN};
@@ -139,6 +140,8 @@ pub struct DiskArray {
     stopped: AtomicBool,
     /// Raised whenever a disk goes or comes.
     changes: AtomicU64,
+    /// Wakes who gives segments their redundancy back: a disk went or came.
+    pub changed: Notify,
     /// Bytes written and read, all kinds.
     pub written: AtomicU64,
     /// See `written`.
@@ -302,6 +305,7 @@ impl DiskArray {
             members: RwLock::new(members.into_iter().map(Arc::new).collect()),
             failures: AtomicU64::new(0),
             changes: AtomicU64::new(0),
+            changed: Notify::new(),
             stopped: AtomicBool::new(false),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
@@ -379,6 +383,7 @@ impl DiskArray {
             *member.gone_since.lock() = Some(self.env.now());
             self.failures.fetch_add(1, Ordering::AcqRel);
             self.changes.fetch_add(1, Ordering::AcqRel);
+            self.changed.notify_one();
             member.set_trouble(why);
             let name = member.disk.read().as_ref().map(|d| d.name()).unwrap_or_default();
             tracing::error!(disk = id.0, name, why, "disk declared failed");
@@ -427,6 +432,7 @@ impl DiskArray {
             && member.unsettled.swap(false, Ordering::AcqRel)
         {
             self.changes.fetch_add(1, Ordering::AcqRel);
+            self.changed.notify_one();
         }
     }
 

@@ -242,7 +242,6 @@ impl Engine {
             return;
         }
         own.failures = failures;
-        self.want_rebuild();
         let failed: Vec<_> = self.array.members().into_iter().filter(|m| m.is_failed()).map(|m| m.id).collect();
         let state = self.state.read();
         for s in state.segments.iter() {
@@ -267,7 +266,6 @@ impl Engine {
         // Only now do the labels say that it is there: what it lacks is on record.
         self.array.settle(id);
         self.label_absent().await?;
-        self.want_rebuild();
         // Until now the log had no copies on it: in a pool of few disks too few. Another checkpoint ends the need for those.
         self.checkpoints.lock().await.forced = true;
         self.checkpoint().await

@@ -238,8 +238,6 @@ pub struct Engine {
     pub pins: AtomicUsize,
     /// Asks for cleaning.
     pub cleaner_wanted: Notify,
-    /// Asks for a look at segments that lost columns.
-    pub(crate) rebuild_wanted: Notify,
     /// Redundancy being restored.
     pub(crate) rebuild: Mutex<Option<rebuild::Progress>>,
     /// Set by `stop`.
@@ -302,7 +300,7 @@ impl Engine {
         self.log.interrupt();
         self.checkpoint_wanted.notify_one();
         self.cleaner_wanted.notify_one();
-        self.rebuild_wanted.notify_one();
+        self.array.changed.notify_one();
         self.appenders.read().values().for_each(|a| a.interrupt());
         self.durable.send_modify(|_| {});
         self.checkpointed.send_modify(|_| {});

@@ -124,7 +124,7 @@ impl Engine {
 
     /// Waits until there may be something to do.
     async fn wait_for_rebuild(&self) {
-        let wanted = self.rebuild_wanted.notified();
+        let wanted = self.array.changed.notified();
         let idle = self.rebuild.lock().is_none() && self.array.absent() == 0 && !self.has_hurt_open_segments();
         if idle {
             wanted.await;
@@ -443,10 +443,5 @@ impl Engine {
         if left > 0 && self.host_requests() != requests {
             self.env.sleep(self.env.now().saturating_sub(begun)).await;
         }
-    }
-
-    /// Tells that segments may have lost columns, or that a disk came back.
-    pub(super) fn want_rebuild(&self) {
-        self.rebuild_wanted.notify_one();
     }
 }

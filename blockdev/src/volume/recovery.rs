@@ -346,7 +346,6 @@ impl Engine {
             }),
             pins: AtomicUsize::new(0),
             cleaner_wanted: Notify::new(),
-            rebuild_wanted: Notify::new(),
             rebuild: Mutex::new(None),
             stopping: false.into(),
             failure: Mutex::new(None),
