@@ -122,3 +122,10 @@ fn full_pool_4_waits_without_a_pass() {
 fn seed_308219_long_writes_are_cut_anywhere() {
     passes(308_219);
 }
+
+/// A disk died between the labels of an opening and its look at the log, so that a log entry that it alone held was not found; after a crash it came
+/// back, the labels did not say that it had been away, and the entry was replayed, over whose data the opening had written.
+#[test]
+fn seed_18722_a_disk_that_dies_while_the_log_is_read() {
+    ends_well(super::rebuild::run(18_722));
+}
