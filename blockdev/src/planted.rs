@@ -39,8 +39,6 @@ pub enum Bug {
     ReferenceLeaked,
     /// A rebuilt column counts as whole before it is on stable storage.
     RebuildNotFlushed,
-    /// The chunk a column was moved away from is reused before a checkpoint says so.
-    LeftChunkReusedEarly,
     /// A column is rebuilt from others without looking at checksums.
     RebuildUnverified,
 }

@@ -52,6 +52,8 @@ pub enum DiskState {
     Online,
     /// It serves, but lacks what was written while it was away: see [`DiskInfo::behind`].
     Stale,
+    /// What lies on it is being moved to the others, so that it can be removed.
+    Removing,
     /// Declared failed: not used.
     Failed,
     /// Not found when the pool was opened.

@@ -29,6 +29,17 @@ pub struct Health {
     pub pool_health: String,
 }
 
+/// A disk to add.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskAdd {
+    /// Where the daemon finds it: an absolute path.
+    pub path: String,
+    /// Take it although something is on it.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// A volume to make.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

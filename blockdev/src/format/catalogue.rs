@@ -32,11 +32,13 @@ pub enum Service {
     GivenUp = 2,
     /// As [`Self::GivenUp`], and nothing lies on it any more: it does not count towards the failures that are tolerated.
     Empty = 3,
+    /// It is to be removed: what lies on it, if it is there, is moved to others, and nothing new is put there.
+    Leaving = 4,
 }
 
 impl Service {
     fn decode(number: u8) -> Result<Self> {
-        [Self::Serving, Self::Away, Self::GivenUp, Self::Empty]
+        [Self::Serving, Self::Away, Self::GivenUp, Self::Empty, Self::Leaving]
             .into_iter()
             .find(|s| *s as u8 == number)
             .ok_or_else(|| Error::corrupt(format!("disk: service {number} is unknown")))

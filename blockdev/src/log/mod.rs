@@ -139,13 +139,18 @@ impl Log {
         Ok(None)
     }
 
+    /// Whether entries that may still be needed have copies on a disk.
+    pub fn uses(&self, disk: DiskId) -> bool {
+        self.inner.lock().extents.values().flatten().any(|(on, _)| *on == disk)
+    }
+
     /// Takes a free slot on each of tolerance + 1 disks, those with the most free slots first.
     fn start_extent(&self, inner: &mut Inner) -> bool {
         let slots = self.array.geometry.log_extents;
         let busy: BTreeSet<Mirror> = inner.extents.values().flatten().copied().collect();
         let free = |disk: DiskId| (0..slots).filter(|&s| !busy.contains(&(disk, s))).collect::<Vec<_>>();
-        let (online, unreliable) = (self.array.online(), self.array.unreliable());
-        // Copies on disks that the labels call absent are not replayed.
+        let (online, unreliable) = (self.array.online(), self.array.unreliable() | self.array.closed());
+        // Copies on disks that the labels call absent are not replayed, and a disk that is to be removed must not be needed.
         let counts = |disk: DiskId| unreliable.checked_shr(disk.0.into()).unwrap_or(0) & 1 == 0;
         let mut disks: Vec<(DiskId, Vec<u32>)> =
             online.iter().filter(|m| counts(m.id)).map(|m| (m.id, free(m.id))).collect();

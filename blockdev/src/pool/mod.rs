@@ -1,6 +1,7 @@
 //! A pool as the daemon sees it: create, open, volumes, status, check.
 
 pub mod check;
+mod disks;
 mod status;
 #[cfg(test)]
 mod test_support;
@@ -19,19 +20,19 @@ use crate::env::Env;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::catalogue::Catalogue;
 use crate::format::label::Label;
-use crate::format::layout::{EDGE, LABEL_SIZE, PoolGeometry};
+use crate::format::layout::{EDGE, PoolGeometry};
 use crate::format::record::{Op, VolumeRecord};
 use crate::frontend::BlockDevice;
 use crate::map::tree::{VOLUME_BLOCKS_MAX, levels_for};
 use crate::redundancy::array::{DiskArray, Member};
 use crate::redundancy::layout::width;
-use crate::report::{CheckReport, DiskInfo, Tolerance, VolumeInfo};
+use crate::report::{CheckReport, Tolerance, VolumeInfo};
 use crate::segment::table::disks_min;
 use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, VolumeId};
 use crate::volume::Engine;
 use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
-use crate::volume::recovery::{OLDER_STATE, check_size, next_epoch, read_label, superblocks, write_labels};
+use crate::volume::recovery::{next_epoch, read_label, write_labels};
 
 /// Most disks of a pool.
 pub const DISKS_MAX: usize = 96;
@@ -382,47 +383,6 @@ impl Pool {
             self.check_catalogue(&record)?;
         }
         self.0.engine.commit_ops(vec![Op::PutVolume(record)]).await
-    }
-
-    /// Takes a failed or missing disk back after checking that it is the one it claims to be.
-    pub async fn reinstate_disk(&self, disk: Arc<dyn Disk>) -> Result<DiskInfo> {
-        let engine = &self.0.engine;
-        let label = read_label(&disk).await?;
-        let member = engine.array.members().into_iter().find(|m| m.uuid == label.disk && label.pool == engine.uuid);
-        let Some(member) = member else {
-            return Err(Error::invalid(format!("{} is not a disk of pool {}", disk.name(), engine.name)));
-        };
-        if member.online().is_none() {
-            check_size(&disk, &label)?;
-            let newest = superblocks(&disk, &label).await.iter().map(|s| s.checkpoint).max().unwrap_or(0);
-            if newest < member.last_checkpoint.load(Ordering::Relaxed) {
-                return Err(Error::invalid(format!("{} {OLDER_STATE}, and cannot be taken back", disk.name())));
-            }
-            if label.epoch > engine.epoch {
-                return Err(Error::new(
-                    ErrorKind::Fenced,
-                    format!("{} was written to by another writer since", disk.name()),
-                ));
-            }
-            engine.reinstate(member.id, disk).await?;
-        }
-        Ok(self.disk_info(&member, &engine.state.read().segments))
-    }
-
-    /// Looks again at all disks the pool was opened with and takes those back that failed or were missing and now answer.
-    pub async fn rescan_disks(&self) -> Result<()> {
-        let engine = &self.0.engine;
-        for member in engine.array.online() {
-            // One that was pulled is noticed now instead of at its next write.
-            let _ = engine.array.read_disk(member.id, 0, LABEL_SIZE).await;
-        }
-        for disk in &engine.candidates {
-            if let Err(e) = self.reinstate_disk(disk.clone()).await {
-                tracing::warn!(disk = disk.name(), error = %e, "disk stays out");
-                engine.check_alive()?;
-            }
-        }
-        Ok(())
     }
 
     /// Walks a checkpoint on disk and verifies everything: references, space, checksums, parity. I/O goes on.

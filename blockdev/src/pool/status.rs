@@ -38,6 +38,11 @@ impl Pool {
             let why = d.reason.as_deref().unwrap_or_default();
             match d.state {
                 DiskState::Online => {}
+                DiskState::Removing => add(
+                    "info",
+                    "disk.removing",
+                    format!("what lies on {name} is being moved to the others; then it is let go"),
+                ),
                 DiskState::Stale => add(
                     "warning",
                     "disk.stale",

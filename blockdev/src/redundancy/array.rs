@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::Notify;
 
+pub use super::member::Member;
+use super::member::Stalled;
 use super::parity::{self, Recovery};
 use crate::disk::{AlignedBuf, Disk, DiskError, IO_ALIGN};
 use crate::env::Env;
@@ -17,8 +19,8 @@ use crate::format::catalogue::Service;
 use crate::format::layout::PoolGeometry;
 use crate::format::record::SegmentRecord;
 use crate::planted::{self, Bug};
-use crate::report::{DiskInfo, DiskState, Tolerance};
-use crate::units::{ChunkIndex, DiskId, SegmentId, Uuid};
+use crate::report::Tolerance;
+use crate::units::{ChunkIndex, DiskId, SegmentId};
 
 /// Pause before a write is tried again that failed for want of space under a file-backed disk.
 const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
@@ -71,62 +73,6 @@ impl Extent {
     }
 }
 
-/// One disk of the pool.
-pub struct Member {
-    /// Index.
-    pub id: DiskId,
-    /// Identity.
-    pub uuid: Uuid,
-    /// Bytes recorded for it.
-    pub size: u64,
-    /// Newest checkpoint that this disk surely has.
-    pub last_checkpoint: AtomicU64,
-    disk: RwLock<Option<Arc<dyn Disk>>>,
-    failed: AtomicBool,
-    /// It came back, and no checkpoint says yet what it lacks.
-    unsettled: AtomicBool,
-    /// Since when it does not serve; none while it does.
-    gone_since: Mutex<Option<Duration>>,
-    /// It was away for too long, or an administrator said so: what it holds is rebuilt elsewhere.
-    given_up: AtomicBool,
-    /// Given up, and no column of any segment lies on it: it is not needed for anything.
-    empty: AtomicBool,
-    /// How often it was taken back.
-    returns: AtomicU64,
-    /// Why it does not serve, as far as that is known.
-    trouble: RwLock<String>,
-    /// Where it was seen last.
-    path: RwLock<String>,
-    /// Writes completed; compared with `flushed` to know whether a flush is needed.
-    writes: AtomicU64,
-    flushed: AtomicU64,
-    read_errors: AtomicU64,
-    write_errors: AtomicU64,
-    checksum_errors: AtomicU64,
-    /// Writes that wait because the file system below this file-backed disk is full.
-    stalled: AtomicU64,
-}
-
-/// A write that waits for space, for as long as it lives. The log gets a line when the first begins to wait and when the last has ended.
-struct Stalled<'a>(&'a Member);
-
-impl<'a> Stalled<'a> {
-    fn on(member: &'a Member, why: &str) -> Self {
-        if member.stalled.fetch_add(1, Ordering::Relaxed) == 0 {
-            tracing::error!(disk = member.id.0, why, "no space under a file-backed disk: its writes wait");
-        }
-        Self(member)
-    }
-}
-
-impl Drop for Stalled<'_> {
-    fn drop(&mut self) {
-        if self.0.stalled.fetch_sub(1, Ordering::Relaxed) == 1 {
-            tracing::info!(disk = self.0.id.0, "no write waits for space under the disk any more");
-        }
-    }
-}
-
 /// The disks.
 pub struct DiskArray {
     env: Arc<dyn Env>,
@@ -146,153 +92,6 @@ pub struct DiskArray {
     pub written: AtomicU64,
     /// See `written`.
     pub read: AtomicU64,
-}
-
-impl Member {
-    /// A member; `disk` is None when it was not found.
-    pub fn new(id: DiskId, uuid: Uuid, size: u64, disk: Option<Arc<dyn Disk>>, failed: bool) -> Self {
-        Self {
-            id,
-            uuid,
-            size,
-            last_checkpoint: AtomicU64::new(0),
-            path: RwLock::new(disk.as_ref().map(|d| d.name()).unwrap_or_default()),
-            disk: RwLock::new(disk),
-            failed: AtomicBool::new(failed),
-            unsettled: AtomicBool::new(false),
-            gone_since: Mutex::new(None),
-            given_up: AtomicBool::new(false),
-            empty: AtomicBool::new(false),
-            returns: AtomicU64::new(0),
-            trouble: RwLock::default(),
-            writes: AtomicU64::new(0),
-            flushed: AtomicU64::new(0),
-            read_errors: AtomicU64::new(0),
-            write_errors: AtomicU64::new(0),
-            checksum_errors: AtomicU64::new(0),
-            stalled: AtomicU64::new(0),
-        }
-    }
-
-    /// The disk, when it is there and not failed.
-    pub fn online(&self) -> Option<Arc<dyn Disk>> {
-        if self.failed.load(Ordering::Acquire) { None } else { self.disk.read().clone() }
-    }
-
-    /// Whether it serves, and a checkpoint tells what it lacks.
-    pub fn is_settled(&self) -> bool {
-        self.online().is_some() && !self.unsettled.load(Ordering::Acquire)
-    }
-
-    /// Whether what it holds is rebuilt elsewhere.
-    pub fn is_given_up(&self) -> bool {
-        self.given_up.load(Ordering::Acquire)
-    }
-
-    /// Whether nothing lies on it, and nothing is expected of it.
-    pub fn is_empty(&self) -> bool {
-        self.empty.load(Ordering::Acquire)
-    }
-
-    /// How often it was taken back so far: what was begun before a return says nothing about afterwards.
-    pub fn returns(&self) -> u64 {
-        self.returns.load(Ordering::Acquire)
-    }
-
-    /// As the catalogue says when the pool is opened, and as it is to say from the next checkpoint on.
-    pub fn set_service(&self, service: Service) {
-        self.given_up.store(matches!(service, Service::GivenUp | Service::Empty), Ordering::Release);
-        self.empty.store(service == Service::Empty, Ordering::Release);
-    }
-
-    /// What the next catalogue says of it.
-    pub fn service(&self) -> Service {
-        match (self.online().is_some(), self.is_given_up(), self.is_empty()) {
-            (true, ..) => Service::Serving,
-            (false, false, _) => Service::Away,
-            (false, true, false) => Service::GivenUp,
-            (false, true, true) => Service::Empty,
-        }
-    }
-
-    /// Keeps why it does not serve, for messages.
-    pub fn set_trouble(&self, why: impl Into<String>) {
-        *self.trouble.write() = why.into();
-    }
-
-    /// Tells where it was seen last, when it is not here.
-    pub fn set_path(&self, path: impl Into<String>) {
-        *self.path.write() = path.into();
-    }
-
-    /// Which disk it is, where it was seen last, and why it does not serve.
-    fn describe_gone(&self) -> String {
-        let path = self.path.read();
-        let path = if path.is_empty() { String::new() } else { format!(", {path}") };
-        let why = self.reason().unwrap_or_default();
-        format!("disk {} ({}{path}): {why}", self.id, self.uuid)
-    }
-
-    /// Why it does not serve, when it does not.
-    fn reason(&self) -> Option<String> {
-        let trouble = self.trouble.read();
-        match self.state() {
-            DiskState::Online | DiskState::Stale => None,
-            state => {
-                let why = match (state, trouble.is_empty()) {
-                    (_, false) => trouble.clone(),
-                    (DiskState::Missing, true) => "not found".into(),
-                    _ => "failed".into(),
-                };
-                Some(match (self.is_given_up(), self.is_empty()) {
-                    (_, true) => format!("{why}; what it held was rebuilt on the others"),
-                    (true, _) => format!("{why}; what it held is being rebuilt on the others"),
-                    _ => why,
-                })
-            }
-        }
-    }
-
-    /// Whether it was declared failed.
-    pub fn is_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-
-    /// State for people. What it lacks is known to the owner of the segments.
-    pub fn state(&self) -> DiskState {
-        match (self.is_failed(), self.disk.read().is_some()) {
-            (true, _) => DiskState::Failed,
-            (false, false) => DiskState::Missing,
-            (false, true) => DiskState::Online,
-        }
-    }
-
-    /// Reads that failed since the pool was opened, or since it was taken back.
-    pub fn read_errors(&self) -> u64 {
-        self.read_errors.load(Ordering::Relaxed)
-    }
-
-    /// Whether writes wait for space in the file system below this disk.
-    pub fn is_stalled(&self) -> bool {
-        self.stalled.load(Ordering::Relaxed) > 0
-    }
-
-    /// Record for people; what concerns segments is filled in by their owner.
-    pub fn info(&self) -> DiskInfo {
-        DiskInfo {
-            id: self.id.0,
-            uuid: self.uuid,
-            path: self.path.read().clone(),
-            state: self.state(),
-            reason: self.reason(),
-            size: self.size,
-            allocated: 0,
-            behind: 0,
-            read_errors: self.read_errors.load(Ordering::Relaxed),
-            write_errors: self.write_errors.load(Ordering::Relaxed),
-            checksum_errors: self.checksum_errors.load(Ordering::Relaxed),
-        }
-    }
 }
 
 impl DiskArray {
@@ -341,6 +140,56 @@ impl DiskArray {
     pub fn absent(&self) -> u128 {
         let gone = |m: &&Arc<Member>| m.online().is_none();
         self.members.read().iter().filter(gone).fold(0, |bits, m| bits | 1u128.checked_shl(m.id.0.into()).unwrap_or(0))
+    }
+
+    /// Bit per disk that takes no data: not there, to be removed, or new and in no checkpoint yet.
+    pub fn closed(&self) -> u128 {
+        let bad = |m: &&Arc<Member>| !m.takes_data();
+        self.members.read().iter().filter(bad).fold(0, |bits, m| bits | 1u128.checked_shl(m.id.0.into()).unwrap_or(0))
+    }
+
+    /// Takes in a new member, which must be labelled. It takes no data until [`Self::open_to_data`].
+    pub fn add(&self, member: Member) {
+        member.joining.store(true, Ordering::Release);
+        member.unsettled.store(true, Ordering::Release);
+        let mut members = self.members.write();
+        members.push(Arc::new(member));
+        members.sort_by_key(|m| m.id);
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A durable checkpoint names the new member: it may be used.
+    pub fn open_to_data(&self, id: DiskId) {
+        if let Some(member) = self.member(id) {
+            member.joining.store(false, Ordering::Release);
+            self.settle(id);
+        }
+    }
+
+    /// Lets a member go on which nothing lies.
+    pub fn remove(&self, id: DiskId) {
+        self.members.write().retain(|m| m.id != id);
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changed.notify_one();
+    }
+
+    /// Declares that a member is to be removed, or that it is not.
+    pub fn set_leaving(&self, id: DiskId, leaving: bool) {
+        if let Some(member) = self.member(id) {
+            let away = if member.online().is_some() { Service::Serving } else { Service::Away };
+            member.set_service(if leaving { Service::Leaving } else { away });
+            self.changes.fetch_add(1, Ordering::AcqRel);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Gives up a disk that does not serve.
+    pub fn give_up(&self, id: DiskId) {
+        if let Some(member) = self.member(id).filter(|m| m.online().is_none()) {
+            member.given_up.store(true, Ordering::Release);
+            self.changes.fetch_add(1, Ordering::AcqRel);
+            self.changed.notify_one();
+        }
     }
 
     /// Bit per disk that is not there, or is back and lacks what no checkpoint tells of yet.
@@ -399,7 +248,7 @@ impl DiskArray {
             member.read_errors.store(0, Ordering::Relaxed);
             member.unsettled.store(true, Ordering::Release);
             member.returns.fetch_add(1, Ordering::AcqRel);
-            member.set_service(Service::Serving);
+            member.set_service(if member.is_leaving() { Service::Leaving } else { Service::Serving });
             *member.gone_since.lock() = None;
             member.failed.store(false, Ordering::Release);
             self.changes.fetch_add(1, Ordering::AcqRel);

@@ -5,6 +5,7 @@
 pub mod array;
 pub mod gf;
 pub mod layout;
+pub mod member;
 pub mod parity;
 pub mod placement;
 pub mod rows;

@@ -7,8 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::format::layout::PoolGeometry;
 use crate::format::page::Location;
 use crate::format::record::{ColumnMove, SegmentRecord, Stream};
-use crate::planted::{self, Bug};
-use crate::redundancy::array::{DiskArray, Extent};
+use crate::redundancy::array::{DiskArray, Extent, Member};
 use crate::redundancy::layout::{Width, has_spare, resiliency_sets, width_now};
 use crate::redundancy::placement::{DiskSpace, max_extents, place};
 use crate::report::{Redundancy, Tolerance};
@@ -137,7 +136,7 @@ impl SegmentTable {
     pub fn move_columns(&mut self, id: SegmentId, incarnation: u64, moves: &[ColumnMove]) -> bool {
         let Some(s) = self.segments.get_mut(&id).filter(|s| s.record.incarnation == incarnation) else { return false };
         let mut stale = s.extent.stale.load(Ordering::Acquire);
-        let (mut taken, mut left_early, mut complete) = (Vec::new(), Vec::new(), true);
+        let (mut taken, mut complete) = (Vec::new(), true);
         for m in moves {
             let elsewhere = |(i, c): (usize, &(DiskId, ChunkIndex))| i != usize::from(m.column) && c.0 == m.to.0;
             let fits = s.record.columns.get(usize::from(m.column)) == Some(&m.from)
@@ -147,11 +146,7 @@ impl SegmentTable {
                 s.record.columns[usize::from(m.column)] = m.to;
                 stale &= !(1 << m.column);
                 if m.from != m.to {
-                    if planted::active(Bug::LeftChunkReusedEarly) {
-                        left_early.push(m.from);
-                    } else {
-                        self.left.push(m.from);
-                    }
+                    self.left.push(m.from);
                     taken.push(m.to);
                 }
             }
@@ -160,7 +155,6 @@ impl SegmentTable {
         s.extent = Arc::new(Extent::of(&s.record));
         self.version += 1;
         self.mark(&taken, true);
-        self.mark(&left_early, false);
         complete
     }
 
@@ -279,18 +273,39 @@ impl SegmentTable {
         self.allocated(id) > 0
     }
 
+    /// Takes in the chunks of a new disk.
+    pub fn add_disk(&mut self, id: DiskId, chunks: u32) {
+        self.chunks.push(Chunks { id, used: vec![false; chunks as usize], free: chunks, next: 0 });
+        self.chunks.sort_by_key(|c| c.id);
+        self.version += 1;
+    }
+
+    /// Forgets the chunks of a disk on which nothing lies.
+    pub fn remove_disk(&mut self, id: DiskId) {
+        self.chunks.retain(|c| c.id != id);
+        self.version += 1;
+    }
+
+    /// Chunks of the disks of a set that are not to be removed.
+    fn staying<'a>(&'a self, array: &DiskArray, set: usize) -> impl Iterator<Item = &'a Chunks> {
+        let leaving: Vec<DiskId> = array.members().iter().filter(|m| m.is_leaving()).map(|m| m.id).collect();
+        let own = self.chunks.iter().skip(set).step_by(self.sets(array));
+        own.filter(move |c| !leaving.contains(&c.id))
+    }
+
     fn sets(&self, array: &DiskArray) -> usize {
         resiliency_sets(self.chunks.len(), array.tolerance).max(1)
     }
 
     fn spaces(&self, array: &DiskArray) -> Vec<DiskSpace> {
-        let online: Vec<DiskId> = array.online().iter().map(|m| m.id).collect();
+        let closed = array.closed();
+        let open = |id: DiskId| closed.checked_shr(id.0.into()).unwrap_or(0) & 1 == 0;
         let sets = self.sets(array);
         let spaces = self.chunks.iter().enumerate().map(|(i, c)| DiskSpace {
             id: c.id,
             set: (i % sets) as u16,
             total_chunks: c.used.len() as u32,
-            free_chunks: if online.contains(&c.id) { c.free } else { 0 },
+            free_chunks: if open(c.id) { c.free } else { 0 },
             wear: 0,
         });
         spaces.collect()
@@ -299,7 +314,9 @@ impl SegmentTable {
     /// Layout of segments opened now. With too few disks left for the tolerance, as much redundancy as they allow.
     pub fn width(&self, array: &DiskArray) -> Option<Width> {
         let sets = self.sets(array);
-        let (disks, here) = (self.chunks.len() / sets, array.online().len() / sets);
+        let members = array.members();
+        let count = |which: &dyn Fn(&Member) -> bool| members.iter().filter(|m| which(m)).count() / sets;
+        let (disks, here) = (count(&|m| !m.is_leaving()), count(&|m| m.takes_data()));
         let lesser = [array.tolerance, Tolerance::Single, Tolerance::None];
         lesser.into_iter().filter(|t| t.drives() <= array.tolerance.drives()).find_map(|t| width_now(disks, here, t))
     }
@@ -321,11 +338,11 @@ impl SegmentTable {
     /// have room any more if the largest disk of each set were gone.
     pub fn total(&self, array: &DiskArray) -> (u64, u64) {
         let Some(width) = self.width(array) else { return (0, 0) };
-        let (sets, absent) = (self.sets(array), array.absent());
-        let here = |id: DiskId| absent.checked_shr(id.0.into()).unwrap_or(0) & 1 == 0;
+        let (sets, closed) = (self.sets(array), array.closed());
+        let here = |id: DiskId| closed.checked_shr(id.0.into()).unwrap_or(0) & 1 == 0;
         let (mut total, mut spare) = (0, 0);
         for set in 0..sets {
-            let own: Vec<&Chunks> = self.chunks.iter().skip(set).step_by(sets).collect();
+            let own: Vec<&Chunks> = self.staying(array, set).collect();
             let count = |c: &&&Chunks| c.used.len() as u32;
             let now: Vec<u32> = own.iter().filter(|c| here(c.id)).map(|c| count(&c)).collect();
             let now = max_extents(&now, width.columns());
@@ -346,8 +363,7 @@ impl SegmentTable {
         let Some(width) = self.width(array) else { return 0 };
         let sets = self.sets(array);
         let worth = |set: usize| {
-            let mut chunks: Vec<u32> =
-                self.chunks.iter().skip(set).step_by(sets).map(|c| c.used.len() as u32).collect();
+            let mut chunks: Vec<u32> = self.staying(array, set).map(|c| c.used.len() as u32).collect();
             if !has_spare(chunks.len(), array.tolerance) {
                 return 0;
             }
@@ -393,16 +409,16 @@ impl SegmentTable {
     /// new one takes.
     pub fn is_uneven(&self, array: &DiskArray) -> bool {
         let Some(width) = self.width(array) else { return true };
-        let gone = array.absent() != 0;
+        let gone = array.closed() != 0;
         gone || self.iter().any(|s| usize::from(s.record.data + s.record.parity) != width.columns())
     }
 
     /// Data bytes, out of `segment` for a whole one, that new segments have in the place of an emptied one.
     pub fn worth(&self, array: &DiskArray, segment: u64) -> impl Fn(&SegmentRecord) -> u64 + use<> {
         let columns = self.width(array).map_or(0, |w| w.columns() as u64);
-        let absent = array.absent();
+        let closed = array.closed();
         move |record| {
-            let here = |disk: DiskId| absent.checked_shr(disk.0.into()).unwrap_or(0) & 1 == 0;
+            let here = |disk: DiskId| closed.checked_shr(disk.0.into()).unwrap_or(0) & 1 == 0;
             let chunks = record.columns.iter().filter(|(disk, _)| here(*disk)).count() as u64;
             (segment * chunks).checked_div(columns).unwrap_or(0)
         }

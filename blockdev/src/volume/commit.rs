@@ -291,7 +291,7 @@ impl Engine {
 
     /// Whether an open segment lacks columns, so that new frames should go elsewhere.
     pub(super) fn is_hurt(&self, open: &Appender) -> bool {
-        open.extent.lost_columns(self.array.absent()) != 0
+        open.extent.lost_columns(self.array.closed()) != 0
     }
 
     /// Closes the part; from now on its fingerprints can be found.

@@ -14,6 +14,7 @@ pub mod gate;
 pub mod group_commit;
 pub mod intake;
 pub mod load;
+pub mod members;
 pub mod read_path;
 pub mod rebuild;
 pub mod recovery;
@@ -181,7 +182,7 @@ pub struct Engine {
     /// Disks.
     pub array: Arc<DiskArray>,
     /// All disks the pool was opened with, also those that could not be used then.
-    pub candidates: Vec<Arc<dyn Disk>>,
+    pub candidates: RwLock<Vec<Arc<dyn Disk>>>,
     /// Identity.
     pub uuid: Uuid,
     /// Name.

@@ -47,6 +47,11 @@ impl Degraded {
         usize::from(self.record.parity).saturating_sub(self.lost.count_ones() as usize)
     }
 
+    /// Parity to be written: it is computed, wherever it lies.
+    fn wanted_parity(&self) -> u32 {
+        self.wanted & !((1 << self.record.data) - 1)
+    }
+
     /// Bytes to be written, about.
     fn bytes(&self) -> u64 {
         match self.wanted.count_ones() {
@@ -125,7 +130,7 @@ impl Engine {
     /// Waits until there may be something to do.
     async fn wait_for_rebuild(&self) {
         let wanted = self.array.changed.notified();
-        let idle = self.rebuild.lock().is_none() && self.array.absent() == 0 && !self.has_hurt_open_segments();
+        let idle = self.rebuild.lock().is_none() && self.array.closed() == 0 && !self.has_hurt_open_segments();
         if idle {
             wanted.await;
         } else {
@@ -212,7 +217,10 @@ impl Engine {
                 return None;
             }
             let wanted = |(i, (disk, _)): (usize, &_)| {
-                let member = member(*disk).filter(|_| lost >> i & 1 == 1)?;
+                let member = member(*disk)?;
+                if lost >> i & 1 == 0 {
+                    return member.is_leaving().then_some(1 << i);
+                }
                 (member.is_settled() || member.online().is_none() && member.is_given_up()).then_some(1 << i)
             };
             let wanted = r.columns.iter().enumerate().filter_map(wanted).fold(0, |bits, bit| bits | bit);
@@ -227,21 +235,21 @@ impl Engine {
 
     /// Whether segments that are not closed yet lack columns that could be written.
     fn has_hurt_open_segments(&self) -> bool {
-        let absent = self.array.absent();
+        let closed = self.array.closed();
         let waits = |m: &Arc<Member>| m.online().is_none() && !m.is_given_up();
         let waiting = self.array.members().iter().filter(|m| waits(m)).fold(0, |bits, m| bits | 1 << m.id.0);
         let state = self.state.read();
         state.segments.iter().any(|s| {
             let open = !s.record.sealed || self.appenders.read().contains_key(&s.record.id);
             let here = |c: usize| s.record.columns.get(c).is_some_and(|(disk, _)| waiting >> disk.0 & 1u128 == 0);
-            let lost = s.extent.lost_columns(absent);
+            let lost = s.extent.lost_columns(closed);
             open && s.record.live > 0 && (0..s.record.columns.len()).any(|c| lost >> c & 1 == 1 && here(c))
         })
     }
 
     /// When nothing lies any more on disks that were given up, a checkpoint says so. True when it is to be looked at again.
     async fn forget_empty_disks(self: &Arc<Self>) -> Result<bool> {
-        let waits = |m: &Arc<Member>| m.online().is_none() && m.is_given_up() && !m.is_empty();
+        let waits = |m: &Arc<Member>| m.is_leaving() || m.online().is_none() && m.is_given_up() && !m.is_empty();
         let unused = |m: &&Arc<Member>| {
             let state = self.state.read();
             !state.segments.iter().any(|s| s.record.live > 0 && s.record.columns.iter().any(|(disk, _)| *disk == m.id))
@@ -252,6 +260,11 @@ impl Engine {
         }
         self.checkpoints.lock().await.forced = true;
         self.checkpoint().await?;
+        let leaving =
+            self.array.members().into_iter().find(|m| m.is_leaving() && !self.state.read().segments.is_used(m.id));
+        if let Some(member) = leaving {
+            self.drop_disk(&member).await?;
+        }
         Ok(self.array.members().iter().any(waits))
     }
 
@@ -298,6 +311,11 @@ impl Engine {
             .filter(|m| m.online().is_none() && m.is_given_up() && !m.is_empty())
             .map(|m| m.id.to_string())
             .collect();
+        let leaving = self.array.members().into_iter().filter(|m| m.is_leaving());
+        let leaving: Vec<String> = leaving.map(|m| m.id.to_string()).collect();
+        if !leaving.is_empty() {
+            return format!("disk {} is being removed", leaving.join(", "));
+        }
         if gone.is_empty() {
             "disks that came back catch up".into()
         } else {
@@ -307,6 +325,10 @@ impl Engine {
 
     /// Gives one segment its columns back.
     async fn restore(self: &Arc<Self>, d: &Degraded) -> Result<Outcome> {
+        if !self.is_live(&d.record) {
+            // The checkpoint gave it back: its pages had been moved out before.
+            return Ok(Outcome::Changed);
+        }
         let share = d.record.live as f64 / f64::from(d.record.written.max(1));
         match self.has_room_to_clean() {
             true if share < LIVE_MIN || d.wanted == 0 => return self.empty_segment(d).await,
@@ -336,7 +358,7 @@ impl Engine {
         let mut moves: Vec<ColumnMove> = Vec::new();
         for column in (0..record.columns.len()).filter(|c| d.wanted >> c & 1 == 1) {
             let from = record.columns[column];
-            let in_place = self.array.member(from.0).is_some_and(|m| m.is_settled());
+            let in_place = self.array.member(from.0).is_some_and(|m| m.is_settled() && !m.is_leaving());
             let to = if in_place {
                 Some(from)
             } else {
@@ -357,7 +379,8 @@ impl Engine {
             Err(e) if e.kind() == ErrorKind::NoSpace => return Ok(Outcome::NoRoom),
             other => other?,
         };
-        Ok(if complete && self.is_emptied(&d.record) { Outcome::Done } else { Outcome::Damaged })
+        let done = complete && self.is_emptied(&d.record) || !self.is_live(&d.record);
+        Ok(if done { Outcome::Done } else { Outcome::Damaged })
     }
 
     /// Computes columns, writes them, verifies everything, and commits their places.
@@ -386,7 +409,7 @@ impl Engine {
                 if !self.is_live(&d.record) {
                     return Ok(Outcome::Changed);
                 }
-                let Ok(rows) = self.array.read_rows(&d.extent, row, len, d.lost).await else {
+                let Ok(rows) = self.array.read_rows(&d.extent, row, len, d.lost | d.wanted_parity()).await else {
                     return Ok(Outcome::Damaged);
                 };
                 let writes = moves.iter().filter_map(|m| {

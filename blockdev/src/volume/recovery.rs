@@ -23,7 +23,7 @@ use crate::dedupe::{DedupeIndex, ListId};
 use crate::disk::{AlignedBuf, Disk};
 use crate::env::Env;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::catalogue::Catalogue;
+use crate::format::catalogue::{Catalogue, Service};
 use crate::format::label::Label;
 use crate::format::layout::{EDGE, LABEL_SIZE, SUPERBLOCK_SLOTS};
 use crate::format::page::Location;
@@ -262,16 +262,17 @@ pub fn assemble(
         // The newest it shows may have been cut short by a crash; the one before was complete.
         let sure = record.last_checkpoint.max(seen.saturating_sub(1));
         member.last_checkpoint.store(sure, Ordering::Relaxed);
-        if member.online().is_none() {
+        if member.online().is_none() || record.service == Service::Leaving {
             member.set_service(record.service);
         }
         members.push(member);
     }
-    if let Some((name, _)) = found.labels().find(|(_, l)| !catalogue.disks.iter().any(|r| r.uuid == l.disk)) {
-        return Err(Error::invalid(format!(
-            "{name} is labelled for pool {} but is not in its catalogue",
-            label.pool_name
-        )));
+    for (name, _) in found.labels().filter(|(_, l)| !catalogue.disks.iter().any(|r| r.uuid == l.disk)) {
+        tracing::warn!(
+            disk = name,
+            pool = label.pool_name,
+            "disk left out: it was removed from the pool, or never wholly added"
+        );
     }
     let array = DiskArray::new(env.clone(), label.geometry, label.tolerance, members);
     array.check_quorum().map_err(|e| {
@@ -311,7 +312,7 @@ impl Engine {
         let opened = env.now();
         Self {
             opened,
-            candidates: Vec::new(),
+            candidates: RwLock::default(),
             uuid: label.pool,
             name: label.pool_name.clone(),
             epoch,
@@ -389,8 +390,8 @@ impl Engine {
         let entries = found.entries;
         let found = replay::Replay { entries: Vec::new(), ..found };
         let at = (&superblock, &catalogue);
-        let mut engine = Self::at_checkpoint(env, array, &label, epoch, at, found, config);
-        engine.candidates = candidates;
+        let engine = Self::at_checkpoint(env, array, &label, epoch, at, found, config);
+        *engine.candidates.write() = candidates;
         let engine = Arc::new(engine);
         tracing::info!(
             pool = engine.name,
@@ -639,8 +640,7 @@ pub fn next_epoch(env: &Arc<dyn Env>, seen: Epoch) -> Epoch {
 pub async fn write_labels(array: &DiskArray, pool: &Label, epoch: Epoch, absent: u128) -> Result<()> {
     let absent = absent | array.unreliable();
     let writes = array.online().into_iter().map(|m| async move {
-        let label = Label { disk: m.uuid, id: m.id, size: m.size, epoch, absent, ..pool.clone() };
-        let data = AlignedBuf::padded(&label.encode()).freeze();
+        let data = label_of(&m, pool, epoch, absent);
         let tail = array.geometry.tail(m.size);
         // A crash may have torn the copy at the end: then it is written first, so that one copy is intact at any time.
         let intact = array.read_disk(m.id, tail, LABEL_SIZE).await.is_ok_and(|old| Label::decode(&old).is_ok());
@@ -651,4 +651,26 @@ pub async fn write_labels(array: &DiskArray, pool: &Label, epoch: Epoch, absent:
     });
     join_all(writes).await;
     array.check_quorum()
+}
+
+fn label_of(m: &Member, pool: &Label, epoch: Epoch, absent: u128) -> Bytes {
+    let label = Label { disk: m.uuid, id: m.id, size: m.size, epoch, absent, ..pool.clone() };
+    AlignedBuf::padded(&label.encode()).freeze()
+}
+
+/// Labels a disk that is not a member yet.
+pub(super) async fn write_label(
+    array: &DiskArray,
+    pool: &Label,
+    epoch: Epoch,
+    absent: u128,
+    member: &Member,
+    disk: &Arc<dyn Disk>,
+) -> Result<()> {
+    let data = label_of(member, pool, epoch, absent);
+    for at in [0, array.geometry.tail(member.size)] {
+        let written = disk.write(at, vec![data.clone()], true).await;
+        written.map_err(|e| Error::io(format!("{}: {e}", disk.name())))?;
+    }
+    Ok(())
 }

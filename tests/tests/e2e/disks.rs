@@ -330,3 +330,76 @@ fn what_failed_disks_held_is_rebuilt_on_the_others() {
     assert!(wait_until(Duration::from_secs(60), || status()["health"] == "healthy"), "{}", status());
     expect_sound(&lab);
 }
+
+/// Disks join and leave while a host writes and the daemon is killed: sizes differ, everything stays readable and protected, and what was removed can
+/// be used again.
+#[test]
+fn disks_join_and_leave_under_load() {
+    let lab = Lab::up(&["--disks", "4", "--disk-size", "512M", "--tolerance", "single", "--memory", "256M"]);
+    create(&lab, "data", "32M");
+    attach(&lab, "data", &["nbd"]);
+    let disks = || lab.json(&["disk", "list"]).as_array().expect("disks").clone();
+    let healthy = || wait_until(Duration::from_secs(60), || lab.json(&["pool", "status"])["health"] == "healthy");
+    let mut history = History::new(BLOCKS);
+    let more = |n: u64, size: u64| {
+        let path = lab.dir().join(format!("more{n}.img"));
+        std::fs::File::create(&path).and_then(|f| f.set_len(size)).expect("a file");
+        path.display().to_string()
+    };
+    let added = [more(0, 700 << 20), more(1, 512 << 20)];
+    let end = std::thread::scope(|scope| {
+        let (lab, history) = (&lab, &mut history);
+        let writer = scope.spawn(move || {
+            let mut client = Client::connect(&nbd_socket(lab), "data").expect("the export");
+            write_until_it_breaks(&mut client, history, &mut Random::new(11))
+        });
+        let _end = EndOnFailure(lab);
+        for path in &added {
+            std::thread::sleep(Duration::from_millis(300));
+            lab.ashlar(&["disk", "add", path]).expect_ok();
+        }
+        assert_eq!(lab.json(&["pool", "status"])["layout"], "4+1");
+        lab.ashlar(&["disk", "remove", "1"]).expect_ok();
+        lab.ashlar(&["disk", "remove", "disk2", "--no-wait"]).expect_ok();
+        assert!(!writer.is_finished(), "writes ended before the daemon was killed");
+        lab.lab("kill", &[]).expect_ok();
+        writer.join().expect("the writer")
+    });
+    assert!(history.flushed > 0, "nothing was flushed: {end}");
+    // What was begun goes on after the restart, with the disks that no configuration names.
+    lab.lab("start", &[]).expect_ok();
+    assert!(wait_until(Duration::from_secs(60), || disks().len() == 4), "{:?}", disks());
+    assert!(healthy(), "{}", lab.json(&["pool", "status"]));
+    let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
+    let image = client.read_all().expect("reading everything");
+    history.check(&image).unwrap_or_else(|e| panic!("{} of {} flushed: {e}", history.flushed, history.step));
+    expect_sound(&lab);
+
+    // Refused, and nothing changed: too few would be left, a disk that is in already, one that is not there, one that holds something.
+    for disk in ["0", "3"] {
+        lab.ashlar(&["disk", "remove", disk]).expect_ok();
+    }
+    let refused = lab.ashlar(&["disk", "remove", "5"]).expect_failure();
+    assert!(refused.stderr.contains("needs 2 working disks"), "{refused}");
+    let refused = lab.ashlar(&["disk", "add", &added[0]]).expect_failure();
+    assert!(refused.stderr.contains("already"), "{refused}");
+    assert_eq!(lab.ashlar(&["disk", "add", "/nonexistent/disk"]).expect_failure().status.code(), Some(3));
+    let filled = more(2, 512 << 20);
+    let mark = std::fs::File::options().write(true).open(&filled);
+    mark.and_then(|mut file| std::io::Write::write_all(&mut file, b"XFSB")).expect("a file");
+    let refused = lab.ashlar(&["disk", "add", &filled]).expect_failure();
+    assert!(refused.stderr.contains("--force"), "{refused}");
+    lab.ashlar(&["disk", "add", &filled, "--force"]).expect_ok();
+    // One that was removed comes again.
+    lab.ashlar(&["disk", "add", &lab.dir().join("disks/disk1.img").display().to_string()]).expect_ok();
+    assert_eq!(disks().len(), 4, "{:?}", disks());
+    assert!(client.read_all().expect("reading everything") == image, "content differs");
+    // A disk is given up by hand: the others have what it held.
+    lab.ashlar(&["disk", "fail", "4"]).expect_ok();
+    let gone = || disks().iter().any(|d| d["id"] == 4 && d["reason"].as_str().unwrap_or_default().contains("was rebuilt"));
+    assert!(wait_until(Duration::from_secs(60), gone), "{:?}", disks());
+    lab.ashlar(&["disk", "remove", "4"]).expect_ok();
+    assert!(healthy(), "{}", lab.json(&["pool", "status"]));
+    assert!(client.read_all().expect("reading everything") == image, "content differs");
+    expect_sound(&lab);
+}

@@ -17,6 +17,16 @@ use super::work::{Mix, Worker};
 /// Most steps of the executor in one life.
 const STEPS_MAX: u64 = 3_000_000;
 
+/// What happens to the set of disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    None,
+    /// A new one is added.
+    Add,
+    /// This one is to be removed.
+    Remove(usize),
+}
+
 /// How often redundancy is looked at before it must be restored.
 const HEAL_ROUNDS: u32 = 3000;
 
@@ -187,20 +197,42 @@ impl Appliance {
         self.set_faults();
     }
 
-    /// A life without work and without faults, until all redundancy is restored (or until a crash at the `crash`-th disk write).
+    /// As [`Self::heal_after`] nothing in particular.
     pub fn heal(&mut self, crash: Option<u64>) -> Result<(), String> {
+        self.heal_after(Change::None, crash)
+    }
+
+    /// A life without work and without faults, in which the set of disks is changed, until all redundancy is restored and disks that are to be
+    /// removed are gone (or until a crash at the `crash`-th disk write).
+    pub fn heal_after(&mut self, change: Change, crash: Option<u64>) -> Result<(), String> {
+        if change == Change::Add {
+            let (name, seed) = (format!("disk{}", self.disks.len()), self.scenario.seed * 97 + self.disks.len() as u64);
+            self.disks.push(SimDisk::new(name, self.scenario.disk_size, seed, FaultBudget::none()));
+        }
         self.disks.iter().for_each(|d| d.set_budget(FaultBudget::none()));
         let scope = self.next_life();
         let trigger = CrashTrigger::new(crash.map_or(CrashPlan::NEVER, |after_writes| CrashPlan { after_writes }));
         self.disks.iter().for_each(|d| d.set_crash_trigger(Some(trigger.clone())));
         let env = scope.env();
-        let (disks, config) = (self.all_disks(), self.scenario.config.clone());
+        let (mut disks, config) = (self.all_disks(), self.scenario.config.clone());
+        let new = if change == Change::Add { disks.pop() } else { None };
         let (volumes, silent) = (self.scenario.volumes, scenario_is_silent(&self.scenario));
         let model = Mutex::new(std::mem::take(&mut self.model));
         let life = async {
             let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
             let found = read_all(&pool, volumes).await?;
             model.lock().map_err(|e| e.to_string())?.recover(&found)?;
+            match (change, new) {
+                (Change::Remove(disk), _) => {
+                    let name = format!("disk{disk}");
+                    let id = pool.disks().iter().find(|d| d.path == name).map(|d| d.id);
+                    if let Some(id) = id {
+                        pool.remove_disk(id).await.map_err(|e| format!("removing: {e}"))?;
+                    }
+                }
+                (_, Some(disk)) => drop(pool.add_disk(disk, false).await.map_err(|e| format!("adding: {e}"))?),
+                _ => {}
+            }
             let mut rounds = 0;
             while let Some(why) = lacking(&pool).await {
                 rounds += 1;
@@ -334,7 +366,7 @@ async fn lacking(pool: &Pool) -> Option<String> {
     let r = status.redundancy;
     let idle = status.rebuild.is_none() && r.reduced + r.none + r.lost == 0;
     let members = pool.engine().array.members();
-    let counted = members.iter().any(|m| m.online().is_none() && !m.is_empty());
+    let counted = members.iter().any(|m| m.online().is_none() && !m.is_empty() || m.is_leaving());
     (!idle || counted).then(|| format!("{:?}, {r:?}, {:?}, {:?}", status.rebuild, status.disks, status.alerts))
 }
 

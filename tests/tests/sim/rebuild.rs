@@ -6,7 +6,7 @@ use std::time::Duration;
 use blockdev::env::Rng;
 use blockdev::report::Tolerance;
 
-use super::harness::{Appliance, Faults, Scenario};
+use super::harness::{Appliance, Change, Faults, Scenario};
 use super::seeds::sweep;
 use super::stress::storm;
 
@@ -70,10 +70,59 @@ pub fn run(seed: u64) -> Result<(), String> {
     a.finish()
 }
 
+/// Disks join, leave and fail in turn, with crashes in the middle of each.
+pub fn run_with_changes(seed: u64) -> Result<(), String> {
+    let scenario = scenario(seed);
+    let tolerance = scenario.tolerance.drives();
+    let mut rng = Rng::new(seed ^ 0xADD5);
+    let mut a = Appliance::new(scenario)?;
+    a.set_frail(Vec::new());
+    a.live(rng.chance(1, 2).then(|| 200 + rng.below(400)))?;
+    let mut here: Vec<usize> = (0..a.disks.len()).collect();
+    for _ in 0..rng.between(2, 6) {
+        rng.shuffle(&mut here);
+        let reach = 1 << rng.between(3, 10);
+        let crash = rng.chance(1, 2).then(|| 1 + rng.below(reach));
+        let enough = here.len() > tolerance + 2;
+        match rng.below(3) {
+            0 if enough => {
+                a.heal_after(Change::Remove(here[0]), crash)?;
+                // A crash may have come before the wish was on record.
+                a.heal_after(Change::Remove(here[0]), None)?;
+                here.remove(0);
+            }
+            1 if enough => {
+                a.disks[here[0]].fail();
+                a.heal(crash)?;
+                a.heal(None)?;
+                a.heal_after(Change::Remove(here[0]), None)?;
+                here.remove(0);
+            }
+            _ => {
+                let new = a.disks.len();
+                a.heal_after(Change::Add, None)?;
+                here.push(new);
+            }
+        }
+        for _ in 0..rng.below(3) {
+            let reach = 1 << rng.between(3, 10);
+            a.live(Some(1 + rng.below(reach)))?;
+        }
+        a.heal(None)?;
+    }
+    a.finish()
+}
+
+#[test]
+fn disks_join_leave_and_fail() {
+    sweep(0, 1, 300, run_with_changes);
+}
+
 /// A disk rots, another fails, and once redundancy is restored a third one fails: what rotted must not have found its way into what was rebuilt.
 pub fn run_with_rot(seed: u64) -> Result<(), String> {
     let mut rng = Rng::new(seed ^ 0x0707);
-    let scenario = Scenario { tolerance: Tolerance::Double, disks: 5 + rng.index(3), faults: Faults::Any, ..scenario(seed) };
+    let scenario =
+        Scenario { tolerance: Tolerance::Double, disks: 5 + rng.index(3), faults: Faults::Any, ..scenario(seed) };
     let mut a = Appliance::new(scenario)?;
     a.set_frail(Vec::new());
     a.live(None)?;

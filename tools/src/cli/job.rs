@@ -52,13 +52,19 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     }
 }
 
-/// Waits until the job ends, with a bar when somebody watches; its error is ours.
-pub async fn wait(client: &Client, id: u64) -> CommandResult<Job> {
+/// A bar, drawn when somebody watches.
+pub fn bar() -> ProgressBar {
     let target = if interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(0), target);
     if let Ok(style) = ProgressStyle::with_template("{msg}  [{bar:40}] {percent:>3} %  {elapsed} elapsed, {eta} left") {
         bar.set_style(style.progress_chars("#>-"));
     }
+    bar
+}
+
+/// Waits until the job ends, with a bar when somebody watches; its error is ours.
+pub async fn wait(client: &Client, id: u64) -> CommandResult<Job> {
+    let bar = bar();
     loop {
         let job: Job = client.get(&format!("/v1/jobs/{id}")).await?;
         bar.set_message(job.kind.clone());

@@ -1,5 +1,6 @@
 //! The REST API, version 1. Every answer that is not 2xx carries an [`ErrorBody`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::extract::{FromRequest, Path, Request, State};
@@ -13,9 +14,13 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::engine::open_new;
+use super::known_disks;
 use super::state::Appliance;
 use crate::values::{check_name, check_volume_size};
-use crate::wire::{AttachRequest, Attachment, ConfigRow, ErrorBody, Health, Job, Volume, VolumeCreate, VolumeResize};
+use crate::wire::{
+    AttachRequest, Attachment, ConfigRow, DiskAdd, ErrorBody, Health, Job, Volume, VolumeCreate, VolumeResize,
+};
 
 type Shared = State<Arc<Appliance>>;
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -90,7 +95,9 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(pool_status))
         .routes(routes!(pool_stats))
         .routes(routes!(pool_check))
-        .routes(routes!(disks))
+        .routes(routes!(disks, disk_add))
+        .routes(routes!(disk_remove))
+        .routes(routes!(disk_give_up))
         .routes(routes!(volumes, volume_create))
         .routes(routes!(volume, volume_resize, volume_delete))
         .routes(routes!(volume_attach, volume_detach))
@@ -169,6 +176,56 @@ async fn pool_check(State(app): Shared) -> impl IntoResponse {
 #[utoipa::path(get, path = "/v1/disks", tag = "pool", responses((status = 200, body = [DiskInfo])))]
 async fn disks(State(app): Shared) -> Json<Vec<DiskInfo>> {
     Json(app.engine.status().await.disks)
+}
+
+/// Adds a drive to the pool. New data goes to it at once; what is there does not move.
+#[utoipa::path(post, path = "/v1/disks", tag = "pool", request_body = DiskAdd,
+    responses((status = 201, body = DiskInfo), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn disk_add(State(app): Shared, Body(request): Body<DiskAdd>) -> Result<impl IntoResponse, ApiError> {
+    let path = PathBuf::from(&request.path);
+    if !path.is_absolute() {
+        return Err(Error::invalid(format!("'{}' is not an absolute path", request.path)).into());
+    }
+    let info = to_the_end(async move {
+        if let Some(faults) = &app.faults {
+            faults.keep(|path| app.engine.opened_disk(path).is_some());
+        }
+        let (disk, drive) = match app.engine.opened_disk(&path) {
+            Some(disk) => (disk, None),
+            None => open_new(&path, app.faults.is_some()).await?,
+        };
+        let info = app.engine.add_disk(disk, request.force).await?;
+        if let (Some(faults), Some(drive)) = (&app.faults, drive) {
+            faults.add(drive);
+        }
+        let (known, disks) = (known_disks::load(&app.state_dir), app.engine.status().await.disks);
+        known_disks::keep(&app.state_dir, known, &disks);
+        Ok(info)
+    });
+    Ok((StatusCode::CREATED, Json(info.await?)))
+}
+
+/// Begins to remove a drive: what lies on it moves to the others, then it is let go and its label is wiped.
+#[utoipa::path(delete, path = "/v1/disks/{id}", tag = "pool", params(("id" = u16, Path)),
+    responses((status = 202, body = DiskInfo), (status = 404, body = ErrorBody), (status = 507, body = ErrorBody)))]
+async fn disk_remove(State(app): Shared, Path(id): Path<String>) -> Result<impl IntoResponse, ApiError> {
+    let id = disk_id(&id)?;
+    let info = to_the_end(async move { app.engine.remove_disk(id).await }).await?;
+    Ok((StatusCode::ACCEPTED, Json(info)))
+}
+
+/// Declares a drive failed: what it held is rebuilt on the others at once.
+#[utoipa::path(post, path = "/v1/disks/{id}/fail", tag = "pool", params(("id" = u16, Path)),
+    responses((status = 202, body = DiskInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn disk_give_up(State(app): Shared, Path(id): Path<String>) -> Result<impl IntoResponse, ApiError> {
+    let id = disk_id(&id)?;
+    let info = to_the_end(async move { app.engine.fail_disk(id).await }).await?;
+    Ok((StatusCode::ACCEPTED, Json(info)))
+}
+
+fn disk_id(text: &str) -> Result<u16, Error> {
+    text.parse()
+        .map_err(|_| Error::invalid(format!("'{text}' is not the number of a disk; `ashlar disk list` shows them")))
 }
 
 /// All volumes, by name.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
+use blockdev::disk::Disk;
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
 use blockdev::frontend::memory::MemoryDevice;
@@ -50,6 +51,22 @@ impl MemoryEngine {
 
 #[async_trait]
 impl Engine for MemoryEngine {
+    fn opened_disk(&self, _path: &Path) -> Option<Arc<dyn Disk>> {
+        None
+    }
+
+    async fn add_disk(&self, disk: Arc<dyn Disk>, _force: bool) -> Result<DiskInfo> {
+        Ok(DiskInfo { id: 1, path: disk.name(), ..DiskInfo::default() })
+    }
+
+    async fn remove_disk(&self, id: u16) -> Result<DiskInfo> {
+        Err(Error::new(ErrorKind::NotFound, format!("there is no disk {id}")))
+    }
+
+    async fn fail_disk(&self, id: u16) -> Result<DiskInfo> {
+        Err(Error::new(ErrorKind::NotFound, format!("there is no disk {id}")))
+    }
+
     async fn rescan_disks(&self) -> Result<()> {
         Ok(())
     }

@@ -12,11 +12,12 @@ use blockdev::env::{Env, RealEnv};
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
 use blockdev::pool::{CreateOptions, KnownDisk, Pool, PoolConfig};
-use blockdev::report::{CheckReport, PoolStats, PoolStatus, Tolerance, VolumeInfo};
+use blockdev::report::{CheckReport, DiskInfo, PoolStats, PoolStatus, Tolerance, VolumeInfo};
+use blockdev::volume::recovery::read_label;
 use tokio::runtime::Handle;
 
 use super::config::Config;
-use super::faults::{Faults, Pullable};
+use super::faults::{Drive, Faults, Pullable};
 use super::known_disks;
 
 /// Called with steps done and steps in all.
@@ -49,6 +50,14 @@ pub trait Engine: Send + Sync + 'static {
     fn open_volume(&self, name: &str) -> Result<Arc<dyn BlockDevice>>;
     /// Keeps how the volume is presented across restarts.
     async fn set_attachment(&self, name: &str, attachment: Option<String>) -> Result<()>;
+    /// A disk that is open already, whether it is of the pool or not, by its path.
+    fn opened_disk(&self, path: &Path) -> Option<Arc<dyn Disk>>;
+    /// Takes a new disk in.
+    async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo>;
+    /// Begins to remove a disk.
+    async fn remove_disk(&self, id: u16) -> Result<DiskInfo>;
+    /// Declares a disk failed.
+    async fn fail_disk(&self, id: u16) -> Result<DiskInfo>;
     /// Takes disks back that failed or were missing and now answer.
     async fn rescan_disks(&self) -> Result<()>;
     /// Flushes, checkpoints and stops.
@@ -121,7 +130,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     attach_runtime()?;
     let env: Arc<dyn Env> = RealEnv::new(Handle::current(), config.threads.value);
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
-    let mut drives: Vec<(PathBuf, Box<dyn Pullable>)> = Vec::new();
+    let mut drives: Vec<Drive> = Vec::new();
     let mut refused: BTreeMap<&PathBuf, Error> = BTreeMap::new();
     for path in &config.disks.value {
         let disk = match open_when_released(path).await {
@@ -135,18 +144,39 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
             }
         };
         if config.lab.value {
-            let disk = FaultDisk::new(disk, env.clone());
-            drives.push((path.clone(), Box::new(disk.clone())));
+            let (disk, drive) = faulty(path, disk);
+            drives.push(drive);
             disks.push(disk);
         } else {
             disks.push(disk);
+        }
+    }
+    // Disks that were added since the configuration was written.
+    let paths = known_disks::load(&config.state_dir.value);
+    for (uuid, path) in &paths {
+        let path = PathBuf::from(path);
+        if config.disks.value.contains(&path) {
+            continue;
+        }
+        let disk: Arc<dyn Disk> = match open_when_released(&path).await {
+            Ok(disk) => disk,
+            Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
+            Err(_) => continue,
+        };
+        if read_label(&disk).await.is_ok_and(|label| label.disk == *uuid) {
+            if config.lab.value {
+                let (disk, drive) = faulty(&path, disk);
+                drives.push(drive);
+                disks.push(disk);
+            } else {
+                disks.push(disk);
+            }
         }
     }
     if let (true, Some((_, e))) = (disks.is_empty(), refused.first_key_value()) {
         return Err(e.clone().context("no disk can be opened"));
     }
     let faults = if config.lab.value { Some(Faults::new(&config.state_dir.value, drives)?) } else { None };
-    let paths = known_disks::load(&config.state_dir.value);
     let known = paths.iter().map(|(uuid, path)| {
         let trouble = refused.get(&PathBuf::from(path)).map(ToString::to_string);
         (*uuid, KnownDisk { path: path.clone(), trouble })
@@ -172,6 +202,22 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     Ok((Arc::new(pool), faults))
 }
 
+/// A disk that can be made to fail.
+fn faulty(path: &Path, disk: Arc<dyn Disk>) -> (Arc<dyn Disk>, Drive) {
+    let disk = FaultDisk::new(disk, RealEnv::new(Handle::current(), 1));
+    (disk.clone(), (path.to_owned(), Arc::new(disk)))
+}
+
+/// Opens a disk that is to be added, with fault injection in a laboratory.
+pub async fn open_new(path: &Path, lab: bool) -> Result<(Arc<dyn Disk>, Option<Drive>)> {
+    let disk: Arc<dyn Disk> = open_when_released(path).await?;
+    if !lab {
+        return Ok((disk, None));
+    }
+    let (disk, drive) = faulty(path, disk);
+    Ok((disk, Some(drive)))
+}
+
 impl Pullable for Arc<FaultDisk> {
     fn set_pulled(&self, pulled: bool) {
         if pulled { self.fail() } else { self.restore() }
@@ -180,6 +226,22 @@ impl Pullable for Arc<FaultDisk> {
 
 #[async_trait]
 impl Engine for Pool {
+    fn opened_disk(&self, path: &Path) -> Option<Arc<dyn Disk>> {
+        self.opened_disk(&path.display().to_string())
+    }
+
+    async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo> {
+        self.add_disk(disk, force).await
+    }
+
+    async fn remove_disk(&self, id: u16) -> Result<DiskInfo> {
+        self.remove_disk(id).await
+    }
+
+    async fn fail_disk(&self, id: u16) -> Result<DiskInfo> {
+        self.fail_disk(id).await
+    }
+
     async fn rescan_disks(&self) -> Result<()> {
         self.rescan_disks().await
     }

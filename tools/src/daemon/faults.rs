@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::report::DiskInfo;
@@ -16,16 +17,19 @@ pub trait Pullable: Send + Sync {
     fn set_pulled(&self, pulled: bool);
 }
 
+/// A drive and its configured path.
+pub type Drive = (PathBuf, Arc<dyn Pullable>);
+
 /// The drives of a laboratory, by configured path and in configured order.
 pub struct Faults {
     file: PathBuf,
-    drives: Vec<(PathBuf, Box<dyn Pullable>)>,
+    drives: Mutex<Vec<Drive>>,
     pulled: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Faults {
     /// Drives whose faults are kept in `state_dir`; those pulled before are pulled at once.
-    pub fn new(state_dir: &Path, drives: Vec<(PathBuf, Box<dyn Pullable>)>) -> Result<Self> {
+    pub fn new(state_dir: &Path, drives: Vec<Drive>) -> Result<Self> {
         let file = state_dir.join(FILE_NAME);
         let text = match std::fs::read_to_string(&file) {
             Ok(text) => text,
@@ -41,7 +45,17 @@ impl Faults {
                 pulled.insert(path.clone());
             }
         }
-        Ok(Self { file, drives, pulled: Mutex::new(pulled) })
+        Ok(Self { file, drives: Mutex::new(drives), pulled: Mutex::new(pulled) })
+    }
+
+    /// Takes in a drive that was added.
+    pub fn add(&self, drive: Drive) {
+        self.drives.lock().push(drive);
+    }
+
+    /// Keeps only drives that are in use, so that others can be used for something else.
+    pub fn keep(&self, in_use: impl Fn(&Path) -> bool) {
+        self.drives.lock().retain(|(path, _)| in_use(path));
     }
 
     /// Pulls a drive or puts it back; gives its path. Doing so twice changes nothing.
@@ -53,22 +67,23 @@ impl Faults {
         let mut next = pulled.clone();
         match pull {
             true => next.insert(path.clone()),
-            false => next.remove(path),
+            false => next.remove(&path),
         };
         let text: String = next.iter().map(|p| format!("{}\n", p.display())).collect();
         std::fs::write(&self.file, text).map_err(|e| Error::io(format!("writing {}: {e}", self.file.display())))?;
         drive.set_pulled(pull);
         *pulled = next;
         tracing::warn!(disk = %path.display(), pull, "laboratory fault");
-        Ok(path.clone())
+        Ok(path)
     }
 
-    fn find(&self, disk: &str, known: &[DiskInfo]) -> Result<(&PathBuf, &dyn Pullable)> {
+    fn find(&self, disk: &str, known: &[DiskInfo]) -> Result<Drive> {
+        let drives = self.drives.lock();
         let wanted = match disk.parse::<u16>() {
             // A drive that was missing at the start has no path; the laboratory made its drives in configured order.
             Ok(index) => match known.iter().find(|d| d.id == index) {
                 Some(info) if !info.path.is_empty() => Some(PathBuf::from(&info.path)),
-                _ => self.drives.get(usize::from(index)).map(|(path, _)| path.clone()),
+                _ => drives.get(usize::from(index)).map(|(path, _)| path.clone()),
             },
             Err(_) => Some(PathBuf::from(disk)),
         };
@@ -77,8 +92,8 @@ impl Faults {
                 || path.file_name() == Some(wanted.as_os_str())
                 || path.file_stem() == Some(wanted.as_os_str())
         };
-        let found = wanted.and_then(|w| self.drives.iter().find(|(path, _)| matches(path, &w)));
-        found.map(|(path, drive)| (path, drive.as_ref())).ok_or_else(|| {
+        let found = wanted.and_then(|w| drives.iter().find(|(path, _)| matches(path, &w)));
+        found.cloned().ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
                 format!("there is no disk '{disk}'; `ashlar disk list` shows their index and path"),
@@ -89,22 +104,21 @@ impl Faults {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
-    struct Drive(Arc<AtomicBool>);
+    struct Flag(Arc<AtomicBool>);
 
-    impl Pullable for Drive {
+    impl Pullable for Flag {
         fn set_pulled(&self, pulled: bool) {
             self.0.store(pulled, Ordering::Relaxed);
         }
     }
 
-    fn drives(flags: &[Arc<AtomicBool>]) -> Vec<(PathBuf, Box<dyn Pullable>)> {
+    fn drives(flags: &[Arc<AtomicBool>]) -> Vec<Drive> {
         let drive = |(i, flag): (usize, &Arc<AtomicBool>)| {
-            (PathBuf::from(format!("/lab/disks/disk{i}.img")), Box::new(Drive(flag.clone())) as Box<dyn Pullable>)
+            (PathBuf::from(format!("/lab/disks/disk{i}.img")), Arc::new(Flag(flag.clone())) as Arc<dyn Pullable>)
         };
         flags.iter().enumerate().map(drive).collect()
     }

@@ -89,8 +89,15 @@ pub async fn serve_api(
     let attachments = Attachments::new(engine.clone(), fronts);
     attachments.restore().await;
     let mut stop = stopping.subscribe();
-    let appliance =
-        Arc::new(Appliance { engine, attachments, jobs: Arc::default(), faults, config: config.rows(), stopping });
+    let appliance = Arc::new(Appliance {
+        engine,
+        attachments,
+        jobs: Arc::default(),
+        faults,
+        state_dir: config.state_dir.value.clone(),
+        config: config.rows(),
+        stopping,
+    });
     let (router, _) = api::router(appliance.clone());
     let socket = &config.socket.value;
     let bound = UnixListener::bind(socket).and_then(|listener| {

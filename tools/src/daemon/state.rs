@@ -1,5 +1,6 @@
 //! What the daemon's request handlers share.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use blockdev::error::{Error, ErrorKind, Result};
@@ -22,6 +23,8 @@ pub struct Appliance {
     pub jobs: Arc<Jobs>,
     /// Fault injection; only in a laboratory.
     pub faults: Option<Faults>,
+    /// Where the daemon keeps what it must know.
+    pub state_dir: PathBuf,
     /// The configuration in effect.
     pub config: Vec<ConfigRow>,
     /// Set once the daemon is to stop.

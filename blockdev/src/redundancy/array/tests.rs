@@ -1,4 +1,5 @@
 use super::*;
+use crate::units::Uuid;
 use crate::disk::MemoryDisk;
 use crate::env::sim::SimScope;
 

@@ -28,6 +28,7 @@ fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
         engine: engine.clone(),
         jobs: Arc::default(),
         faults: None,
+        state_dir: std::path::PathBuf::new(),
         config: vec![],
         stopping: watch::Sender::new(false),
     });

@@ -1,0 +1,156 @@
+//! Disks of a pool that is open: taken back, added, removed, given up.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{CHUNKS_MIN, DISKS_MAX, Pool, refuse_foreign, smallest_disk};
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::layout::LABEL_SIZE;
+use crate::redundancy::array::Member;
+use crate::report::DiskInfo;
+use crate::segment::table::disks_min;
+use crate::units::DiskId;
+use crate::volume::recovery::{OLDER_STATE, check_size, read_label, superblocks};
+
+impl Pool {
+    /// Takes a failed or missing disk back after checking that it is the one it claims to be.
+    pub async fn reinstate_disk(&self, disk: Arc<dyn Disk>) -> Result<DiskInfo> {
+        let engine = &self.0.engine;
+        let label = read_label(&disk).await?;
+        let member = engine.array.members().into_iter().find(|m| m.uuid == label.disk && label.pool == engine.uuid);
+        let Some(member) = member else {
+            return Err(Error::invalid(format!("{} is not a disk of pool {}", disk.name(), engine.name)));
+        };
+        if member.online().is_none() {
+            check_size(&disk, &label)?;
+            let newest = superblocks(&disk, &label).await.iter().map(|s| s.checkpoint).max().unwrap_or(0);
+            if newest < member.last_checkpoint.load(Ordering::Relaxed) {
+                return Err(Error::invalid(format!("{} {OLDER_STATE}, and cannot be taken back", disk.name())));
+            }
+            if label.epoch > engine.epoch {
+                return Err(Error::new(
+                    ErrorKind::Fenced,
+                    format!("{} was written to by another writer since", disk.name()),
+                ));
+            }
+            engine.reinstate(member.id, disk).await?;
+        }
+        Ok(self.disk_info(&member, &engine.state.read().segments))
+    }
+
+    /// Looks again at all disks the pool was opened with and takes those back that failed or were missing and now answer.
+    pub async fn rescan_disks(&self) -> Result<()> {
+        let engine = &self.0.engine;
+        for member in engine.array.online() {
+            // One that was pulled is noticed now instead of at its next write.
+            let _ = engine.array.read_disk(member.id, 0, LABEL_SIZE).await;
+        }
+        let candidates = engine.candidates.read().clone();
+        for disk in &candidates {
+            if let Err(e) = self.reinstate_disk(disk.clone()).await {
+                tracing::warn!(disk = disk.name(), error = %e, "disk stays out");
+                engine.check_alive()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn member(&self, id: u16) -> Result<Arc<Member>> {
+        let engine = &self.0.engine;
+        engine
+            .array
+            .member(DiskId(id))
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no disk {id} in pool {}", engine.name)))
+    }
+
+    /// Takes a new disk in, of any size that has room for some chunks. Without `force` a disk that holds anything is refused.
+    pub async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo> {
+        let engine = &self.0.engine;
+        let _turn = self.0.administration.lock().await;
+        let members = engine.array.members();
+        if members.len() >= DISKS_MAX {
+            return Err(Error::invalid(format!("pool {} has {DISKS_MAX} disks, the most there can be", engine.name)));
+        }
+        let label = read_label(&disk).await.ok();
+        if let Some(member) = label.as_ref().and_then(|l| members.iter().find(|m| m.uuid == l.disk)) {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("{} is disk {} of pool {} already", disk.name(), member.id, engine.name),
+            ));
+        }
+        // One that was removed, or whose adding was cut short, holds nothing of value.
+        if !force && label.is_none_or(|l| l.pool != engine.uuid) {
+            refuse_foreign(&disk).await?;
+        }
+        let (size, geometry) = (disk.geometry().size, engine.array.geometry);
+        if geometry.chunks(size) < CHUNKS_MIN {
+            return Err(Error::invalid(format!(
+                "{} is too small for this pool: it has {} MiB, and {} MiB is the least",
+                disk.name(),
+                size >> 20,
+                smallest_disk(&geometry).div_ceil(1 << 20)
+            )));
+        }
+        let member = engine.add_disk(disk.clone()).await?;
+        let mut candidates = engine.candidates.write();
+        if !candidates.iter().any(|d| d.name() == disk.name()) {
+            candidates.push(disk);
+        }
+        drop(candidates);
+        Ok(self.disk_info(&member, &engine.state.read().segments))
+    }
+
+    /// A disk that the pool was opened with, or that was added, and has not let go; by name.
+    pub fn opened_disk(&self, name: &str) -> Option<Arc<dyn Disk>> {
+        self.0.engine.candidates.read().iter().find(|d| d.name() == name).cloned()
+    }
+
+    /// Begins to remove a disk: what lies on it moves to the others, then it is let go. One that is gone is removed once what it held was rebuilt.
+    pub async fn remove_disk(&self, id: u16) -> Result<DiskInfo> {
+        let engine = &self.0.engine;
+        let _turn = self.0.administration.lock().await;
+        let member = self.member(id)?;
+        if !member.is_leaving() {
+            let staying = |m: &&Arc<Member>| m.id != member.id && m.online().is_some() && !m.is_leaving();
+            let (left, least) =
+                (engine.array.members().iter().filter(staying).count(), disks_min(engine.array.tolerance));
+            if left < least {
+                return Err(Error::invalid(format!(
+                    "pool {} needs {least} working disks for its tolerance, and without disk {id} {left} would be left: add one first",
+                    engine.name
+                )));
+            }
+            engine.remove_disk(member.id).await?;
+        }
+        Ok(self.disk_info(&member, &engine.state.read().segments))
+    }
+
+    /// Declares a disk failed, and gives it up: what it held is rebuilt on the others at once. Refused when data would be lost.
+    pub async fn fail_disk(&self, id: u16) -> Result<DiskInfo> {
+        let engine = &self.0.engine;
+        let _turn = self.0.administration.lock().await;
+        let member = self.member(id)?;
+        if member.online().is_some() {
+            let gone = engine.array.members().iter().filter(|m| m.online().is_none() && !m.is_empty()).count();
+            let absent = engine.array.absent() | 1u128.checked_shl(id.into()).unwrap_or(0);
+            let loses =
+                engine.state.read().segments.iter().any(|s| {
+                    s.record.live > 0 && s.extent.lost_columns(absent).count_ones() as usize > s.extent.parity
+                });
+            if loses || gone + 1 > engine.array.tolerance.drives() {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "without disk {id} data of pool {} could not be read: wait until redundancy is restored (`ashlar pool status`), or \
+                         remove the disk instead (`ashlar disk remove {id}`)",
+                        engine.name
+                    ),
+                ));
+            }
+            engine.array.fail(member.id, "declared failed by an administrator");
+        }
+        engine.array.give_up(member.id);
+        Ok(self.disk_info(&member, &engine.state.read().segments))
+    }
+}

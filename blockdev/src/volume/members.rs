@@ -1,0 +1,112 @@
+//! Disks that join a pool, and disks that leave it.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::recovery::write_label;
+use crate::disk::{AlignedBuf, Disk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::layout::{EDGE, LABEL_SIZE};
+use crate::redundancy::array::Member;
+use crate::units::{DiskId, Uuid};
+
+impl Engine {
+    /// Takes a new disk in. Once this completes a durable checkpoint names it, and new data goes to it, too.
+    pub async fn add_disk(self: &Arc<Self>, disk: Arc<dyn Disk>) -> Result<Arc<Member>> {
+        let geometry = self.array.geometry;
+        let size = disk.geometry().size;
+        let id = {
+            let mut own = self.checkpoints.lock().await;
+            let members = self.array.members();
+            let taken = |id: &u16| members.iter().any(|m| m.id.0 == *id);
+            let id = (0..128)
+                .find(|id| !taken(id))
+                .map(DiskId)
+                .ok_or_else(|| Error::invalid("the pool is full of disks"))?;
+            let uuid =
+                Uuid((u128::from(self.env.random_u64()) << 64 | u128::from(self.env.random_u64())).to_le_bytes());
+            let member = Member::new(id, uuid, size, Some(disk.clone()), false);
+            let failed = |e| Error::io(format!("{}: {e}", disk.name()));
+            // What an earlier life left in the log region, or in the superblocks, must not be found.
+            let (start, end) = (geometry.log_extent(0), geometry.log_extent(geometry.log_extents));
+            let zeroes = AlignedBuf::zeroed(1 << 20).freeze();
+            for at in (start..end).step_by(zeroes.len()) {
+                let len = (end - at).min(zeroes.len() as u64) as usize;
+                disk.write(at, vec![zeroes.slice(..len)], false).await.map_err(failed)?;
+            }
+            wipe(&disk, geometry.tail(size)).await?;
+            disk.flush().await.map_err(failed)?;
+            write_label(&self.array, &self.label, self.epoch, self.array.unreliable(), &member, &disk).await?;
+            self.array.add(member);
+            self.state.write().segments.add_disk(id, geometry.chunks(size));
+            own.forced = true;
+            id
+        };
+        self.checkpoint().await?;
+        let gone = || Error::io(format!("{} failed while it was added", disk.name()));
+        let member = self.array.member(id).filter(|m| m.online().is_some()).ok_or_else(gone)?;
+        self.array.open_to_data(id);
+        self.label_absent().await?;
+        tracing::info!(pool = self.name, disk = id.0, name = disk.name(), "disk added");
+        Ok(member)
+    }
+
+    /// Begins to move everything away from a disk; when nothing lies on it any more it is let go. Fails, and changes nothing, when the others
+    /// have no room for that.
+    pub async fn remove_disk(self: &Arc<Self>, id: DiskId) -> Result<()> {
+        let before = self.space();
+        self.array.set_leaving(id, true);
+        let space = self.space();
+        if space.used > space.usable {
+            self.array.set_leaving(id, false);
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "without disk {id} pool {} has room for {} MiB, and {} MiB are in use ({} MiB of room now): delete volumes, discard data \
+                     or add a drive first",
+                    self.name,
+                    space.usable >> 20,
+                    space.used >> 20,
+                    before.usable >> 20
+                ),
+            ));
+        }
+        self.checkpoints.lock().await.forced = true;
+        self.checkpoint().await
+    }
+
+    /// Lets a disk go on which nothing lies.
+    pub(super) async fn drop_disk(self: &Arc<Self>, member: &Member) -> Result<()> {
+        {
+            let mut own = self.checkpoints.lock().await;
+            let mut state = self.state.write();
+            if state.segments.is_used(member.id) || self.log.uses(member.id) {
+                return Ok(());
+            }
+            self.array.remove(member.id);
+            state.segments.remove_disk(member.id);
+            own.forced = true;
+        }
+        self.checkpoint().await?;
+        self.label_absent().await?;
+        if let Some(disk) = member.online() {
+            self.candidates.write().retain(|d| d.name() != disk.name());
+            // A label that stays behind does no harm: no catalogue names it.
+            if let Err(e) = wipe(&disk, self.array.geometry.tail(member.size)).await {
+                tracing::warn!(disk = member.id.0, error = %e, "the label of a removed disk could not be wiped");
+            }
+        }
+        tracing::info!(pool = self.name, disk = member.id.0, "disk removed");
+        Ok(())
+    }
+}
+
+/// Clears labels and superblocks.
+async fn wipe(disk: &Arc<dyn Disk>, tail: u64) -> Result<()> {
+    let zeroes = AlignedBuf::zeroed(5 * LABEL_SIZE).freeze();
+    debug_assert!(zeroes.len() as u64 <= EDGE);
+    for at in [tail, 0] {
+        disk.write(at, vec![zeroes.clone()], true).await.map_err(|e| Error::io(format!("{}: {e}", disk.name())))?;
+    }
+    Ok(())
+}
