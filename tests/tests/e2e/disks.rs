@@ -396,7 +396,8 @@ fn disks_join_and_leave_under_load() {
     assert!(client.read_all().expect("reading everything") == image, "content differs");
     // A disk is given up by hand: the others have what it held.
     lab.ashlar(&["disk", "fail", "4"]).expect_ok();
-    let gone = || disks().iter().any(|d| d["id"] == 4 && d["reason"].as_str().unwrap_or_default().contains("was rebuilt"));
+    let gone =
+        || disks().iter().any(|d| d["id"] == 4 && d["reason"].as_str().unwrap_or_default().contains("was rebuilt"));
     assert!(wait_until(Duration::from_secs(60), gone), "{:?}", disks());
     lab.ashlar(&["disk", "remove", "4"]).expect_ok();
     assert!(healthy(), "{}", lab.json(&["pool", "status"]));

@@ -1,7 +1,7 @@
 use super::*;
-use crate::units::Uuid;
 use crate::disk::MemoryDisk;
 use crate::env::sim::SimScope;
+use crate::units::Uuid;
 
 fn geometry() -> PoolGeometry {
     PoolGeometry {
@@ -53,4 +53,75 @@ fn lack_of_disks_names_each_that_is_gone_and_why() {
     array.check_quorum().unwrap();
     array.fail(DiskId(1), "worn out");
     assert!(!array.check_quorum().unwrap_err().to_string().contains("disk 0"));
+}
+
+fn members(count: u16) -> Vec<Member> {
+    let size = geometry().chunk(1) + (1 << 20);
+    let disk = |i| Arc::new(MemoryDisk::new(format!("/d/{i}"), size)) as Arc<dyn Disk>;
+    (0..count).map(|i| Member::new(DiskId(i), Uuid([i as u8; 16]), size, Some(disk(i)), false)).collect()
+}
+
+#[test]
+fn a_disk_that_was_given_up_and_emptied_is_not_missed() {
+    let scope = SimScope::new(2);
+    let array = DiskArray::new(scope.env(), geometry(), Tolerance::Single, members(4));
+    let one = array.member(DiskId(1)).unwrap();
+    array.fail(DiskId(1), "worn out");
+    let (long, none) = (Duration::from_secs(60), Duration::ZERO);
+    assert!(!array.give_up_overdue(long, none), "it failed a moment ago");
+    assert_eq!(one.service(), Service::Away);
+    assert!(array.give_up_overdue(none, long) && one.is_given_up());
+    assert!(!array.give_up_overdue(none, none), "once is enough");
+    assert_eq!(one.service(), Service::GivenUp);
+    array.fail(DiskId(2), "worn out");
+    assert!(array.check_quorum().is_err(), "what it held may still be needed");
+    one.set_service(Service::Empty);
+    array.check_quorum().unwrap();
+    assert!(array.member(DiskId(1)).unwrap().info().reason.unwrap().contains("was rebuilt on the others"));
+    // One that leaves serves, but gets nothing new; when it fails it is given up already.
+    array.set_leaving(DiskId(3), true);
+    let three = array.member(DiskId(3)).unwrap();
+    assert!(three.is_settled() && !three.takes_data() && array.closed() == 0b1110 && array.absent() == 0b0110);
+    array.set_leaving(DiskId(3), false);
+    assert!(three.takes_data() && three.service() == Service::Serving);
+}
+
+/// Whatever columns are lost, and whatever cannot be read besides, rows come back as they were written as long as parity reaches.
+#[test]
+fn rows_come_back_without_lost_columns() {
+    let scope = SimScope::new(3);
+    let env = scope.env();
+    let run = async {
+        let array = DiskArray::new(env.clone(), geometry(), Tolerance::Double, members(5));
+        let columns = (0..5).map(|i| (DiskId(i), ChunkIndex(0))).collect();
+        let extent =
+            Extent { segment: SegmentId(1), incarnation: 1, data: 3, parity: 2, columns, stale: AtomicU32::new(0) };
+        let strip = geometry().strip_size as usize;
+        let mut data = vec![0; 2 * 3 * strip];
+        crate::env::Rng::new(4).fill(&mut data);
+        for (stripe, data) in data.chunks_exact(3 * strip).enumerate() {
+            let parity = array.parity_of(data, 3, 2);
+            array.write_stripe(&extent, stripe as u32, Bytes::copy_from_slice(data), parity).await.unwrap();
+        }
+        let whole: Vec<Bytes> = {
+            let mut out = Vec::new();
+            for column in 0..5 {
+                out.push(array.read_column(&extent, column, 0, 2 * strip).await.unwrap());
+            }
+            out
+        };
+        for lost in (0u32..32).filter(|l| l.count_ones() <= 2) {
+            let rows = array.read_rows(&extent, 0, 2 * strip, lost).await.unwrap();
+            assert!(rows.data_space() == data, "without columns {lost:b}");
+            for column in (0..5).filter(|c| *c < 3 || lost >> c & 1 == 1) {
+                assert!(rows.column(column) == Some(&whole[column]), "column {column} without {lost:b}");
+            }
+        }
+        assert!(array.read_rows(&extent, 0, strip, 0b10101).await.is_err(), "three are too many");
+        // One is lost, another one does not answer.
+        array.fail(DiskId(2), "gone");
+        assert!(array.read_rows(&extent, 0, 2 * strip, 0b00001).await.unwrap().data_space() == data);
+        assert!(array.read_rows(&extent, 0, strip, 0b01001).await.is_err());
+    };
+    scope.run_until(run, 1_000_000).unwrap();
 }
