@@ -20,12 +20,14 @@ use crate::redundancy::array::{Extent, Member};
 use crate::report::Rebuild;
 use crate::segment::table::Segment;
 
-/// Bytes of each column read at once.
-const ROWS: u64 = 256 << 10;
-/// Segments worked on at the same time.
-const AT_ONCE: usize = 2;
-/// Segments done before what is most urgent is looked for again.
-const ROUND: usize = 16;
+/// Bytes of all columns of a segment read at once, about.
+const WINDOW: u64 = 2 << 20;
+/// Memory that work on one segment takes, in windows: rows as they were read, put in order, on their way to disk.
+const WINDOWS: u64 = 3;
+/// Most segments worked on at the same time.
+const AT_ONCE_MAX: usize = 12;
+/// Segments done, for each that is worked on at the same time, before what is most urgent is looked for again.
+const ROUND: usize = 8;
 /// Pause between looks while something is left that cannot be done now.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Segments of which less is live are emptied: that moves less than a column has.
@@ -175,11 +177,12 @@ impl Engine {
         self.checkpoint().await?;
         let all: u64 = found.iter().map(Degraded::bytes).sum();
         let (mut left, mut waiting, mut progress) = (all, 0, false);
-        let jobs = found.into_iter().take(ROUND).map(|d| async move {
+        let at_once = self.segments_at_once();
+        let jobs = found.into_iter().take(ROUND * at_once).map(|d| async move {
             let outcome = self.restore(&d).await;
             (d, outcome)
         });
-        let mut jobs = futures::stream::iter(jobs).buffer_unordered(AT_ONCE);
+        let mut jobs = futures::stream::iter(jobs).buffer_unordered(at_once);
         while let Some((d, outcome)) = jobs.next().await {
             match outcome? {
                 Outcome::Done => {
@@ -200,6 +203,12 @@ impl Engine {
             self.set_left(left, waiting);
         }
         Ok(progress)
+    }
+
+    /// How many segments are worked on at the same time: enough to keep all disks busy, within an eighth of the memory.
+    fn segments_at_once(&self) -> usize {
+        let fit = self.config.memory / 8 / (WINDOW * WINDOWS);
+        (self.array.online().len() / 2 + 2).min(fit as usize).clamp(2, AT_ONCE_MAX)
     }
 
     /// Segments that have columns to be written anew, most urgent first.
@@ -398,7 +407,7 @@ impl Engine {
         let geometry = self.array.geometry;
         let strip = u64::from(geometry.strip_size);
         let end = u64::from(d.record.written) / u64::from(d.extent.stripe_size(&geometry)) * strip;
-        let step = (ROWS / strip).max(1) * strip;
+        let step = (WINDOW / d.record.columns.len() as u64 / strip).max(1) * strip;
         for row in (0..end).step_by(step as usize) {
             self.check_alive()?;
             let begun = (self.env.now(), self.host_requests());
