@@ -16,6 +16,9 @@ const BODY_MAX: usize = 256 << 20;
 /// The block table is at most this many directory pages longer than those that exist: the newest entries may never have been used.
 const DIRECTORIES_AHEAD: u64 = 64;
 
+/// Numbers of disks are below this: sets of disks are masks of so many bits.
+pub const DISK_IDS: u16 = 128;
+
 /// Fewest bytes of an encoded [`DiskRecord`].
 const DISK_RECORD_MIN: usize = 20;
 
@@ -163,6 +166,9 @@ impl Catalogue {
             out.directory.push(PagePtr::decode(&mut get)?);
         }
         get.finish()?;
+        if let Some(disk) = out.disks.iter().find(|d| d.id.0 >= DISK_IDS) {
+            return Err(Error::corrupt(format!("disk {}: there is no such number", disk.id)));
+        }
         out.check()?;
         Ok(out)
     }

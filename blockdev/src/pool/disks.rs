@@ -101,9 +101,13 @@ impl Pool {
         Ok(self.disk_info(&member, &engine.state.read().segments))
     }
 
-    /// A disk that the pool was opened with, or that was added, and has not let go; by name.
-    pub fn opened_disk(&self, name: &str) -> Option<Arc<dyn Disk>> {
-        self.0.engine.candidates.read().iter().find(|d| d.name() == name).cloned()
+    /// Lets go of a disk of this name that is not of the pool, though the pool was opened with it. Says whether one of the pool has the name.
+    pub fn release_disk(&self, name: &str) -> bool {
+        let members = self.0.engine.array.members();
+        let is_member = |d: &Arc<dyn Disk>| members.iter().filter_map(|m| m.handle()).any(|h| Arc::ptr_eq(&h, d));
+        let mut candidates = self.0.engine.candidates.write();
+        candidates.retain(|d| d.name() != name || is_member(d));
+        candidates.iter().any(|d| d.name() == name)
     }
 
     /// Begins to remove a disk: what lies on it moves to the others, then it is let go. One that is gone is removed once what it held was rebuilt.
@@ -111,6 +115,11 @@ impl Pool {
         let engine = &self.0.engine;
         let _turn = self.0.administration.lock().await;
         let member = self.member(id)?;
+        if member.is_empty() && member.online().is_none() {
+            let info = self.disk_info(&member, &engine.state.read().segments);
+            engine.drop_disk(&member).await?;
+            return Ok(info);
+        }
         if !member.is_leaving() {
             let staying = |m: &&Arc<Member>| m.id != member.id && m.online().is_some() && !m.is_leaving();
             let (left, least) =
@@ -132,7 +141,7 @@ impl Pool {
         let _turn = self.0.administration.lock().await;
         let member = self.member(id)?;
         if member.online().is_some() {
-            let gone = engine.array.members().iter().filter(|m| m.online().is_none() && !m.is_empty()).count();
+            let gone = engine.array.members().iter().filter(|m| m.online().is_none() && m.is_counted()).count();
             let absent = engine.array.absent() | 1u128.checked_shl(id.into()).unwrap_or(0);
             let loses =
                 engine.state.read().segments.iter().any(|s| {

@@ -87,6 +87,13 @@ impl Pool {
                 ),
             );
         }
+        if engine.set_aside.load(Ordering::Relaxed) > 0 {
+            add(
+                "critical",
+                "pool.rebuild.damaged",
+                "segments hold blocks that cannot be read; their redundancy cannot be restored: `ashlar pool check` names the blocks".into(),
+            );
+        }
         if let Some(rebuild) = engine.rebuild_progress().filter(|r| r.waiting > 0) {
             add(
                 "critical",
@@ -143,6 +150,8 @@ impl Pool {
         } else {
             "healthy"
         };
+        // Both look at the state themselves.
+        let (rebuild, spare) = (engine.rebuild_progress(), engine.spare());
         let state = engine.state.read();
         let layout = state.segments.width(&engine.array).map_or("-".into(), |w| format!("{}+{}", w.data, w.parity));
         let logical: u64 = state.volumes.values().map(|v| v.mapped * BLOCK_BYTES).sum();
@@ -151,8 +160,8 @@ impl Pool {
             uuid: engine.uuid,
             health: health.into(),
             tolerance: engine.array.tolerance,
-            rebuild: engine.rebuild_progress(),
-            spare: engine.spare(),
+            rebuild,
+            spare,
             layout,
             epoch: engine.epoch.0 >> 32,
             raw: disks.iter().map(|d| d.size).sum(),

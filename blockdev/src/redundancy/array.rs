@@ -173,11 +173,10 @@ impl DiskArray {
         self.changed.notify_one();
     }
 
-    /// Declares that a member is to be removed, or that it is not.
-    pub fn set_leaving(&self, id: DiskId, leaving: bool) {
+    /// Changes what is expected of a member.
+    pub fn set_service(&self, id: DiskId, service: Service) {
         if let Some(member) = self.member(id) {
-            let away = if member.online().is_some() { Service::Serving } else { Service::Away };
-            member.set_service(if leaving { Service::Leaving } else { away });
+            member.set_service(service);
             self.changes.fetch_add(1, Ordering::AcqRel);
             self.changed.notify_one();
         }
@@ -206,7 +205,7 @@ impl DiskArray {
     /// Fails when more disks are gone than the tolerance allows; says which, and what to do.
     pub fn check_quorum(&self) -> Result<()> {
         let members = self.members.read();
-        let gone: Vec<&Arc<Member>> = members.iter().filter(|m| m.online().is_none() && !m.is_empty()).collect();
+        let gone: Vec<&Arc<Member>> = members.iter().filter(|m| m.online().is_none() && m.is_counted()).collect();
         if gone.len() <= self.tolerance.drives() {
             return Ok(());
         }
@@ -248,9 +247,12 @@ impl DiskArray {
             member.read_errors.store(0, Ordering::Relaxed);
             member.unsettled.store(true, Ordering::Release);
             member.returns.fetch_add(1, Ordering::AcqRel);
-            member.set_service(if member.is_leaving() { Service::Leaving } else { Service::Serving });
-            *member.gone_since.lock() = None;
+            // It serves before it counts.
             member.failed.store(false, Ordering::Release);
+            let leaving = member.is_leaving();
+            member.set_service(Service::Serving);
+            member.leaving.store(leaving, Ordering::Release);
+            *member.gone_since.lock() = None;
             self.changes.fetch_add(1, Ordering::AcqRel);
             tracing::warn!(disk = id.0, "disk reinstated");
         }
@@ -268,6 +270,10 @@ impl DiskArray {
             if now.saturating_sub(since) >= if member.is_failed() { failed } else { missing } {
                 tracing::warn!(disk = member.id.0, "disk given up: what it holds is rebuilt elsewhere");
                 member.given_up.store(true, Ordering::Release);
+                if member.online().is_some() {
+                    // It came back this very moment.
+                    member.given_up.store(false, Ordering::Release);
+                }
                 self.changes.fetch_add(1, Ordering::AcqRel);
                 any = true;
             }

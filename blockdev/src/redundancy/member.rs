@@ -124,9 +124,24 @@ impl Member {
         self.leaving.load(Ordering::Acquire)
     }
 
+    /// A durable checkpoint says that nothing lies on it.
+    pub fn set_empty(&self) {
+        self.empty.store(true, Ordering::Release);
+    }
+
+    /// Whether it counts when it is gone: something may lie on it.
+    pub fn is_counted(&self) -> bool {
+        !self.is_empty() && !self.joining.load(Ordering::Acquire)
+    }
+
     /// Whether new data and log entries may be put on it.
     pub fn takes_data(&self) -> bool {
-        self.online().is_some() && !self.is_leaving() && !self.joining.load(Ordering::Acquire)
+        self.is_settled() && !self.is_leaving() && !self.joining.load(Ordering::Acquire)
+    }
+
+    /// The disk, whether it serves or not.
+    pub fn handle(&self) -> Option<Arc<dyn Disk>> {
+        self.disk.read().clone()
     }
 
     /// How often it was taken back so far: what was begun before a return says nothing about afterwards.
@@ -139,6 +154,10 @@ impl Member {
         let given_up = matches!(service, Service::GivenUp | Service::Empty | Service::Leaving);
         self.given_up.store(given_up, Ordering::Release);
         self.leaving.store(service == Service::Leaving, Ordering::Release);
+        if service == Service::Leaving {
+            // Whether anything lies on it is another matter.
+            return;
+        }
         self.empty.store(service == Service::Empty, Ordering::Release);
     }
 

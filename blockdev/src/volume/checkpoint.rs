@@ -75,6 +75,8 @@ struct Frozen {
     unique_bytes: u64,
     stored_bytes: u64,
     interval: u32,
+    /// Disks that were gone and given up: no log entry and no segment of later can lie on them.
+    given_up: Vec<DiskId>,
     open: Vec<Arc<Appender>>,
 }
 
@@ -181,7 +183,7 @@ impl Engine {
             next_incarnation: frozen.segments.next_incarnation,
             next_volume: frozen.next_volume,
             table_len: frozen.table_len,
-            disks: disk_records(&self.array, &|id| !frozen.segments.is_used(id)),
+            disks: disk_records(&self.array, &|id| frozen.given_up.contains(&id) && !frozen.segments.is_used(id)),
             segments,
             volumes: frozen.volumes,
             directory: frozen.roots,
@@ -201,7 +203,7 @@ impl Engine {
         for disk in catalogue.disks.iter().filter(|d| d.service == Service::Empty) {
             if let Some(member) = self.array.member(disk.id).filter(|m| !m.is_empty()) {
                 tracing::warn!(disk = disk.id.0, "nothing lies on the disk any more that was given up");
-                member.set_service(Service::Empty);
+                member.set_empty();
             }
         }
         own.number = number;
@@ -264,7 +266,7 @@ impl Engine {
         }
         self.checkpoint().await?;
         // Only now do the labels say that it is there: what it lacks is on record.
-        self.array.settle(id);
+        self.array.open_to_data(id);
         self.label_absent().await?;
         // Until now the log had no copies on it: in a pool of few disks too few. Another checkpoint ends the need for those.
         self.checkpoints.lock().await.forced = true;
@@ -296,6 +298,8 @@ impl Engine {
         let mut state = self.state.write();
         let state = &mut *state;
         own.unflushed = (open.iter().map(|a| a.extent.segment).collect(), state.segments.next_incarnation);
+        let members = self.array.members();
+        let given_up = members.iter().filter(|m| m.online().is_none() && m.is_given_up());
         let frozen = Frozen {
             maps: state.maps.pages.freeze(),
             table: state.table.pages.freeze().into_iter().collect(),
@@ -310,6 +314,7 @@ impl Engine {
             unique_bytes: state.unique_bytes,
             stored_bytes: state.stored_bytes,
             interval: state.table.next_interval(),
+            given_up: given_up.map(|m| m.id).collect(),
             open,
         };
         let (send, mark) = oneshot::channel();
@@ -557,7 +562,7 @@ pub fn disk_records(array: &DiskArray, unused: &dyn Fn(DiskId) -> bool) -> Vec<D
         size: m.size,
         last_checkpoint: m.last_checkpoint.load(Ordering::Relaxed),
         service: match m.service() {
-            Service::GivenUp if unused(m.id) => Service::Empty,
+            Service::GivenUp | Service::Leaving if m.online().is_none() && unused(m.id) => Service::Empty,
             service => service,
         },
     };

@@ -6,6 +6,7 @@ use super::Engine;
 use super::recovery::write_label;
 use crate::disk::{AlignedBuf, Disk};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::{DISK_IDS, Service};
 use crate::format::layout::{EDGE, LABEL_SIZE};
 use crate::redundancy::array::Member;
 use crate::units::{DiskId, Uuid};
@@ -16,10 +17,9 @@ impl Engine {
         let geometry = self.array.geometry;
         let size = disk.geometry().size;
         let id = {
-            let mut own = self.checkpoints.lock().await;
             let members = self.array.members();
             let taken = |id: &u16| members.iter().any(|m| m.id.0 == *id);
-            let id = (0..128)
+            let id = (0..DISK_IDS)
                 .find(|id| !taken(id))
                 .map(DiskId)
                 .ok_or_else(|| Error::invalid("the pool is full of disks"))?;
@@ -37,6 +37,7 @@ impl Engine {
             wipe(&disk, geometry.tail(size)).await?;
             disk.flush().await.map_err(failed)?;
             write_label(&self.array, &self.label, self.epoch, self.array.unreliable(), &member, &disk).await?;
+            let mut own = self.checkpoints.lock().await;
             self.array.add(member);
             self.state.write().segments.add_disk(id, geometry.chunks(size));
             own.forced = true;
@@ -47,6 +48,9 @@ impl Engine {
         let member = self.array.member(id).filter(|m| m.online().is_some()).ok_or_else(gone)?;
         self.array.open_to_data(id);
         self.label_absent().await?;
+        // Log entries that went to it before the labels told of it have too few copies that count.
+        self.checkpoints.lock().await.forced = true;
+        self.checkpoint().await?;
         tracing::info!(pool = self.name, disk = id.0, name = disk.name(), "disk added");
         Ok(member)
     }
@@ -55,10 +59,11 @@ impl Engine {
     /// have no room for that.
     pub async fn remove_disk(self: &Arc<Self>, id: DiskId) -> Result<()> {
         let before = self.space();
-        self.array.set_leaving(id, true);
+        let service = self.array.member(id).map(|m| m.service()).unwrap_or_default();
+        self.array.set_service(id, Service::Leaving);
         let space = self.space();
         if space.used > space.usable {
-            self.array.set_leaving(id, false);
+            self.array.set_service(id, service);
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!(
@@ -76,7 +81,7 @@ impl Engine {
     }
 
     /// Lets a disk go on which nothing lies.
-    pub(super) async fn drop_disk(self: &Arc<Self>, member: &Member) -> Result<()> {
+    pub(crate) async fn drop_disk(self: &Arc<Self>, member: &Member) -> Result<()> {
         {
             let mut own = self.checkpoints.lock().await;
             let mut state = self.state.write();
@@ -89,8 +94,10 @@ impl Engine {
         }
         self.checkpoint().await?;
         self.label_absent().await?;
+        if let Some(disk) = member.handle() {
+            self.candidates.write().retain(|d| !Arc::ptr_eq(d, &disk));
+        }
         if let Some(disk) = member.online() {
-            self.candidates.write().retain(|d| d.name() != disk.name());
             // A label that stays behind does no harm: no catalogue names it.
             if let Err(e) = wipe(&disk, self.array.geometry.tail(member.size)).await {
                 tracing::warn!(disk = member.id.0, error = %e, "the label of a removed disk could not be wiped");

@@ -239,6 +239,8 @@ pub struct Engine {
     pub pins: AtomicUsize,
     /// Asks for cleaning.
     pub cleaner_wanted: Notify,
+    /// Segments whose redundancy cannot be restored, because something in them cannot be read.
+    pub(crate) set_aside: AtomicUsize,
     /// Redundancy being restored.
     pub(crate) rebuild: Mutex<Option<rebuild::Progress>>,
     /// Set by `stop`.

@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -19,6 +19,7 @@ use crate::planted::{self, Bug};
 use crate::redundancy::array::{Extent, Member};
 use crate::report::Rebuild;
 use crate::segment::table::Segment;
+use crate::units::DiskId;
 
 /// Bytes of all columns of a segment read at once, about.
 const WINDOW: u64 = 2 << 20;
@@ -30,6 +31,8 @@ const AT_ONCE_MAX: usize = 12;
 const ROUND: usize = 8;
 /// Pause between looks while something is left that cannot be done now.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Free segments that rebuilding leaves on top of what the cleaner leaves.
+const CLEANER_MARGIN: u64 = 2;
 /// Segments of which less is live are emptied: that moves less than a column has.
 const LIVE_MIN: f64 = 0.15;
 
@@ -63,6 +66,36 @@ impl Degraded {
     }
 }
 
+/// The disks at one moment.
+struct View {
+    members: Vec<Arc<Member>>,
+    absent: u128,
+}
+
+impl View {
+    fn of(engine: &Engine) -> Self {
+        Self { members: engine.array.members(), absent: engine.array.absent() }
+    }
+
+    /// What a sealed segment lacks.
+    fn look(&self, s: &Segment, parity: usize) -> Option<Degraded> {
+        let r = &s.record;
+        let lost = s.extent.lost_columns(self.absent);
+        let wanted = |(i, (disk, _)): (usize, &_)| {
+            let member = self.members.iter().find(|m| m.id == *disk)?;
+            if lost >> i & 1 == 0 {
+                return member.is_leaving().then_some(1 << i);
+            }
+            (member.is_settled() || member.online().is_none() && member.is_given_up()).then_some(1 << i)
+        };
+        let wanted = r.columns.iter().enumerate().filter_map(wanted).fold(0, |bits, bit| bits | bit);
+        // It was written when there were too few disks for the tolerance.
+        let thin = usize::from(r.parity) < parity;
+        let extent = s.extent.clone();
+        (r.live > 0 && (wanted != 0 || thin)).then(|| Degraded { record: r.clone(), extent, lost, wanted })
+    }
+}
+
 /// What became of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
@@ -74,6 +107,16 @@ enum Outcome {
     NoRoom,
     /// Something in it cannot be read; all else was moved out.
     Damaged,
+    /// Not looked at: enough was done in this round.
+    Later,
+}
+
+/// Room for columns at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    changes: u64,
+    free: u64,
+    used: u64,
 }
 
 /// How far the work is that began when something was found to do.
@@ -104,6 +147,7 @@ impl Engine {
     pub(super) async fn rebuild_loop(self: Arc<Self>) {
         let mut aside: FxHashSet<u64> = FxHashSet::default();
         let mut changes = self.array.changes();
+        let mut stuck = None;
         loop {
             if self.array.changes() != changes {
                 // A disk that came back may have what could not be read.
@@ -113,7 +157,7 @@ impl Engine {
             if self.array.give_up_overdue(self.config.failed_grace, self.config.missing_grace) {
                 self.checkpoints.lock().await.forced = true;
             }
-            match self.rebuild_round(&mut aside).await {
+            match self.rebuild_round(&mut aside, &mut stuck).await {
                 Ok(true) => {}
                 Ok(false) => self.wait_for_rebuild().await,
                 Err(e) => {
@@ -160,7 +204,7 @@ impl Engine {
     }
 
     /// Works on the segments that have the least redundancy left. False when nothing is left that can be done now.
-    async fn rebuild_round(self: &Arc<Self>, aside: &mut FxHashSet<u64>) -> Result<bool> {
+    async fn rebuild_round(self: &Arc<Self>, aside: &mut FxHashSet<u64>, stuck: &mut Option<Room>) -> Result<bool> {
         let found = self.degraded(aside);
         if found.is_empty() && self.has_hurt_open_segments() {
             // A checkpoint closes them; then their turn comes.
@@ -168,30 +212,46 @@ impl Engine {
             self.checkpoint().await?;
             return Ok(!self.has_hurt_open_segments());
         }
-        self.note_progress(&found, 0);
+        self.set_aside.store(aside.len(), Ordering::Relaxed);
+        let left: u64 = found.iter().map(Degraded::bytes).sum();
+        let room = self.room();
+        if !found.is_empty() && *stuck == Some(room) {
+            // None of them found room, and there is no more than there was.
+            self.note_progress(left, left, false);
+            return Ok(false);
+        }
+        self.note_progress(left, 0, found.is_empty());
         if found.is_empty() {
             return self.forget_empty_disks().await;
         }
         // Segments that a checkpoint sealed have all their columns on stable storage, on the disks that were there.
         self.checkpoints.lock().await.forced = true;
         self.checkpoint().await?;
-        let all: u64 = found.iter().map(Degraded::bytes).sum();
-        let (mut left, mut waiting, mut progress) = (all, 0, false);
         let at_once = self.segments_at_once();
-        let jobs = found.into_iter().take(ROUND * at_once).map(|d| async move {
+        let (begun, most) = (AtomicUsize::new(0), ROUND * at_once);
+        let (mut left, mut waiting, mut progress, mut failure) = (left, 0, false, None);
+        let jobs = found.into_iter().map(|d| async {
+            // What finds no room does not keep those behind it from their turn.
+            if begun.fetch_add(1, Ordering::Relaxed) >= most {
+                return (d, Ok(Outcome::Later));
+            }
             let outcome = self.restore(&d).await;
+            if matches!(outcome, Ok(Outcome::NoRoom)) {
+                begun.fetch_sub(1, Ordering::Relaxed);
+            }
             (d, outcome)
         });
         let mut jobs = futures::stream::iter(jobs).buffer_unordered(at_once);
+        // All are waited for: one that is dropped half way would leave stripes unwritten and chunks taken.
         while let Some((d, outcome)) = jobs.next().await {
-            match outcome? {
-                Outcome::Done => {
-                    left -= d.bytes();
+            match outcome {
+                Ok(Outcome::Done) => {
+                    left -= d.bytes().min(left);
                     progress = true;
                 }
-                Outcome::Changed => progress |= !self.is_dead(),
-                Outcome::NoRoom => waiting += d.bytes(),
-                Outcome::Damaged => {
+                Ok(Outcome::Changed | Outcome::Later) => progress = true,
+                Ok(Outcome::NoRoom) => waiting += d.bytes(),
+                Ok(Outcome::Damaged) => {
                     tracing::warn!(
                         segment = d.record.id.0,
                         "a segment has blocks that cannot be read; it is set aside"
@@ -199,10 +259,22 @@ impl Engine {
                     aside.insert(d.record.incarnation);
                     progress = true;
                 }
+                Err(e) => failure = Some(e),
             }
             self.set_left(left, waiting);
         }
-        Ok(progress)
+        drop(jobs);
+        *stuck = (!progress && waiting > 0).then_some(room);
+        match failure {
+            Some(e) => Err(e),
+            None => Ok(progress && !self.is_dead()),
+        }
+    }
+
+    /// What decides whether columns find room.
+    fn room(&self) -> Room {
+        let free = self.state.read().segments.free(&self.array);
+        Room { changes: self.array.changes(), free, used: self.space().used }
     }
 
     /// How many segments are worked on at the same time: enough to keep all disks busy, within an eighth of the memory.
@@ -213,44 +285,36 @@ impl Engine {
 
     /// Segments that have columns to be written anew, most urgent first.
     fn degraded(&self, aside: &FxHashSet<u64>) -> Vec<Degraded> {
-        let absent = self.array.absent();
-        let members = self.array.members();
+        let view = View::of(self);
         let state = self.state.read();
-        let parity = state.segments.width(&self.array).map_or(0, |w| w.parity);
         let appenders = self.appenders.read();
-        let member = |id| members.iter().find(|m| m.id == id);
-        let look = |s: &Segment| {
-            let r = &s.record;
-            let lost = s.extent.lost_columns(absent);
-            if !r.sealed || r.live == 0 || aside.contains(&r.incarnation) || appenders.contains_key(&r.id) {
-                return None;
-            }
-            let wanted = |(i, (disk, _)): (usize, &_)| {
-                let member = member(*disk)?;
-                if lost >> i & 1 == 0 {
-                    return member.is_leaving().then_some(1 << i);
-                }
-                (member.is_settled() || member.online().is_none() && member.is_given_up()).then_some(1 << i)
-            };
-            let wanted = r.columns.iter().enumerate().filter_map(wanted).fold(0, |bits, bit| bits | bit);
-            // It was written when there were too few disks for the tolerance.
-            let thin = usize::from(r.parity) < parity;
-            (wanted != 0 || thin).then(|| Degraded { record: r.clone(), extent: s.extent.clone(), lost, wanted })
-        };
-        let mut out: Vec<Degraded> = state.segments.iter().filter_map(look).collect();
+        let parity = state.segments.width(&self.array).map_or(0, |w| w.parity);
+        let open = |s: &Segment| !s.record.sealed || appenders.contains_key(&s.record.id);
+        let looked = state.segments.iter().filter(|s| !aside.contains(&s.record.incarnation) && !open(s));
+        let mut out: Vec<Degraded> = looked.filter_map(|s| view.look(s, parity)).collect();
         out.sort_by_key(|d| (d.left(), Reverse(d.record.live), d.record.incarnation));
         out
+    }
+
+    /// The same segment as it is now; none when nothing is to be done for it any more.
+    fn look_again(&self, d: &Degraded) -> Option<Degraded> {
+        let view = View::of(self);
+        let state = self.state.read();
+        let parity = state.segments.width(&self.array).map_or(0, |w| w.parity);
+        let same = state.segments.get(d.record.id).filter(|s| s.record.incarnation == d.record.incarnation)?;
+        view.look(same, parity)
     }
 
     /// Whether segments that are not closed yet lack columns that could be written.
     fn has_hurt_open_segments(&self) -> bool {
         let closed = self.array.closed();
         let waits = |m: &Arc<Member>| m.online().is_none() && !m.is_given_up();
-        let waiting = self.array.members().iter().filter(|m| waits(m)).fold(0, |bits, m| bits | 1 << m.id.0);
+        let bit = |id: DiskId| 1u128.checked_shl(id.0.into()).unwrap_or(0);
+        let waiting = self.array.members().iter().filter(|m| waits(m)).fold(0, |bits, m| bits | bit(m.id));
         let state = self.state.read();
         state.segments.iter().any(|s| {
             let open = !s.record.sealed || self.appenders.read().contains_key(&s.record.id);
-            let here = |c: usize| s.record.columns.get(c).is_some_and(|(disk, _)| waiting >> disk.0 & 1u128 == 0);
+            let here = |c: usize| s.record.columns.get(c).is_some_and(|(disk, _)| waiting & bit(*disk) == 0);
             let lost = s.extent.lost_columns(closed);
             open && s.record.live > 0 && (0..s.record.columns.len()).any(|c| lost >> c & 1 == 1 && here(c))
         })
@@ -277,17 +341,18 @@ impl Engine {
         Ok(self.array.members().iter().any(waits))
     }
 
-    fn note_progress(&self, found: &[Degraded], waiting: u64) {
-        let left: u64 = found.iter().map(Degraded::bytes).sum();
+    fn note_progress(&self, left: u64, waiting: u64, ended: bool) {
         let mut progress = self.rebuild.lock();
-        if found.is_empty() {
+        if ended {
             if let Some(p) = progress.take() {
                 let seconds = self.env.now().saturating_sub(p.started).as_secs();
+                let aside = self.set_aside.load(Ordering::Relaxed);
                 tracing::info!(
                     pool = self.name,
                     bytes = p.total,
                     seconds,
-                    "redundancy is restored as far as disks are there"
+                    aside,
+                    "all redundancy is restored that can be now"
                 );
             }
             return;
@@ -334,19 +399,18 @@ impl Engine {
 
     /// Gives one segment its columns back.
     async fn restore(self: &Arc<Self>, d: &Degraded) -> Result<Outcome> {
-        if !self.is_live(&d.record) {
-            // The checkpoint gave it back: its pages had been moved out before.
-            return Ok(Outcome::Changed);
-        }
+        // Disks may have gone and come since it was found, and a checkpoint may have given it back.
+        let Some(d) = &self.look_again(d) else { return Ok(Outcome::Changed) };
         let share = d.record.live as f64 / f64::from(d.record.written.max(1));
         match self.has_room_to_clean() {
             true if share < LIVE_MIN || d.wanted == 0 => return self.empty_segment(d).await,
             false if d.wanted == 0 => return Ok(Outcome::NoRoom),
             _ => {}
         }
-        let Some(moves) = self.reserve_targets(d) else {
+        let moves = self.reserve_targets(d);
+        if moves.is_empty() {
             return if self.has_room_to_clean() { self.empty_segment(d).await } else { Ok(Outcome::NoRoom) };
-        };
+        }
         let outcome = self.rewrite(d, &moves).await;
         if !matches!(outcome, Ok(Outcome::Done)) {
             // It did not come to lie on them.
@@ -360,26 +424,37 @@ impl Engine {
         }
     }
 
-    /// Where the wanted columns are to be written: to the same chunk when its disk serves, else to one that is taken now.
-    fn reserve_targets(&self, d: &Degraded) -> Option<Vec<ColumnMove>> {
+    /// Where the wanted columns are to be written: what is stale to the same chunk when its disk serves, the rest to chunks that are taken
+    /// now. A column that finds no room is left out: the others need not wait for it.
+    fn reserve_targets(&self, d: &Degraded) -> Vec<ColumnMove> {
+        // Checkpoints and the cleaner need free segments to go on.
+        let least = self.space().cleaner_min() + CLEANER_MARGIN;
         let mut state = self.state.write();
+        let stale = d.extent.stale.load(Ordering::Acquire);
         let mut record = d.record.clone();
         let mut moves: Vec<ColumnMove> = Vec::new();
         for column in (0..record.columns.len()).filter(|c| d.wanted >> c & 1 == 1) {
             let from = record.columns[column];
-            let in_place = self.array.member(from.0).is_some_and(|m| m.is_settled() && !m.is_leaving());
-            let to = if in_place {
-                Some(from)
-            } else {
-                state.segments.target(&self.array, &record).and_then(|disk| Some((disk, state.segments.reserve(disk)?)))
+            let member = self.array.member(from.0);
+            let to = match member {
+                Some(m) if m.is_settled() && !m.is_leaving() => (stale >> column & 1 == 1).then_some(from),
+                _ => {
+                    let target = state.segments.target(&self.array, &record);
+                    target.and_then(|disk| Some((disk, state.segments.reserve(disk)?))).filter(|&at| {
+                        let fits = state.segments.free(&self.array) >= least;
+                        if !fits {
+                            state.segments.unreserve(at);
+                        }
+                        fits
+                    })
+                }
             };
-            // A column that finds no room waits; the others need not.
             if let Some(to) = to {
                 record.columns[column] = to;
                 moves.push(ColumnMove { column: column as u8, from, to });
             }
         }
-        (!moves.is_empty()).then_some(moves)
+        moves
     }
 
     /// Moves everything live out of a segment; its chunks come back with the next checkpoint.
@@ -435,6 +510,10 @@ impl Engine {
                 return Ok(Outcome::Damaged);
             }
             self.give_way(begun, d.left()).await;
+        }
+        if !verifier.is_done() {
+            tracing::error!(segment = d.record.id.0, "a segment has frames behind its end");
+            return Ok(Outcome::Damaged);
         }
         if !planted::active(Bug::RebuildNotFlushed) {
             self.array.flush().await?;

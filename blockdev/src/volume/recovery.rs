@@ -347,6 +347,7 @@ impl Engine {
             }),
             pins: AtomicUsize::new(0),
             cleaner_wanted: Notify::new(),
+            set_aside: AtomicUsize::new(0),
             rebuild: Mutex::new(None),
             stopping: false.into(),
             failure: Mutex::new(None),
@@ -368,7 +369,8 @@ impl Engine {
         // The low half is random: of two writers that each saw only some of the disks, neither takes the other's log for its own.
         let epoch = next_epoch(&env, seen);
         // Disks that came back since the newest label was written lack what was logged meanwhile.
-        let newest = disks.iter().filter(|d| d.label.epoch.0 >> 32 == seen.0 >> 32);
+        let named = |d: &&Labelled| catalogue.disks.iter().any(|r| r.uuid == d.label.disk);
+        let newest = disks.iter().filter(named).filter(|d| d.label.epoch.0 >> 32 == seen.0 >> 32);
         let absent = newest.fold(0, |bits, d| bits | d.label.absent);
         write_labels(&array, &label, epoch, absent).await?;
         // Whoever opens the pool next must go on from here, or from what comes of it. Disks that did not show their superblocks this time may

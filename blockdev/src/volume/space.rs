@@ -91,13 +91,13 @@ impl Engine {
         // At the end of a segment there may be no room for one more frame.
         let tail = (self.config.frame_blocks.clamp(1, 4) * BLOCK_SIZE) as u64;
         let usable = out.segment.saturating_sub(tail);
-        out.usable = if out.uneven {
-            // What there is, and what emptying the rest would give: the cleaner has to fit into it.
+        out.usable = out.total_segments.saturating_sub(out.reserve()) * usable;
+        if out.uneven {
+            // What there is, and what emptying the rest would give: the cleaner has to fit into it. Never more than if all were even: columns
+            // that were lost need room as well.
             let room = state.segments.room(&self.array, usable) + out.free_segments * usable;
-            room.saturating_sub(out.reserve() * usable)
-        } else {
-            out.total_segments.saturating_sub(out.reserve()) * usable
-        };
+            out.usable = out.usable.min(room.saturating_sub(out.reserve() * usable));
+        }
         out.usable = (out.usable as f64 * (1.0 - OVERHEAD)) as u64;
         out
     }

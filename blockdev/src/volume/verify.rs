@@ -72,6 +72,11 @@ impl Verifier {
         Self { next: checks.next(), checks, carried: Vec::new(), base: 0 }
     }
 
+    /// Whether nothing is left to be checked.
+    pub fn is_done(&self) -> bool {
+        self.next.is_none()
+    }
+
     /// Takes the next rows; false when something in them is not what it should be.
     pub async fn feed(&mut self, env: &Arc<dyn Env>, rows: Rows) -> Result<bool> {
         let (mut data, base) = (std::mem::take(&mut self.carried), self.base);

@@ -138,7 +138,9 @@ async fn until_gone(client: &Client, disk: &DiskInfo) -> CommandResult {
             bar.set_length(rebuild.total);
             bar.set_position(rebuild.done);
         }
-        if status.health == "failed" || status.alerts.iter().any(|a| a.code == "pool.rebuild.no_room") {
+        if status.health == "failed"
+            || status.alerts.iter().any(|a| ["pool.rebuild.no_room", "pool.rebuild.damaged"].contains(&a.code.as_str()))
+        {
             bar.finish_and_clear();
             let why: Vec<String> = status.alerts.into_iter().map(|a| a.message).collect();
             return Err(Failure::other(format!("disk {} cannot be emptied now: {}", disk.id, why.join("; "))));

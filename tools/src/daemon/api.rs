@@ -187,13 +187,17 @@ async fn disk_add(State(app): Shared, Body(request): Body<DiskAdd>) -> Result<im
         return Err(Error::invalid(format!("'{}' is not an absolute path", request.path)).into());
     }
     let info = to_the_end(async move {
-        if let Some(faults) = &app.faults {
-            faults.keep(|path| app.engine.opened_disk(path).is_some());
+        // A disk that was removed, or that the pool could not use, may be open still.
+        if app.engine.release_disk(&path) {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("{} is a disk of the pool already", path.display()),
+            ));
         }
-        let (disk, drive) = match app.engine.opened_disk(&path) {
-            Some(disk) => (disk, None),
-            None => open_new(&path, app.faults.is_some()).await?,
-        };
+        if let Some(faults) = &app.faults {
+            faults.forget(&path);
+        }
+        let (disk, drive) = open_new(&path, app.faults.is_some()).await?;
         let info = app.engine.add_disk(disk, request.force).await?;
         if let (Some(faults), Some(drive)) = (&app.faults, drive) {
             faults.add(drive);

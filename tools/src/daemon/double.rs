@@ -51,8 +51,8 @@ impl MemoryEngine {
 
 #[async_trait]
 impl Engine for MemoryEngine {
-    fn opened_disk(&self, _path: &Path) -> Option<Arc<dyn Disk>> {
-        None
+    fn release_disk(&self, _path: &Path) -> bool {
+        false
     }
 
     async fn add_disk(&self, disk: Arc<dyn Disk>, _force: bool) -> Result<DiskInfo> {

@@ -50,8 +50,8 @@ pub trait Engine: Send + Sync + 'static {
     fn open_volume(&self, name: &str) -> Result<Arc<dyn BlockDevice>>;
     /// Keeps how the volume is presented across restarts.
     async fn set_attachment(&self, name: &str, attachment: Option<String>) -> Result<()>;
-    /// A disk that is open already, whether it is of the pool or not, by its path.
-    fn opened_disk(&self, path: &Path) -> Option<Arc<dyn Disk>>;
+    /// Lets go of a disk that is not of the pool, though it is open. Says whether the one at this path is of the pool.
+    fn release_disk(&self, path: &Path) -> bool;
     /// Takes a new disk in.
     async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo>;
     /// Begins to remove a disk.
@@ -95,13 +95,18 @@ pub fn create(new: &NewPool) -> Result<()> {
     })
 }
 
+/// Which file or device a path leads to.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some(if meta.rdev() != 0 { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) })
+}
+
 /// Refuses two names of one file or device.
 fn refuse_twice(paths: &[PathBuf]) -> Result<()> {
     let mut seen: HashMap<(u64, u64), &PathBuf> = HashMap::new();
     for path in paths {
         // What cannot be examined is told of when it is opened.
-        let Ok(meta) = std::fs::metadata(path) else { continue };
-        let identity = if meta.rdev() != 0 { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) };
+        let Some(identity) = identity(path) else { continue };
         if let Some(first) = seen.insert(identity, path) {
             return Err(Error::invalid(match first == path {
                 true => format!("the disk {} is named twice", path.display()),
@@ -155,13 +160,16 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     let paths = known_disks::load(&config.state_dir.value);
     for (uuid, path) in &paths {
         let path = PathBuf::from(path);
-        if config.disks.value.contains(&path) {
+        if config.disks.value.iter().any(|other| identity(other).is_some_and(|i| Some(i) == identity(&path))) {
             continue;
         }
+        // Only remembered: whatever is wrong with it, it is left out, and the pool says what it lacks.
         let disk: Arc<dyn Disk> = match open_when_released(&path).await {
             Ok(disk) => disk,
-            Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
-            Err(_) => continue,
+            Err(e) => {
+                tracing::warn!(disk = %path.display(), error = %e, "a disk that was of the pool is left out");
+                continue;
+            }
         };
         if read_label(&disk).await.is_ok_and(|label| label.disk == *uuid) {
             if config.lab.value {
@@ -226,8 +234,8 @@ impl Pullable for Arc<FaultDisk> {
 
 #[async_trait]
 impl Engine for Pool {
-    fn opened_disk(&self, path: &Path) -> Option<Arc<dyn Disk>> {
-        self.opened_disk(&path.display().to_string())
+    fn release_disk(&self, path: &Path) -> bool {
+        self.release_disk(&path.display().to_string())
     }
 
     async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo> {

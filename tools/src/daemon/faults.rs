@@ -53,9 +53,9 @@ impl Faults {
         self.drives.lock().push(drive);
     }
 
-    /// Keeps only drives that are in use, so that others can be used for something else.
-    pub fn keep(&self, in_use: impl Fn(&Path) -> bool) {
-        self.drives.lock().retain(|(path, _)| in_use(path));
+    /// Lets go of a drive that is not of the pool any more.
+    pub fn forget(&self, path: &Path) {
+        self.drives.lock().retain(|(other, _)| other != path);
     }
 
     /// Pulls a drive or puts it back; gives its path. Doing so twice changes nothing.

@@ -79,10 +79,10 @@ fn a_disk_that_was_given_up_and_emptied_is_not_missed() {
     array.check_quorum().unwrap();
     assert!(array.member(DiskId(1)).unwrap().info().reason.unwrap().contains("was rebuilt on the others"));
     // One that leaves serves, but gets nothing new; when it fails it is given up already.
-    array.set_leaving(DiskId(3), true);
+    array.set_service(DiskId(3), Service::Leaving);
     let three = array.member(DiskId(3)).unwrap();
     assert!(three.is_settled() && !three.takes_data() && array.closed() == 0b1110 && array.absent() == 0b0110);
-    array.set_leaving(DiskId(3), false);
+    array.set_service(DiskId(3), Service::Serving);
     assert!(three.takes_data() && three.service() == Service::Serving);
 }
 
