@@ -204,6 +204,7 @@ async fn disk_add(State(app): Shared, Body(request): Body<DiskAdd>) -> Result<im
         }
         let (known, disks) = (known_disks::load(&app.state_dir), app.engine.status().await.disks);
         known_disks::keep(&app.state_dir, known, &disks);
+        known_disks::keep_added(&app.state_dir, &disks, Some(&path));
         Ok(info)
     });
     Ok((StatusCode::CREATED, Json(info.await?)))

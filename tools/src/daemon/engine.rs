@@ -10,6 +10,7 @@ use blockdev::disk::uring::attach_runtime;
 use blockdev::disk::{Disk, FaultDisk, FileDisk, OpenOptions};
 use blockdev::env::{Env, RealEnv};
 use blockdev::error::{Error, ErrorKind, Result};
+use blockdev::format::label::Label;
 use blockdev::frontend::BlockDevice;
 use blockdev::pool::{CreateOptions, KnownDisk, Pool, PoolConfig};
 use blockdev::report::{CheckReport, DiskInfo, PoolStats, PoolStatus, Tolerance, VolumeInfo};
@@ -157,30 +158,36 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
         }
     }
     // Disks that were added since the configuration was written.
-    let paths = known_disks::load(&config.state_dir.value);
-    for (uuid, path) in &paths {
-        let path = PathBuf::from(path);
+    let mut labels = Vec::new();
+    for disk in &disks {
+        labels.extend(read_label(disk).await.ok());
+    }
+    for path in known_disks::added(&config.state_dir.value) {
         if config.disks.value.iter().any(|other| identity(other).is_some_and(|i| Some(i) == identity(&path))) {
             continue;
         }
-        // Only remembered: whatever is wrong with it, it is left out, and the pool says what it lacks.
+        // Whatever is wrong with it, it is left out, and the pool says what it lacks.
         let disk: Arc<dyn Disk> = match open_when_released(&path).await {
             Ok(disk) => disk,
             Err(e) => {
-                tracing::warn!(disk = %path.display(), error = %e, "a disk that was of the pool is left out");
+                tracing::warn!(disk = %path.display(), error = %e, "a disk that was added to the pool cannot be opened");
                 continue;
             }
         };
-        if read_label(&disk).await.is_ok_and(|label| label.disk == *uuid) {
-            if config.lab.value {
-                let (disk, drive) = faulty(&path, disk);
-                drives.push(drive);
-                disks.push(disk);
-            } else {
-                disks.push(disk);
-            }
+        let ours = |l: &Label| labels.iter().all(|other| other.pool == l.pool && other.disk != l.disk);
+        if !read_label(&disk).await.is_ok_and(|label| ours(&label)) {
+            tracing::warn!(disk = %path.display(), "a disk that was added to the pool is not of the pool any more");
+            continue;
+        }
+        if config.lab.value {
+            let (disk, drive) = faulty(&path, disk);
+            drives.push(drive);
+            disks.push(disk);
+        } else {
+            disks.push(disk);
         }
     }
+    let paths = known_disks::load(&config.state_dir.value);
     if let (true, Some((_, e))) = (disks.is_empty(), refused.first_key_value()) {
         return Err(e.clone().context("no disk can be opened"));
     }
@@ -199,6 +206,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     };
     let pool = Pool::open(env, disks, options).await?;
     known_disks::keep(&config.state_dir.value, paths, &pool.disks());
+    known_disks::keep_added(&config.state_dir.value, &pool.disks(), None);
     let name = pool.status().await.name;
     if let Some(wanted) = config.name.value.as_ref().filter(|wanted| **wanted != name) {
         pool.close().await?;
