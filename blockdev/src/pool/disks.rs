@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{CHUNKS_MIN, DISKS_MAX, Pool, refuse_foreign, smallest_disk};
+use super::{DISKS_MAX, Pool, check_large_enough, refuse_foreign};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::layout::LABEL_SIZE;
@@ -83,15 +83,7 @@ impl Pool {
         if !force && label.is_none_or(|l| l.pool != engine.uuid) {
             refuse_foreign(&disk).await?;
         }
-        let (size, geometry) = (disk.geometry().size, engine.array.geometry);
-        if geometry.chunks(size) < CHUNKS_MIN {
-            return Err(Error::invalid(format!(
-                "{} is too small for this pool: it has {} MiB, and {} MiB is the least",
-                disk.name(),
-                size >> 20,
-                smallest_disk(&geometry).div_ceil(1 << 20)
-            )));
-        }
+        check_large_enough(&disk, &engine.array.geometry)?;
         let member = engine.add_disk(disk.clone()).await?;
         let mut candidates = engine.candidates.write();
         if !candidates.iter().any(|d| d.name() == disk.name()) {

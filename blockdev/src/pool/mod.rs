@@ -106,9 +106,18 @@ async fn clear_log(array: &DiskArray) -> Result<()> {
     futures::future::try_join_all(array.members().iter().map(|m| clear(m.id))).await.map(drop)
 }
 
-/// Bytes of the smallest disk that has [`CHUNKS_MIN`] chunks.
-fn smallest_disk(geometry: &PoolGeometry) -> u64 {
-    geometry.chunk(CHUNKS_MIN) + EDGE
+/// Fails for a disk that has fewer than [`CHUNKS_MIN`] chunks.
+fn check_large_enough(disk: &Arc<dyn Disk>, geometry: &PoolGeometry) -> Result<()> {
+    let size = disk.geometry().size;
+    if geometry.chunks(size) >= CHUNKS_MIN {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "{} is too small for this pool: it has {} MiB, and {} MiB is the least",
+        disk.name(),
+        size >> 20,
+        (geometry.chunk(CHUNKS_MIN) + EDGE).div_ceil(1 << 20)
+    )))
 }
 
 fn blocks_of(name: &str, size: u64) -> Result<u64> {
@@ -145,15 +154,7 @@ impl Pool {
         let smallest = sizes.iter().copied().min().unwrap_or(0);
         let geometry = PoolGeometry::choose(smallest, sizes.iter().sum(), options.chunk_size, options.strip_size)?;
         for disk in &disks {
-            let size = disk.geometry().size;
-            if geometry.chunks(size) < CHUNKS_MIN {
-                return Err(Error::invalid(format!(
-                    "{} is too small for this pool: it has {} MiB, and {} MiB is the least",
-                    disk.name(),
-                    size >> 20,
-                    smallest_disk(&geometry).div_ceil(1 << 20)
-                )));
-            }
+            check_large_enough(disk, &geometry)?;
         }
         let pool = uuid(&env);
         let members = disks.into_iter().enumerate().map(|(i, disk)| {
