@@ -187,7 +187,7 @@ fn describe(status: &PoolStatus) -> String {
             ),
             ("redundancy", describe_redundancy(status)),
             ("spare", describe_spare(status)),
-            ("rebuild", status.rebuild.as_ref().map_or_else(|| "nothing to do".into(), describe_rebuild)),
+            ("rebuild", status.rebuild.as_ref().map_or_else(|| idle_rebuild(status).into(), describe_rebuild)),
         ],
         0,
     );
@@ -226,6 +226,14 @@ fn describe_spare(status: &PoolStatus) -> String {
         0 if status.tolerance.drives() == 0 => "none without redundancy".into(),
         0 => "none: too few disks for one".into(),
         wanted => format!("{} free of one disk's worth, {}", size(spare.free), size(wanted)),
+    }
+}
+
+/// Why nothing is being rebuilt.
+fn idle_rebuild(status: &PoolStatus) -> &'static str {
+    match status.redundancy.reduced + status.redundancy.none + status.redundancy.lost {
+        0 => "nothing to do",
+        _ => "waits for disks to come back; after the grace time what they hold is rebuilt on the others",
     }
 }
 
