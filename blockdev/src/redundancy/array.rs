@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 pub use super::member::Member;
@@ -86,6 +86,8 @@ pub struct DiskArray {
     stopped: AtomicBool,
     /// Raised whenever a disk goes or comes.
     changes: AtomicU64,
+    /// Answer of [`Self::closed`] as of a number of changes: it is asked for with every frame that is appended.
+    closed: Mutex<(u64, u128)>,
     /// Wakes who gives segments their redundancy back: a disk went or came.
     pub changed: Notify,
     /// Bytes written and read, all kinds.
@@ -104,6 +106,7 @@ impl DiskArray {
             members: RwLock::new(members.into_iter().map(Arc::new).collect()),
             failures: AtomicU64::new(0),
             changes: AtomicU64::new(0),
+            closed: Mutex::new((u64::MAX, 0)),
             changed: Notify::new(),
             stopped: AtomicBool::new(false),
             written: AtomicU64::new(0),
@@ -144,8 +147,15 @@ impl DiskArray {
 
     /// Bit per disk that takes no data: not there, to be removed, or new and in no checkpoint yet.
     pub fn closed(&self) -> u128 {
-        let bad = |m: &&Arc<Member>| !m.takes_data();
-        self.members.read().iter().filter(bad).fold(0, |bits, m| bits | 1u128.checked_shl(m.id.0.into()).unwrap_or(0))
+        // Counted after each change: what changes while this looks is seen by the next one who asks.
+        let changes = self.changes();
+        let mut known = self.closed.lock();
+        if known.0 != changes {
+            let members = self.members.read();
+            let bad = members.iter().filter(|m| !m.takes_data());
+            *known = (changes, bad.fold(0, |bits, m| bits | 1u128.checked_shl(m.id.0.into()).unwrap_or(0)));
+        }
+        known.1
     }
 
     /// Takes in a new member, which must be labelled. It takes no data until [`Self::open_to_data`].

@@ -215,3 +215,33 @@ fn a_disk_that_came_back_has_the_log() {
         pool.close().await.expect("closed");
     });
 }
+
+/// A disk that was given up and emptied is removed while another one is away: the one that is not needed must not count again.
+#[test]
+fn an_emptied_disk_is_removed_while_another_is_away() {
+    run(6, |env| async move {
+        let (faults, disks) = make_of(&env, 6, 64 * MIB).await;
+        let config = PoolConfig { failed_grace: Duration::ZERO, ..PoolConfig::default() };
+        let pool = Pool::open(env.clone(), disks.clone(), config).await.expect("opened");
+        pool.create_volume("a", 32 * MIB).await.expect("a volume");
+        let device = pool.open_volume("a").expect("a device");
+        let data = noise(12, 1 << 20);
+        device.write(0, data.clone(), true).await.expect("written");
+        faults[1].fail();
+        pool.rescan_disks().await.expect("noticed");
+        let empty = || pool.engine().array.members().iter().any(|m| m.is_empty());
+        for _ in 0..1000 {
+            if !empty() {
+                env.sleep(Duration::from_millis(20)).await;
+            }
+        }
+        assert!(empty(), "{:?}", pool.disks());
+        faults[2].fail();
+        pool.rescan_disks().await.expect("noticed");
+        pool.remove_disk(1).await.expect("removed");
+        assert_eq!(pool.disks().len(), 5, "{:?}", pool.disks());
+        device.write(1 << 20, data.clone(), true).await.expect("written without both");
+        assert_eq!(device.read(0, 1 << 20).await.expect("read"), data);
+        pool.close().await.expect("closed");
+    });
+}
