@@ -41,6 +41,8 @@ pub enum Bug {
     RebuildNotFlushed,
     /// A column is rebuilt from others without looking at checksums.
     RebuildUnverified,
+    /// A scrub does not compare parity.
+    ScrubNoParity,
 }
 
 #[cfg(feature = "planted-bugs")]

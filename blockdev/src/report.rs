@@ -54,6 +54,8 @@ pub enum DiskState {
     Stale,
     /// What lies on it is being moved to the others, so that it can be removed.
     Removing,
+    /// It makes too many errors: what lies on it is being moved to the others; then it is declared failed.
+    Failing,
     /// Declared failed: not used.
     Failed,
     /// Not found when the pool was opened.
@@ -80,11 +82,11 @@ pub struct DiskInfo {
     pub allocated: u64,
     /// Bytes of live data that belong on this drive and were written while it was away, about.
     pub behind: u64,
-    /// Requests that failed since the pool was opened.
+    /// Requests to read that failed since it joined the pool.
     pub read_errors: u64,
-    /// Write and flush failures since the pool was opened.
+    /// Write and flush failures since it joined the pool.
     pub write_errors: u64,
-    /// Blocks whose checksum did not match, laid to this drive, since the pool was opened.
+    /// Frames whose checksum did not match because of what this drive gave back, since it joined the pool.
     pub checksum_errors: u64,
 }
 
@@ -148,6 +150,53 @@ pub struct Rebuild {
     pub eta_s: Option<u64>,
 }
 
+/// The newest scrub.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Scrub {
+    /// Whether it goes on.
+    pub running: bool,
+    /// When it began, in seconds since 1970; not there before the first one.
+    pub begun_s: Option<u64>,
+    /// When it ended, in seconds since 1970.
+    pub ended_s: Option<u64>,
+    /// Whether it ended because all was looked at, not because it was stopped.
+    pub complete: bool,
+    /// Bytes of live data to look at.
+    pub total: u64,
+    /// Bytes that were looked at.
+    pub done: u64,
+    /// Columns of segments that were not what they should be, and were written anew.
+    pub repaired: u64,
+    /// Segments in which something could not be given back.
+    pub damaged: u64,
+}
+
+/// A range of a volume that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DamagedRange {
+    /// Name of the volume.
+    pub volume: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What reading it says.
+    pub reason: String,
+}
+
+/// What cannot be read.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Damage {
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Ranges, by volume and offset; of many the first ones.
+    pub ranges: Vec<DamagedRange>,
+    /// Whether there are more than listed.
+    pub more: bool,
+    /// Volumes that take no writes because a page of their map cannot be read, and why.
+    pub read_only: std::collections::BTreeMap<String, String>,
+}
+
 /// Space kept free for the rebuild of a disk.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Spare {
@@ -173,6 +222,12 @@ pub struct PoolStatus {
     /// Redundancy being restored; not there when there is nothing to restore.
     #[serde(default)]
     pub rebuild: Option<Rebuild>,
+    /// The newest scrub.
+    #[serde(default)]
+    pub scrub: Scrub,
+    /// Segments in which something could not be read in any way.
+    #[serde(default)]
+    pub damaged_segments: u64,
     /// Space kept free for the rebuild of a disk.
     #[serde(default)]
     pub spare: Spare,

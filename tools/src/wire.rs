@@ -1,7 +1,7 @@
 //! What the REST API speaks besides the engine's own records. Sizes are bytes, times are seconds since 1970.
 
 use blockdev::error::ErrorKind;
-use blockdev::report::{CheckReport, VolumeInfo};
+use blockdev::report::{CheckReport, Damage, VolumeInfo};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -161,6 +161,9 @@ pub struct Job {
     pub finished_s: Option<u64>,
     /// Result of a check that succeeded.
     pub report: Option<CheckReport>,
+    /// Result of a search for damage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<Damage>,
     /// Why it failed.
     pub error: Option<ErrorBody>,
 }

@@ -20,7 +20,7 @@ const DIRECTORIES_AHEAD: u64 = 64;
 pub const DISK_IDS: u16 = 128;
 
 /// Fewest bytes of an encoded [`DiskRecord`].
-const DISK_RECORD_MIN: usize = 20;
+const DISK_RECORD_MIN: usize = 23;
 
 /// What a pool expects of a disk. The numbers are on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,11 +37,15 @@ pub enum Service {
     Empty = 3,
     /// It is to be removed: what lies on it, if it is there, is moved to others, and nothing new is put there.
     Leaving = 4,
+    /// It makes too many errors: as [`Self::Leaving`], but in the end it is declared failed.
+    Failing = 5,
+    /// As [`Self::Empty`], because it made too many errors: it is not used again, whether it is there or not.
+    Condemned = 6,
 }
 
 impl Service {
     fn decode(number: u8) -> Result<Self> {
-        [Self::Serving, Self::Away, Self::GivenUp, Self::Empty, Self::Leaving]
+        [Self::Serving, Self::Away, Self::GivenUp, Self::Empty, Self::Leaving, Self::Failing, Self::Condemned]
             .into_iter()
             .find(|s| *s as u8 == number)
             .ok_or_else(|| Error::corrupt(format!("disk: service {number} is unknown")))
@@ -61,6 +65,43 @@ pub struct DiskRecord {
     pub last_checkpoint: u64,
     /// What is expected of it.
     pub service: Service,
+    /// What it did wrong since it joined.
+    pub errors: DiskErrors,
+}
+
+/// What a disk did wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskErrors {
+    /// Requests to read that failed.
+    pub read: u64,
+    /// Writes and flushes that failed.
+    pub write: u64,
+    /// Frames whose checksum did not match because of what it gave back.
+    pub checksum: u64,
+}
+
+/// How far the newest scrub is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubRecord {
+    /// When it began, in seconds since 1970; 0 when there never was one.
+    pub begun_s: u64,
+    /// When it ended; 0 as long as it goes on.
+    pub ended_s: u64,
+    /// Segments of this incarnation and later have not been looked at.
+    pub next: u64,
+    /// Segments of this incarnation and later are none of its business.
+    pub end: u64,
+    /// Columns that were not what they should be, and were written anew.
+    pub repaired: u64,
+    /// Segments in which something could not be given back.
+    pub damaged: u64,
+}
+
+impl ScrubRecord {
+    /// Whether it goes on.
+    pub fn is_running(&self) -> bool {
+        self.begun_s > 0 && self.ended_s == 0
+    }
 }
 
 /// One checkpoint.
@@ -88,6 +129,8 @@ pub struct Catalogue {
     pub unique_bytes: u64,
     /// See `unique_bytes`.
     pub stored_bytes: u64,
+    /// The newest scrub.
+    pub scrub: ScrubRecord,
 }
 
 impl Catalogue {
@@ -106,6 +149,9 @@ impl Catalogue {
             body.put_varint(d.size);
             body.put_varint(d.last_checkpoint);
             body.put_u8(d.service as u8);
+            for v in [d.errors.read, d.errors.write, d.errors.checksum] {
+                body.put_varint(v);
+            }
         }
         body.put_varint(self.segments.len() as u64);
         self.segments.iter().for_each(|s| s.encode(&mut body));
@@ -113,6 +159,10 @@ impl Catalogue {
         self.volumes.iter().for_each(|v| v.encode(&mut body));
         body.put_varint(self.directory.len() as u64);
         self.directory.iter().for_each(|p| p.encode(&mut body));
+        let s = &self.scrub;
+        for v in [s.begun_s, s.ended_s, s.next, s.end, s.repaired, s.damaged] {
+            body.put_varint(v);
+        }
 
         let packed =
             zstd::bulk::compress(&body, 1).map_err(|e| Error::io(format!("catalogue: compressing failed: {e}")))?;
@@ -154,6 +204,11 @@ impl Catalogue {
                 size: get.below(DISK_SIZE_MAX + 1, "disk size")?,
                 last_checkpoint: get.below(COUNTER_LIMIT, "checkpoint")?,
                 service: Service::decode(get.u8()?)?,
+                errors: DiskErrors {
+                    read: get.below(COUNTER_LIMIT, "read errors")?,
+                    write: get.below(COUNTER_LIMIT, "write errors")?,
+                    checksum: get.below(COUNTER_LIMIT, "checksum errors")?,
+                },
             });
         }
         for _ in 0..get.count(SegmentRecord::SIZE_MIN)? {
@@ -165,6 +220,14 @@ impl Catalogue {
         for _ in 0..get.count(PagePtr::SIZE)? {
             out.directory.push(PagePtr::decode(&mut get)?);
         }
+        out.scrub = ScrubRecord {
+            begun_s: get.below(COUNTER_LIMIT, "begin of the scrub")?,
+            ended_s: get.below(COUNTER_LIMIT, "end of the scrub")?,
+            next: get.below(COUNTER_LIMIT, "place of the scrub")?,
+            end: get.below(COUNTER_LIMIT, "last segment of the scrub")?,
+            repaired: get.below(COUNTER_LIMIT, "columns repaired")?,
+            damaged: get.below(COUNTER_LIMIT, "segments damaged")?,
+        };
         get.finish()?;
         if let Some(disk) = out.disks.iter().find(|d| d.id.0 >= DISK_IDS) {
             return Err(Error::corrupt(format!("disk {}: there is no such number", disk.id)));

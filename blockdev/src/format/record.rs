@@ -77,7 +77,14 @@ pub struct SegmentRecord {
     pub last_part: Location,
     /// Bit per column: stripes may lack this column's strip (its disk failed while the segment was written).
     pub stale_columns: u32,
+    /// Something live in it could not be read in any way when it was last looked at.
+    pub damaged: bool,
 }
+
+/// Flags beside the stream of an encoded [`SegmentRecord`].
+const SEALED: u8 = 0x80;
+/// See [`SEALED`].
+const DAMAGED: u8 = 0x40;
 
 impl SegmentRecord {
     /// Fewest encoded bytes.
@@ -87,7 +94,8 @@ impl SegmentRecord {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_varint(self.id.0.into());
         out.put_varint(self.incarnation);
-        out.put_u8(self.stream as u8 | if self.sealed { 0x80 } else { 0 });
+        let flags = if self.sealed { SEALED } else { 0 } | if self.damaged { DAMAGED } else { 0 };
+        out.put_u8(self.stream as u8 | flags);
         out.put_u8(self.data);
         out.put_u8(self.parity);
         for (disk, chunk) in &self.columns {
@@ -121,11 +129,12 @@ impl SegmentRecord {
         let out = Self {
             id,
             incarnation,
-            stream: Stream::from_u8(flags & 0x7f)?,
+            stream: Stream::from_u8(flags & !(SEALED | DAMAGED))?,
             data,
             parity,
             columns,
-            sealed: flags & 0x80 != 0,
+            sealed: flags & SEALED != 0,
+            damaged: flags & DAMAGED != 0,
             written: get.varint32()?,
             live: get.varint32()?.into(),
             last_part: get_location(get)?,

@@ -8,7 +8,7 @@ mod imports {
     pub use crate::codec::Codec;
     pub use crate::env::Rng;
     pub use crate::error::Result;
-    pub use crate::format::catalogue::{Catalogue, DiskRecord, Service};
+    pub use crate::format::catalogue::{Catalogue, DiskErrors, DiskRecord, ScrubRecord, Service};
     pub use crate::format::cursor::{COUNTER_LIMIT, Get};
     pub use crate::format::label::Label;
     pub use crate::format::layout::{EDGE, PoolGeometry};
@@ -375,6 +375,7 @@ fn impossible_values_are_refused() {
             size: 1 << 30,
             last_checkpoint: 1,
             service: Service::Serving,
+            errors: DiskErrors::default(),
         }],
         table_len: 128,
         ..Catalogue::default()

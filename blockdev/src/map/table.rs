@@ -6,6 +6,8 @@
 //! A freed entry keeps the number of the checkpoint interval it was freed in and is not handed out again before that
 //! checkpoint is durable and every reader that could still hold its number has gone ([`BlockTable::release`]).
 
+use std::collections::BTreeSet;
+
 use super::cache::PageCache;
 use super::{Miss, Need};
 use crate::format::page::{BlockEntry, DIRECTORY_FANOUT, DirectoryPage, PagePtr, TABLE_FANOUT, TablePage};
@@ -40,6 +42,9 @@ pub struct BlockTable {
     search: u64,
     /// Pages that gave blocks which nobody has written to yet: they look free and must not be searched again.
     handed_out: Vec<u64>,
+    /// Table pages and directory pages that could not be read. Their entries are left alone: what is released there stays counted, and
+    /// nothing is given out from there.
+    lost: (BTreeSet<u64>, BTreeSet<u64>),
 }
 
 /// Index of the table page of a block.
@@ -66,7 +71,40 @@ impl BlockTable {
             cursor: (u64::MAX, TABLE_FANOUT),
             search: 0,
             handed_out: Vec::new(),
+            lost: Default::default(),
         }
+    }
+
+    /// Notes whether a table page could be read.
+    pub fn set_page_lost(&mut self, page: u64, lost: bool) {
+        if lost {
+            self.lost.0.insert(page)
+        } else {
+            self.lost.0.remove(&page)
+        };
+    }
+
+    /// Notes whether a directory page could be read.
+    pub fn set_directory_lost(&mut self, directory: u64, lost: bool) {
+        if lost {
+            self.lost.1.insert(directory)
+        } else {
+            self.lost.1.remove(&directory)
+        };
+    }
+
+    /// Pages that could not be read.
+    pub fn lost(&self) -> usize {
+        self.lost.0.len() + self.lost.1.len()
+    }
+
+    fn is_page_lost(&self, page: u64) -> bool {
+        self.lost() > 0 && (self.lost.0.contains(&page) || self.lost.1.contains(&(page / DIR_FANOUT)))
+    }
+
+    /// Whether the entry of a block lies in a page that could not be read.
+    pub fn is_lost(&self, block: VirtualBlock) -> bool {
+        self.is_page_lost(page_of(block))
     }
 
     fn root(&self, directory: u64) -> PagePtr {
@@ -119,6 +157,11 @@ impl BlockTable {
             *last = page_of(block);
         }
         Ok(())
+    }
+
+    /// As [`Self::ensure_another`], for a block that is to be released: where its entry is lost nothing is needed.
+    pub fn ensure_released(&mut self, block: VirtualBlock, last: &mut u64) -> Need<()> {
+        if self.is_lost(block) { Ok(()) } else { self.ensure_another(block, last) }
     }
 
     /// Changes an entry by `change`; [`Self::ensure`] must have been called. Keeps the counts of used entries.
@@ -183,6 +226,10 @@ impl BlockTable {
                 self.cursor = (next, 0);
                 continue;
             }
+            if self.is_page_lost(page) {
+                self.cursor.1 = TABLE_FANOUT;
+                continue;
+            }
             self.ensure(VirtualBlock(page * FANOUT))?;
             let released = self.released;
             let entries = self.pages.get(page).ok_or(Miss::Table(page))?;
@@ -214,7 +261,10 @@ impl BlockTable {
         if reuse && pages > 0 && self.used() * 4 < self.len * 3 {
             for step in 0..REUSE_STEPS.min(pages) {
                 let page = (self.search + step) % pages;
-                if !self.handed_out.contains(&page) && self.pointer(page)?.used + REUSE_MIN <= TABLE_FANOUT as u32 {
+                if !self.handed_out.contains(&page)
+                    && !self.is_page_lost(page)
+                    && self.pointer(page)?.used + REUSE_MIN <= TABLE_FANOUT as u32
+                {
                     self.search = (page + 1) % pages;
                     return Ok(page);
                 }

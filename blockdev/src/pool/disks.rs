@@ -7,7 +7,7 @@ use super::{DISKS_MAX, Pool, check_large_enough, refuse_foreign};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::layout::LABEL_SIZE;
-use crate::redundancy::array::Member;
+use crate::redundancy::array::{CONDEMNED, Member};
 use crate::report::DiskInfo;
 use crate::segment::table::disks_min;
 use crate::units::DiskId;
@@ -22,6 +22,13 @@ impl Pool {
         let Some(member) = member else {
             return Err(Error::invalid(format!("{} is not a disk of pool {}", disk.name(), engine.name)));
         };
+        if member.is_condemned() {
+            return Err(Error::invalid(format!(
+                "{} is not taken back: {CONDEMNED}. To use it all the same remove it (`ashlar disk remove {}`) and add it again",
+                disk.name(),
+                member.id
+            )));
+        }
         if member.online().is_none() {
             check_size(&disk, &label)?;
             let newest = superblocks(&disk, &label).await.iter().map(|s| s.checkpoint).max().unwrap_or(0);
@@ -112,7 +119,7 @@ impl Pool {
             engine.drop_disk(&member).await?;
             return Ok(info);
         }
-        if !member.is_leaving() {
+        if !member.is_leaving() || member.is_failing() {
             let staying = |m: &&Arc<Member>| m.id != member.id && m.online().is_some() && !m.is_leaving();
             let (left, least) =
                 (engine.array.members().iter().filter(staying).count(), disks_min(engine.array.tolerance));

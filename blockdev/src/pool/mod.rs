@@ -18,7 +18,7 @@ use crate::disk::signature;
 use crate::disk::{AlignedBuf, Disk};
 use crate::env::Env;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::catalogue::Catalogue;
+use crate::format::catalogue::{Catalogue, ScrubRecord};
 use crate::format::label::Label;
 use crate::format::layout::{EDGE, PoolGeometry};
 use crate::format::record::{Op, VolumeRecord};
@@ -26,7 +26,7 @@ use crate::frontend::BlockDevice;
 use crate::map::tree::{VOLUME_BLOCKS_MAX, levels_for};
 use crate::redundancy::array::{DiskArray, Member};
 use crate::redundancy::layout::width;
-use crate::report::{CheckReport, Tolerance, VolumeInfo};
+use crate::report::{CheckReport, Damage, Scrub, Tolerance, VolumeInfo};
 use crate::segment::table::disks_min;
 use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, VolumeId};
 use crate::volume::Engine;
@@ -167,6 +167,8 @@ impl Pool {
             next_incarnation: 1,
             next_volume: 1,
             disks: disk_records(&array, &|_| false),
+            // There is nothing to look at: the calendar begins.
+            scrub: ScrubRecord { begun_s: env.wall_clock_s(), ended_s: env.wall_clock_s(), ..ScrubRecord::default() },
             ..Catalogue::default()
         };
         let label = Label {
@@ -393,6 +395,23 @@ impl Pool {
         let _pin = Pin::on(engine);
         engine.checkpoint().await?;
         check::check_array(&engine.env, &engine.array, engine.uuid, progress).await
+    }
+}
+
+impl Pool {
+    /// Begins a scrub, or lets the one that is running go on.
+    pub async fn start_scrub(&self) -> Result<Scrub> {
+        self.0.engine.start_scrub().await
+    }
+
+    /// Ends a scrub before it is through.
+    pub async fn stop_scrub(&self) -> Result<Scrub> {
+        self.0.engine.stop_scrub().await
+    }
+
+    /// Lists what cannot be read, by volume.
+    pub async fn damage(&self, progress: Arc<dyn Fn(u64, u64) + Send + Sync>) -> Result<Damage> {
+        self.0.engine.damage(progress).await
     }
 }
 

@@ -8,6 +8,7 @@ use crate::report::{Alert, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction
 use crate::segment::table::SegmentTable;
 use crate::units::BLOCK_BYTES;
 use crate::volume::recovery::OLDER_STATE;
+use crate::volume::scrub::ERRORS_MANY;
 use crate::volume::space::Space;
 
 impl Pool {
@@ -43,6 +44,13 @@ impl Pool {
                     "disk.removing",
                     format!("what lies on {name} is being moved to the others; then it is let go"),
                 ),
+                DiskState::Failing => add(
+                    "warning",
+                    "disk.failing",
+                    format!(
+                        "{name} makes too many errors: what lies on it is being moved to the others; replace it (`ashlar disk replace`)"
+                    ),
+                ),
                 DiskState::Stale => add(
                     "warning",
                     "disk.stale",
@@ -63,6 +71,22 @@ impl Pool {
                 }
                 DiskState::Missing => add("critical", "disk.missing", format!("{name} is missing ({why}): {wanted}")),
             }
+        }
+        let now = engine.env.now();
+        let many = |m: &&std::sync::Arc<Member>| {
+            m.errors_of_late(now) >= ERRORS_MANY && m.online().is_some() && !m.is_leaving()
+        };
+        for d in engine.array.members().iter().filter(many) {
+            let count = d.errors_of_late(now).round();
+            let info = d.info();
+            add(
+                "warning",
+                "disk.errors",
+                format!(
+                    "disk {} ({}) made about {count} errors of late: plan to replace it (`ashlar disk replace`)",
+                    d.id, info.path
+                ),
+            );
         }
         for d in engine.array.members().iter().filter(|m| m.is_stalled()).map(|m| m.info()) {
             add(
@@ -87,12 +111,18 @@ impl Pool {
                 ),
             );
         }
-        if engine.set_aside.load(Ordering::Relaxed) > 0 {
+        let damaged = engine.state.read().segments.iter().filter(|s| s.extent.damaged.load(Ordering::Acquire)).count();
+        if damaged > 0 {
             add(
                 "critical",
-                "pool.rebuild.damaged",
-                "segments hold blocks that cannot be read; their redundancy cannot be restored: `ashlar pool check` names the blocks".into(),
+                "pool.damaged",
+                "some data cannot be read and redundancy does not give it back: `ashlar pool damage` lists it; write it again, from a \
+                 backup say"
+                    .into(),
             );
+        }
+        for (volume, why) in engine.broken.lock().iter() {
+            add("critical", "volume.read_only", format!("volume {volume} takes no writes: {why}"));
         }
         if let Some(rebuild) = engine.rebuild_progress().filter(|r| r.waiting > 0) {
             add(
@@ -140,10 +170,11 @@ impl Pool {
         let disks = self.disks();
         let redundancy = engine.state.read().segments.redundancy(&engine.array);
         let alerts = self.alerts(&disks, &redundancy);
+        let hurt = engine.hurt_segments().len() as u64;
         let waits = engine.array.members().iter().any(|m| m.is_stalled());
         let health = if engine.failure().is_some() {
             "failed"
-        } else if redundancy.lost > 0 || waits {
+        } else if redundancy.lost > 0 || hurt > 0 || waits {
             "critical"
         } else if redundancy.none + redundancy.reduced > 0 || disks.iter().any(|d| d.state != DiskState::Online) {
             "degraded"
@@ -151,7 +182,7 @@ impl Pool {
             "healthy"
         };
         // Both look at the state themselves.
-        let (rebuild, spare) = (engine.rebuild_progress(), engine.spare());
+        let (rebuild, spare, scrub) = (engine.rebuild_progress(), engine.spare(), engine.scrub_progress());
         let state = engine.state.read();
         let layout = state.segments.width(&engine.array).map_or("-".into(), |w| format!("{}+{}", w.data, w.parity));
         let logical: u64 = state.volumes.values().map(|v| v.mapped * BLOCK_BYTES).sum();
@@ -161,6 +192,8 @@ impl Pool {
             health: health.into(),
             tolerance: engine.array.tolerance,
             rebuild,
+            scrub,
+            damaged_segments: hurt,
             spare,
             layout,
             epoch: engine.epoch.0 >> 32,

@@ -9,8 +9,8 @@ use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-pub use super::member::Member;
 use super::member::Stalled;
+pub use super::member::{CONDEMNED, Member};
 use super::parity::{self, Recovery};
 use crate::disk::{AlignedBuf, Disk, DiskError, IO_ALIGN};
 use crate::env::Env;
@@ -40,6 +40,10 @@ pub struct Extent {
     pub columns: Vec<(DiskId, ChunkIndex)>,
     /// Bit per column whose strips may be missing on its disk.
     pub stale: AtomicU32,
+    /// Bit per column that did not give what it should when somebody read it: to be looked at. A hint, kept nowhere else.
+    pub suspect: AtomicU32,
+    /// Something live could not be read in any way.
+    pub damaged: AtomicBool,
 }
 
 impl Extent {
@@ -52,6 +56,8 @@ impl Extent {
             parity: record.parity.into(),
             columns: record.columns.clone(),
             stale: AtomicU32::new(record.stale_columns),
+            suspect: AtomicU32::new(0),
+            damaged: AtomicBool::new(record.damaged),
         }
     }
 
@@ -90,6 +96,8 @@ pub struct DiskArray {
     closed: Mutex<(u64, u128)>,
     /// Wakes who gives segments their redundancy back: a disk went or came.
     pub changed: Notify,
+    /// Wakes who looks at segments in which something did not match.
+    pub suspected: Notify,
     /// Bytes written and read, all kinds.
     pub written: AtomicU64,
     /// See `written`.
@@ -108,6 +116,7 @@ impl DiskArray {
             changes: AtomicU64::new(0),
             closed: Mutex::new((u64::MAX, 0)),
             changed: Notify::new(),
+            suspected: Notify::new(),
             stopped: AtomicBool::new(false),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
@@ -239,6 +248,9 @@ impl DiskArray {
             && !member.failed.swap(true, Ordering::AcqRel)
         {
             *member.gone_since.lock() = Some(self.env.now());
+            if member.failing.swap(false, Ordering::AcqRel) {
+                member.given_up.store(true, Ordering::Release);
+            }
             self.failures.fetch_add(1, Ordering::AcqRel);
             self.changes.fetch_add(1, Ordering::AcqRel);
             self.changed.notify_one();
@@ -248,18 +260,28 @@ impl DiskArray {
         }
     }
 
+    /// Declares a disk failed for good, on which nothing lies as a durable checkpoint shows.
+    pub fn condemn(&self, id: DiskId) {
+        if let Some(member) = self.member(id) {
+            // First: from now on it does not count.
+            member.set_empty();
+            self.fail(id, CONDEMNED);
+            self.set_service(id, Service::Condemned);
+        }
+    }
+
     /// Takes a failed or missing disk back, after the caller has verified its label.
     pub fn reinstate(&self, id: DiskId, disk: Arc<dyn Disk>) {
         if let Some(member) = self.member(id) {
             member.set_path(disk.name());
             *member.disk.write() = Some(disk);
             member.set_trouble("");
-            member.read_errors.store(0, Ordering::Relaxed);
+            member.start_anew();
             member.unsettled.store(true, Ordering::Release);
             member.returns.fetch_add(1, Ordering::AcqRel);
             // It serves before it counts.
             member.failed.store(false, Ordering::Release);
-            let leaving = member.is_leaving();
+            let leaving = member.leaving.load(Ordering::Acquire);
             member.set_service(Service::Serving);
             member.leaving.store(leaving, Ordering::Release);
             *member.gone_since.lock() = None;
@@ -301,10 +323,21 @@ impl DiskArray {
         }
     }
 
+    /// Notes columns that did not give what they should, as far as their disks serve at all: somebody should look at the segment.
+    pub fn suspect(&self, extent: &Extent, columns: u32) {
+        let serves = |c: &usize| self.member(extent.columns[*c].0).is_some_and(|m| m.online().is_some());
+        let columns = (0..extent.columns.len()).filter(|c| columns >> c & 1 == 1).filter(serves);
+        let columns = columns.fold(0, |bits, c| bits | 1 << c);
+        if columns & !extent.suspect.fetch_or(columns, Ordering::AcqRel) != 0 {
+            self.suspected.notify_one();
+        }
+    }
+
     /// Lays a checksum mismatch to a disk.
     pub fn blame(&self, id: DiskId) {
         if let Some(member) = self.member(id) {
             member.checksum_errors.fetch_add(1, Ordering::Relaxed);
+            member.note_error(self.env.now());
             tracing::warn!(disk = id.0, "a checksum did not match; the data was reconstructed from redundancy");
         }
     }
@@ -357,6 +390,7 @@ impl DiskArray {
             Err(e) => {
                 // A place that cannot be read says nothing about the rest of the disk.
                 member.read_errors.fetch_add(1, Ordering::Relaxed);
+                member.note_error(self.env.now());
                 if matches!(e, DiskError::Failed(_)) {
                     self.fail(id, &e.to_string());
                 }
@@ -496,7 +530,10 @@ impl DiskArray {
         if avoid & (1 << column) == 0 {
             match self.read_column(extent, column, row, end - start).await {
                 Ok(data) => return Ok(cut(data)),
-                Err(e) => why = Some(e),
+                Err(e) => {
+                    self.suspect(extent, 1 << column);
+                    why = Some(e);
+                }
             }
         }
         match self.reconstruct(extent, column, row, end - start, avoid).await {
@@ -534,7 +571,10 @@ impl DiskArray {
             for (c, read) in missing.into_iter().zip(reads) {
                 match read {
                     Ok(data) => have[c] = Some(data),
-                    Err(_) => present[c] = false,
+                    Err(_) => {
+                        self.suspect(extent, 1 << c);
+                        present[c] = false;
+                    }
                 }
             }
         }

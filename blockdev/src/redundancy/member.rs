@@ -7,9 +7,20 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use crate::disk::Disk;
-use crate::format::catalogue::Service;
+use crate::format::catalogue::{DiskErrors, Service};
 use crate::report::{DiskInfo, DiskState};
 use crate::units::{DiskId, Uuid};
+
+/// Why a disk is not used that was condemned.
+pub const CONDEMNED: &str = "it made too many errors; what it held was moved to the others";
+
+/// Errors count half after this time.
+const ERRORS_HALVE: Duration = Duration::from_secs(3600);
+
+/// What a count of errors as of a time has become.
+fn decayed((then, count): (Duration, f64), now: Duration) -> f64 {
+    count * (-(now.saturating_sub(then).as_secs_f64() / ERRORS_HALVE.as_secs_f64())).exp2()
+}
 
 /// One disk of the pool.
 pub struct Member {
@@ -33,6 +44,10 @@ pub struct Member {
     empty: AtomicBool,
     /// It is to be removed: columns on it are moved away.
     pub(super) leaving: AtomicBool,
+    /// It makes too many errors: columns on it are moved away, then it is declared failed.
+    pub(super) failing: AtomicBool,
+    /// It made too many errors, nothing lies on it, and it is not used again.
+    condemned: AtomicBool,
     /// It was added, and no checkpoint names it yet.
     pub(super) joining: AtomicBool,
     /// How often it was taken back.
@@ -47,6 +62,10 @@ pub struct Member {
     pub(super) read_errors: AtomicU64,
     pub(super) write_errors: AtomicU64,
     pub(super) checksum_errors: AtomicU64,
+    /// Errors before the pool was opened, or before it was taken back.
+    earlier: Mutex<DiskErrors>,
+    /// Errors of late, as of a time: the count halves with every [`ERRORS_HALVE`].
+    errors_of_late: Mutex<(Duration, f64)>,
     /// Writes that wait because the file system below this file-backed disk is full.
     pub(super) stalled: AtomicU64,
 }
@@ -87,6 +106,8 @@ impl Member {
             given_up: AtomicBool::new(false),
             empty: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+            condemned: AtomicBool::new(false),
             joining: AtomicBool::new(false),
             returns: AtomicU64::new(0),
             trouble: RwLock::default(),
@@ -95,6 +116,8 @@ impl Member {
             read_errors: AtomicU64::new(0),
             write_errors: AtomicU64::new(0),
             checksum_errors: AtomicU64::new(0),
+            earlier: Mutex::default(),
+            errors_of_late: Mutex::default(),
             stalled: AtomicU64::new(0),
         }
     }
@@ -119,9 +142,55 @@ impl Member {
         self.empty.load(Ordering::Acquire)
     }
 
-    /// Whether columns on it are moved away, because it is to be removed.
+    /// Whether columns on it are moved away, because it is to be removed or makes too many errors.
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+        self.leaving.load(Ordering::Acquire) || self.is_failing()
+    }
+
+    /// Whether it is to be declared failed once nothing lies on it.
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Acquire)
+    }
+
+    /// Whether it is not used again because of its errors.
+    pub fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Acquire)
+    }
+
+    /// Takes note of an error when reading. Halving makes the count one of late.
+    pub(super) fn note_error(&self, now: Duration) {
+        let mut known = self.errors_of_late.lock();
+        *known = (now, decayed(*known, now) + 1.0);
+    }
+
+    /// Errors of late.
+    pub fn errors_of_late(&self, now: Duration) -> f64 {
+        decayed(*self.errors_of_late.lock(), now)
+    }
+
+    /// Errors since it joined the pool.
+    pub fn errors(&self) -> DiskErrors {
+        let before = *self.earlier.lock();
+        DiskErrors {
+            read: before.read + self.read_errors.load(Ordering::Relaxed),
+            write: before.write + self.write_errors.load(Ordering::Relaxed),
+            checksum: before.checksum + self.checksum_errors.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Errors until now as the catalogue has them.
+    pub fn set_errors(&self, errors: DiskErrors) {
+        *self.earlier.lock() = errors;
+    }
+
+    /// It was taken back: what it did wrong before says nothing about what comes.
+    pub(super) fn start_anew(&self) {
+        let all = self.errors();
+        for counter in [&self.read_errors, &self.write_errors, &self.checksum_errors] {
+            counter.store(0, Ordering::Relaxed);
+        }
+        self.set_errors(all);
+        *self.errors_of_late.lock() = Default::default();
     }
 
     /// A durable checkpoint says that nothing lies on it.
@@ -151,18 +220,28 @@ impl Member {
 
     /// As the catalogue says when the pool is opened, and as it is to say from the next checkpoint on.
     pub fn set_service(&self, service: Service) {
-        let given_up = matches!(service, Service::GivenUp | Service::Empty | Service::Leaving);
+        let given_up = !matches!(service, Service::Serving | Service::Away);
         self.given_up.store(given_up, Ordering::Release);
         self.leaving.store(service == Service::Leaving, Ordering::Release);
-        if service == Service::Leaving {
+        self.failing.store(service == Service::Failing && self.online().is_some(), Ordering::Release);
+        if matches!(service, Service::Leaving | Service::Failing) {
             // Whether anything lies on it is another matter.
             return;
         }
-        self.empty.store(service == Service::Empty, Ordering::Release);
+        let condemned = service == Service::Condemned;
+        self.condemned.store(condemned, Ordering::Release);
+        self.failed.fetch_or(condemned, Ordering::AcqRel);
+        self.empty.store(condemned || service == Service::Empty, Ordering::Release);
     }
 
     /// What the next catalogue says of it.
     pub fn service(&self) -> Service {
+        if self.is_condemned() {
+            return Service::Condemned;
+        }
+        if self.is_failing() {
+            return Service::Failing;
+        }
         if self.is_leaving() {
             return Service::Leaving;
         }
@@ -196,7 +275,7 @@ impl Member {
     fn reason(&self) -> Option<String> {
         let trouble = self.trouble.read();
         match self.state() {
-            DiskState::Online | DiskState::Stale | DiskState::Removing => None,
+            DiskState::Online | DiskState::Stale | DiskState::Removing | DiskState::Failing => None,
             state => {
                 let why = match (state, trouble.is_empty()) {
                     (_, false) => trouble.clone(),
@@ -204,6 +283,7 @@ impl Member {
                     _ => "failed".into(),
                 };
                 Some(match (self.is_given_up(), self.is_empty()) {
+                    _ if self.is_condemned() => CONDEMNED.into(),
                     (_, true) => format!("{why}; what it held was rebuilt on the others"),
                     (true, _) => format!("{why}; what it held is being rebuilt on the others"),
                     _ => why,
@@ -222,6 +302,7 @@ impl Member {
         match (self.is_failed(), self.disk.read().is_some()) {
             (true, _) => DiskState::Failed,
             (false, false) => DiskState::Missing,
+            (false, true) if self.is_failing() => DiskState::Failing,
             (false, true) if self.is_leaving() => DiskState::Removing,
             (false, true) => DiskState::Online,
         }
@@ -239,6 +320,7 @@ impl Member {
 
     /// Record for people; what concerns segments is filled in by their owner.
     pub fn info(&self) -> DiskInfo {
+        let errors = self.errors();
         DiskInfo {
             id: self.id.0,
             uuid: self.uuid,
@@ -248,9 +330,9 @@ impl Member {
             size: self.size,
             allocated: 0,
             behind: 0,
-            read_errors: self.read_errors.load(Ordering::Relaxed),
-            write_errors: self.write_errors.load(Ordering::Relaxed),
-            checksum_errors: self.checksum_errors.load(Ordering::Relaxed),
+            read_errors: errors.read,
+            write_errors: errors.write,
+            checksum_errors: errors.checksum,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::disk::AlignedBuf;
 use crate::error::{Error, Result};
 
 /// The same bytes of every column's chunk.
+#[derive(Clone)]
 pub struct Rows {
     /// Content by column, data first. Parity that was neither lost nor needed is not there.
     columns: Vec<Option<Bytes>>,
@@ -39,7 +40,69 @@ impl Rows {
     }
 }
 
+/// What all disks of an extent gave for the same bytes of every column's chunk.
+pub struct Survey {
+    /// What each column gave; none where that could not be read.
+    have: Vec<Option<Bytes>>,
+    /// Bit per column whose disk serves and did not give it.
+    pub unreadable: u32,
+}
+
+impl Survey {
+    /// The rows, data that was not given computed from the rest.
+    ///
+    /// # Errors
+    /// When more is missing than parity can give back.
+    pub fn rows(&self, extent: &Extent, strip: u32) -> Result<Rows> {
+        let (k, m) = (extent.data, extent.parity);
+        let present: Vec<bool> = self.have.iter().map(Option::is_some).collect();
+        let len = self.have.iter().flatten().map(Bytes::len).next().unwrap_or(0);
+        let mut columns = self.have.clone();
+        for wanted in (0..k).filter(|&c| !present[c]) {
+            let too_few = |e| Error::io(format!("segment {}: {e}", extent.segment));
+            let plan = Recovery::plan(k, m, &present, wanted).map_err(too_few)?;
+            let mut out = AlignedBuf::zeroed(len);
+            plan.apply(|c| self.have[c].as_deref().unwrap_or_default(), &mut out);
+            columns[wanted] = Some(out.freeze());
+        }
+        Ok(Rows { columns, data: k, strip: strip as usize })
+    }
+
+    /// Where parity that was given is not that of the data in `rows`: bits of columns, strip by strip.
+    pub fn parity_mismatches(&self, rows: &Rows) -> Vec<u32> {
+        let k = rows.data;
+        let data: Vec<&[u8]> = rows.columns[..k].iter().map(|c| c.as_deref().unwrap_or_default()).collect();
+        let len = data.first().map_or(0, |c| c.len());
+        let given = |p: usize| self.have.get(k + p).and_then(Option::as_ref);
+        let mut p = given(0).map(|_| AlignedBuf::recycled(len));
+        let mut q = given(1).map(|_| AlignedBuf::recycled(len));
+        parity::encode(&data, p.as_deref_mut(), q.as_deref_mut());
+        let mut out = vec![0; len.div_ceil(rows.strip)];
+        for (i, computed) in [(0, p), (1, q)] {
+            let (Some(computed), Some(given)) = (computed, given(i)) else { continue };
+            for (strip, (a, b)) in computed.chunks(rows.strip).zip(given.chunks(rows.strip)).enumerate() {
+                out[strip] |= u32::from(a != b) << (k + i);
+            }
+        }
+        out
+    }
+}
+
 impl DiskArray {
+    /// Reads bytes `row .. row + len` (whole strips) of all columns but those in the bit set `lost`.
+    pub async fn survey_rows(&self, extent: &Extent, row: u64, len: usize, lost: u32) -> Survey {
+        let columns = extent.columns.len();
+        let read = |c: usize| async move {
+            if lost >> c & 1 == 1 { None } else { Some(self.read_column(extent, c, row, len).await) }
+        };
+        let reads = join_all((0..columns).map(read)).await;
+        let serves = |c: usize| self.member(extent.columns[c].0).is_some_and(|m| m.online().is_some());
+        let failed = |(c, read): (usize, &Option<Result<Bytes>>)| matches!(read, Some(Err(_))) && serves(c);
+        let unreadable =
+            reads.iter().enumerate().filter(|(c, r)| failed((*c, r))).fold(0, |bits, (c, _)| bits | 1 << c);
+        Survey { have: reads.into_iter().map(|read| read?.ok()).collect(), unreadable }
+    }
+
     /// Reads bytes `row .. row + len` (whole strips) of all columns; those in the bit set `lost`, and data that cannot be read, are computed.
     ///
     /// # Errors

@@ -152,6 +152,7 @@ impl SegmentTable {
             }
         }
         s.record.stale_columns = stale;
+        s.record.damaged = s.extent.damaged.load(Ordering::Acquire);
         s.extent = Arc::new(Extent::of(&s.record));
         self.version += 1;
         self.mark(&taken, true);
@@ -197,8 +198,12 @@ impl SegmentTable {
 
     /// Records for a catalogue.
     pub fn records(&self) -> Vec<SegmentRecord> {
-        let stale = |s: &Segment| s.extent.stale.load(Ordering::Acquire);
-        self.iter().map(|s| SegmentRecord { stale_columns: stale(s), ..s.record.clone() }).collect()
+        let now = |s: &Segment| SegmentRecord {
+            stale_columns: s.extent.stale.load(Ordering::Acquire),
+            damaged: s.extent.damaged.load(Ordering::Acquire),
+            ..s.record.clone()
+        };
+        self.iter().map(now).collect()
     }
 
     /// Counts stored bytes as live.
@@ -400,6 +405,7 @@ impl SegmentTable {
             live: 0,
             last_part: Location::default(),
             stale_columns: 0,
+            damaged: false,
         };
         self.insert(record.clone());
         Some(record)

@@ -52,6 +52,8 @@ pub struct Checkpoints {
     pub record: u64,
     /// The next checkpoint is made even if nothing has changed.
     pub forced: bool,
+    /// The next checkpoint closes all segments that are being filled.
+    pub close_segments: bool,
     /// Open segment of the metadata stream.
     pub open: Option<Arc<Appender>>,
     /// Disk failures that the newest checkpoint knows of.
@@ -189,6 +191,7 @@ impl Engine {
             directory: frozen.roots,
             unique_bytes: frozen.unique_bytes,
             stored_bytes: frozen.stored_bytes,
+            scrub: *self.scrub.lock(),
         };
         self.check_fence().await?;
         // A task that ended half-way must not become the truth.
@@ -207,7 +210,7 @@ impl Engine {
             }
         }
         own.number = number;
-        own.forced = false;
+        (own.forced, own.close_segments) = (false, false);
         own.record = frozen.record;
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.log.trim(log_start);
@@ -279,7 +282,7 @@ impl Engine {
         let mut draft = Draft::default();
         for slot in &mut committer.open {
             let Some(open) = slot else { continue };
-            if self.is_hurt(open) {
+            if own.close_segments || self.is_hurt(open) {
                 self.seal(open, &mut draft);
                 *slot = None;
                 continue;
@@ -377,7 +380,7 @@ impl Engine {
 
         if let Some(open) = own.open.clone() {
             let mut draft = Draft::default();
-            if self.is_hurt(&open) {
+            if own.close_segments || self.is_hurt(&open) {
                 self.seal(&open, &mut draft);
                 own.open = None;
             } else {
@@ -565,6 +568,7 @@ pub fn disk_records(array: &DiskArray, unused: &dyn Fn(DiskId) -> bool) -> Vec<D
             Service::GivenUp | Service::Leaving if m.online().is_none() && unused(m.id) => Service::Empty,
             service => service,
         },
+        errors: m.errors(),
     };
     array.members().into_iter().map(record).collect()
 }

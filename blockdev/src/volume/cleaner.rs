@@ -133,20 +133,39 @@ impl Engine {
             // Before the pass: the checkpoint that makes room waits for all passes.
             self.wait_for_log().await?;
             let _pass = self.gate.enter();
-            let mut moving: Vec<Live> = Vec::new();
-            let Some(part) = self.read_part(victim.id, at.offset).await else { return Ok(false) };
-            for item in &part.items {
-                complete &= self.collect_live(victim.id, item, &mut moving).await?;
-                while moving.len() >= MOVE_BLOCKS {
-                    let rest = moving.split_off(MOVE_BLOCKS);
-                    let batch = std::mem::replace(&mut moving, rest);
-                    complete &= self.move_blocks(batch).await?;
-                }
-            }
-            if !moving.is_empty() {
-                complete &= self.move_blocks(moving).await?;
-            }
+            let Some(part) = self.read_part(victim.id, at.offset).await else {
+                return Ok(self.clean_by_table(victim).await? && complete);
+            };
+            complete &= self.clean_items(victim, &part.items).await?;
             at = part.previous;
+        }
+        Ok(complete)
+    }
+
+    /// The same without summaries.
+    async fn clean_by_table(self: &Arc<Self>, victim: &SegmentRecord) -> Result<bool> {
+        let (items, mut complete) = self.items_by_table(victim.id).await?;
+        for items in items.chunks(MOVE_BLOCKS) {
+            self.wait_for_log().await?;
+            let _pass = self.gate.enter();
+            complete &= self.clean_items(victim, items).await?;
+        }
+        Ok(complete)
+    }
+
+    async fn clean_items(self: &Arc<Self>, victim: &SegmentRecord, items: &[Item]) -> Result<bool> {
+        let mut complete = true;
+        let mut moving: Vec<Live> = Vec::new();
+        for item in items {
+            complete &= self.collect_live(victim.id, item, &mut moving).await?;
+            while moving.len() >= MOVE_BLOCKS {
+                let rest = moving.split_off(MOVE_BLOCKS);
+                let batch = std::mem::replace(&mut moving, rest);
+                complete &= self.move_blocks(batch).await?;
+            }
+        }
+        if !moving.is_empty() {
+            complete &= self.move_blocks(moving).await?;
         }
         Ok(complete)
     }
@@ -219,7 +238,11 @@ impl Engine {
         let mut good: Vec<Good> = Vec::with_capacity(live.len());
         for ((block, fingerprint, entry), content) in live.into_iter().zip(content) {
             match content {
-                Ok(data) => good.push((block, fingerprint, entry, data)),
+                Ok(data) => {
+                    // The block table has the lower half.
+                    let whole = if fingerprint >> 64 == 0 { crate::codec::fingerprint(&data) } else { fingerprint };
+                    good.push((block, whole, entry, data));
+                }
                 Err(_) => complete = false,
             }
         }

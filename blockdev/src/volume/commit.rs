@@ -6,11 +6,12 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Engine;
+use super::damage::is_unreadable;
 use super::destage::{Plan, Reduced, ReducedWrite, Stamp};
 use super::frame::ReducedFrame;
 use super::group_commit::Queued;
 use super::intake::HostBlock;
-use super::state::Blocked;
+use super::state::{Blocked, State};
 use crate::codec::Codec;
 use crate::dedupe::ListId;
 use crate::env::compute;
@@ -18,6 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{BlockKind, Location};
 use crate::format::part::Content;
 use crate::format::record::{BlockRef, Frame, Op, Record, Stream};
+use crate::map::Need;
 use crate::planted::{self, Bug};
 use crate::segment::appender::{Appender, ReadyStripe};
 use crate::units::{BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
@@ -81,8 +83,15 @@ impl Engine {
             let result = match batch {
                 Reduced::Writes { writes, frames, identities } => self.commit_writes(writes, frames, &identities).await,
                 Reduced::Unmap { seqno, volume, lba, count, done } => {
-                    let result = self.commit_unmap(volume, lba, count, seqno).await;
+                    let mut result = self.commit_unmap(volume, lba, count, seqno).await;
                     let _ = done.send(result.clone());
+                    if let Err(e) = &result
+                        && is_unreadable(e)
+                        && !self.is_dead()
+                    {
+                        self.break_volume(volume, e);
+                        result = self.carry_on(seqno).await;
+                    }
                     result
                 }
             };
@@ -103,10 +112,12 @@ impl Engine {
         let mut committer = self.committer.lock().await;
         let pass = self.gate.enter();
         let shared = self.shared_blocks(&writes).await?;
-        // A volume that was deleted meanwhile takes no more writes.
+        self.find_broken(&writes).await?;
+        // A volume that was deleted meanwhile takes no more writes, nor does one whose map cannot be read.
         let deleted: Vec<bool> = {
-            let state = self.state.read();
-            writes.iter().map(|w| !state.volumes.contains_key(&w.volume)).collect()
+            let (state, broken) = (self.state.read(), self.broken.lock());
+            let gone = |v| !state.volumes.contains_key(&v) || broken.contains_key(&v);
+            writes.iter().map(|w| gone(w.volume)).collect()
         };
         let fresh = shared.iter().filter(|s| matches!(s, Sharing::Not | Sharing::Later)).count();
         let mut free = Vec::with_capacity(fresh);
@@ -204,26 +215,43 @@ impl Engine {
     /// still is what was compared.
     async fn shared_blocks(&self, writes: &[ReducedWrite]) -> Result<Vec<Sharing>> {
         let blocks = || writes.iter().flat_map(|w| &w.blocks);
-        self.with_state(|s| {
-            let sharing = |(block, plan): &(HostBlock, Plan)| {
-                let (v, stamp) = match plan {
-                    Plan::Zero => return Ok(Sharing::Zero),
-                    Plan::Unique(..) => return Ok(Sharing::Not),
-                    Plan::Stored(v, stamp) => (*v, *stamp),
-                    Plan::Pending(twin) => match twin.get() {
-                        Some(known) => known,
-                        None => return Ok(Sharing::Later),
-                    },
+        let all = self.with_state(|s| blocks().map(|b| sharing_of(s, b)).collect()).await;
+        match all {
+            Err(e) if is_unreadable(&e) => {}
+            other => return other,
+        }
+        // One by one: what cannot be looked at is not shared.
+        let mut out = Vec::new();
+        for block in blocks() {
+            out.push(match self.with_state(|s| sharing_of(s, block)).await {
+                Err(e) if is_unreadable(&e) => Sharing::Not,
+                other => other?,
+            });
+        }
+        Ok(out)
+    }
+
+    /// Finds volumes whose map cannot be read where writes change it: they take no more writes.
+    async fn find_broken(&self, writes: &[ReducedWrite]) -> Result<()> {
+        for w in writes {
+            loop {
+                let (missing, lost) = {
+                    let state = self.state.read();
+                    (state.missing(w.volume, w.lba, w.blocks.len()), state.table.lost())
                 };
-                let e = s.table.entry(v)?;
-                let same = e.checksum == block.fingerprint as u64 && e.interval == stamp;
-                let same = same || planted::active(Bug::NoVerify);
-                let sharable = e.refcount > 0 && e.refcount < u32::MAX - 1 && e.kind == BlockKind::Data && same;
-                Ok(if sharable { Sharing::With(v, e.interval) } else { Sharing::Not })
-            };
-            blocks().map(sharing).collect()
-        })
-        .await
+                let Some(miss) = missing.first() else { break };
+                match self.load(*miss).await {
+                    // What is lost may not be needed.
+                    Err(e) if is_unreadable(&e) && self.state.read().table.lost() == lost => {
+                        self.break_volume(w.volume, &e);
+                        break;
+                    }
+                    Err(e) if !is_unreadable(&e) => return Err(e),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     fn cache_frame(&self, placed: &Frame, frame: &ReducedFrame) {
@@ -412,7 +440,12 @@ impl Engine {
                 return Ok(());
             }
         }
-        // Nothing (more) was mapped: an empty record carries the number on.
+        // Nothing (more) was mapped.
+        self.carry_on(seqno).await
+    }
+
+    /// An empty record, which carries the number of host operations on.
+    async fn carry_on(self: &Arc<Self>, seqno: Seqno) -> Result<()> {
         let mut committer = self.committer.lock().await;
         let _pass = self.gate.enter();
         let record = Record { seqno, ..Record::default() };
@@ -433,6 +466,24 @@ impl Engine {
         };
         self.wait_durable_record(number).await
     }
+}
+
+/// Whether a block can be stored as a reference to another one.
+fn sharing_of(s: &State, (block, plan): &(HostBlock, Plan)) -> Need<Sharing> {
+    let (v, stamp) = match plan {
+        Plan::Zero => return Ok(Sharing::Zero),
+        Plan::Unique(..) => return Ok(Sharing::Not),
+        Plan::Stored(v, stamp) => (*v, *stamp),
+        Plan::Pending(twin) => match twin.get() {
+            Some(known) => known,
+            None => return Ok(Sharing::Later),
+        },
+    };
+    let e = s.table.entry(v)?;
+    let same = e.checksum == block.fingerprint as u64 && e.interval == stamp;
+    let same = same || planted::active(Bug::NoVerify);
+    let sharable = e.refcount > 0 && e.refcount < u32::MAX - 1 && e.kind == BlockKind::Data && same;
+    Ok(if sharable { Sharing::With(v, e.interval) } else { Sharing::Not })
 }
 
 impl From<Error> for Blocked {

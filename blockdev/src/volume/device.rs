@@ -135,6 +135,7 @@ impl Volume {
             let piece = data.slice(at * BLOCK_SIZE..(at + n) * BLOCK_SIZE);
             let block = |i: usize| HostBlock::of(piece.slice(i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE));
             let blocks: Vec<HostBlock> = (0..n).map(block).collect();
+            engine.check_volume(self.id)?;
             let room = engine.intake.reserve(n).await?;
             if blocks.iter().any(|b| !b.is_zero()) {
                 engine.check_space().await?;
@@ -147,7 +148,9 @@ impl Volume {
 
     async fn flush_all(&self) -> Result<()> {
         self.engine.counters.host_flushes.fetch_add(1, Ordering::Relaxed);
-        self.engine.flush().await
+        self.engine.flush().await?;
+        // What was taken before it was known is lost.
+        self.engine.check_volume(self.id)
     }
 
     async fn unmap(&self, first: u64, count: u64) -> Result<()> {
@@ -155,6 +158,7 @@ impl Volume {
             return Ok(());
         }
         self.engine.check_alive()?;
+        self.engine.check_volume(self.id)?;
         let answer = self.engine.intake.unmap(self.id, Lba(first), count);
         match answer.await {
             Ok(result) => result,

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::Engine;
+use super::damage::is_unreadable;
 use super::state::{Blocked, State};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
@@ -16,6 +17,11 @@ use crate::format::part::{PART_BYTES_MAX, Part};
 use crate::map::{Miss, Need};
 use crate::redundancy::array::Extent;
 use crate::units::{SegmentId, VirtualBlock};
+
+/// Bytes that are read in all ways by themselves: what disks lose at once.
+const PIECE: u32 = 4096;
+/// Ways to put pieces together that are tried.
+const COMBINATIONS_MAX: usize = 1024;
 
 impl Engine {
     /// Where a segment's columns lie.
@@ -82,14 +88,65 @@ impl Engine {
                 for &c in columns.iter().filter(|&&c| avoid & (1 << c) != 0) {
                     self.array.blame(extent.columns[c].0);
                 }
+                self.array.suspect(&extent, avoid);
                 return Ok(raw);
             }
+        }
+        if let Some((raw, avoid)) = self.piece_together(&extent, at.offset, at.len.into(), &decode).await {
+            self.counters.repaired.fetch_add(1, Ordering::Relaxed);
+            self.array.suspect(&extent, avoid);
+            return Ok(raw);
+        }
+        if extent.lost_columns(self.array.absent()).count_ones() as usize <= extent.parity {
+            extent.damaged.store(true, Ordering::Release);
         }
         first?;
         Err(Error::corrupt(format!(
             "segment {}, offset {}: checksum mismatch, and redundancy does not give the data back",
             at.segment, at.offset
         )))
+    }
+
+    /// The last resort for stored bytes that no set of columns gives as a whole: each piece as wide as a sector is read in all ways, and
+    /// the ways are combined until `decode` takes them. Also gives the columns that were not taken as they are.
+    pub(super) async fn piece_together<T>(
+        &self,
+        extent: &Extent,
+        offset: u32,
+        len: usize,
+        decode: impl Fn(&[u8]) -> Option<T>,
+    ) -> Option<(T, u32)> {
+        let end = offset + len as u32;
+        let mut pieces: Vec<Vec<(Bytes, u32)>> = Vec::new();
+        let (mut at, mut combinations) = (offset, 1usize);
+        while at < end {
+            let next = (at / PIECE + 1).saturating_mul(PIECE).min(end);
+            let len = (next - at) as usize;
+            let columns = self.array.columns_of(extent, at, len);
+            let mut ways: Vec<(Bytes, u32)> = Vec::new();
+            for avoid in std::iter::once(0).chain(ways_around(&columns, extent)) {
+                if let Ok(data) = self.read_stored(extent, at, len, avoid).await
+                    && ways.iter().all(|(known, _)| *known != data)
+                {
+                    ways.push((data, avoid));
+                }
+            }
+            combinations = combinations.checked_mul(ways.len()).filter(|n| (1..=COMBINATIONS_MAX).contains(n))?;
+            pieces.push(ways);
+            at = next;
+        }
+        let mut stored = Vec::with_capacity(len);
+        (0..combinations).find_map(|mut number| {
+            stored.clear();
+            let mut avoided = 0;
+            for ways in &pieces {
+                let (data, avoid) = &ways[number % ways.len()];
+                number /= ways.len();
+                stored.extend_from_slice(data);
+                avoided |= avoid;
+            }
+            Some((decode(&stored)?, avoided))
+        })
     }
 
     /// Runs `ask` on the state until everything it needs is resident.
@@ -113,7 +170,15 @@ impl Engine {
             match answer {
                 Ok(value) => return Ok(value),
                 Err(Blocked::Bad(e)) => return Err(e),
-                Err(Blocked::Miss(miss)) => self.load(miss).await?,
+                Err(Blocked::Miss(miss)) => {
+                    let lost = self.state.read().table.lost();
+                    if let Err(e) = self.load(miss).await
+                        && self.state.read().table.lost() == lost
+                    {
+                        return Err(e);
+                    }
+                    // What is lost may not be needed.
+                }
             }
         }
     }
@@ -155,9 +220,13 @@ impl Engine {
             return Ok(());
         }
         let sum = |raw: &Bytes| crate::format::checksum(raw) == pointer.checksum;
-        let raw = self.read_frame(&pointer.at, pointer.codec, TABLE_PAGE_SIZE, sum).await?;
-        let decoded = TablePage::decode(&raw)?;
+        let read = self.read_frame(&pointer.at, pointer.codec, TABLE_PAGE_SIZE, sum).await;
         let mut state = self.state.write();
+        // What was written elsewhere meanwhile was there.
+        if state.table.pointer(page).is_ok_and(|p| p.at == pointer.at) && !state.table.pages.contains(page) {
+            state.table.set_page_lost(page, read.as_ref().is_err_and(is_unreadable));
+        }
+        let decoded = TablePage::decode(&read?)?;
         if state.table.pointer(page).is_ok_and(|p| p.at == pointer.at) {
             state.table.pages.insert_clean(page, decoded);
             state.table.pages.evict_beyond(self.config.table_pages());
@@ -177,9 +246,14 @@ impl Engine {
             return Err(Error::corrupt(format!("directory page {page} was never written")));
         }
         let sum = |raw: &Bytes| crate::format::checksum(raw) == pointer.checksum;
-        let raw = self.read_frame(&pointer.at, pointer.codec, DIRECTORY_PAGE_SIZE, sum).await?;
-        let decoded = DirectoryPage::decode(&raw)?;
+        let read = self.read_frame(&pointer.at, pointer.codec, DIRECTORY_PAGE_SIZE, sum).await;
         let mut state = self.state.write();
+        if state.table.roots.get(page as usize).is_some_and(|p| p.at == pointer.at)
+            && !state.table.directory.contains(page)
+        {
+            state.table.set_directory_lost(page, read.as_ref().is_err_and(is_unreadable));
+        }
+        let decoded = DirectoryPage::decode(&read?)?;
         if state.table.roots.get(page as usize).is_some_and(|p| p.at == pointer.at) {
             state.table.directory.insert_clean(page, decoded);
             state.table.directory.evict_beyond(self.config.table_pages() / 8 + 16);
@@ -210,7 +284,7 @@ impl Engine {
 
 /// Sets of columns to do without when what lies in `columns` is not what it should be: first each single one of them, then, with double parity,
 /// each with any other. A lost column is computed from others, of which any may be the bad one.
-fn ways_around<'a>(columns: &'a [usize], extent: &'a Extent) -> impl Iterator<Item = u32> + 'a {
+pub(super) fn ways_around<'a>(columns: &'a [usize], extent: &'a Extent) -> impl Iterator<Item = u32> + 'a {
     let all = extent.columns.len();
     let singles = columns.iter().map(|&c| 1u32 << c);
     let pairs = columns.iter().flat_map(move |&a| (0..all).filter(move |&b| b != a).map(move |b| 1u32 << a | 1 << b));

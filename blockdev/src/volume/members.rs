@@ -58,9 +58,14 @@ impl Engine {
     /// Begins to move everything away from a disk; when nothing lies on it any more it is let go. Fails, and changes nothing, when the others
     /// have no room for that.
     pub async fn remove_disk(self: &Arc<Self>, id: DiskId) -> Result<()> {
+        self.empty_disk(id, Service::Leaving).await
+    }
+
+    /// As [`Self::remove_disk`], for the reason that `why` says.
+    pub(super) async fn empty_disk(self: &Arc<Self>, id: DiskId, why: Service) -> Result<()> {
         let before = self.space();
         let service = self.array.member(id).map(|m| m.service()).unwrap_or_default();
-        self.array.set_service(id, Service::Leaving);
+        self.array.set_service(id, why);
         let space = self.space();
         if space.used > space.usable {
             self.array.set_service(id, service);

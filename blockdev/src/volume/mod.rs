@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
+pub mod damage;
 pub mod destage;
 pub mod device;
 pub mod frame;
@@ -18,6 +19,7 @@ pub mod members;
 pub mod read_path;
 pub mod rebuild;
 pub mod recovery;
+pub mod scrub;
 pub mod space;
 pub mod state;
 pub mod usage;
@@ -38,12 +40,13 @@ use crate::dedupe::DedupeIndex;
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::ScrubRecord;
 use crate::format::label::Label;
 use crate::log::Log;
 use crate::redundancy::array::DiskArray;
 use crate::report::Compression;
 use crate::segment::appender::Appender;
-use crate::units::{Epoch, SegmentId, Uuid};
+use crate::units::{Epoch, SegmentId, Uuid, VolumeId};
 
 use checkpoint::Checkpoints;
 use commit::Committer;
@@ -75,6 +78,10 @@ pub struct PoolConfig {
     pub failed_grace: Duration,
     /// The same for a disk that is missing.
     pub missing_grace: Duration,
+    /// A scrub begins when the last one began longer ago; never when zero.
+    pub scrub_interval: Duration,
+    /// A disk with so many errors of late is emptied and declared failed; never when zero.
+    pub error_limit: u32,
     /// Fingerprints are cut to this many bits: for tests that force collisions.
     pub fingerprint_bits: Option<u32>,
     /// What is known of disks from earlier, to name those that are missing now.
@@ -101,6 +108,8 @@ impl Default for PoolConfig {
             checkpoint_interval: Duration::from_secs(30),
             failed_grace: Duration::from_secs(30),
             missing_grace: Duration::from_secs(300),
+            scrub_interval: Duration::from_secs(28 * 24 * 3600),
+            error_limit: 64,
             fingerprint_bits: None,
             known_disks: BTreeMap::new(),
         }
@@ -241,6 +250,12 @@ pub struct Engine {
     pub cleaner_wanted: Notify,
     /// Segments whose redundancy cannot be restored, because something in them cannot be read.
     pub(crate) set_aside: AtomicUsize,
+    /// The newest scrub.
+    pub(crate) scrub: Mutex<ScrubRecord>,
+    /// Wakes who scrubs: one was asked for, or is to stop.
+    pub(crate) scrub_wanted: Notify,
+    /// Volumes that take no writes, and why: a page of their map cannot be read.
+    pub(crate) broken: Mutex<BTreeMap<VolumeId, String>>,
     /// Redundancy being restored.
     pub(crate) rebuild: Mutex<Option<rebuild::Progress>>,
     /// Set by `stop`.
@@ -304,6 +319,7 @@ impl Engine {
         self.checkpoint_wanted.notify_one();
         self.cleaner_wanted.notify_one();
         self.array.changed.notify_one();
+        self.array.suspected.notify_one();
         self.appenders.read().values().for_each(|a| a.interrupt());
         self.durable.send_modify(|_| {});
         self.checkpointed.send_modify(|_| {});
@@ -332,6 +348,7 @@ impl Engine {
         self.spawn(self.clone().checkpoint_loop());
         self.spawn(self.clone().clean_loop());
         self.spawn(self.clone().rebuild_loop());
+        self.spawn(self.clone().scrub_loop());
         self.spawn(self.clone().rebuild_index());
     }
 }

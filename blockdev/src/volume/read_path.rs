@@ -35,6 +35,7 @@ struct WantedBlock {
 }
 
 /// A block that was found, and its checksum right.
+#[derive(Clone)]
 struct Found {
     /// Content.
     data: Bytes,
@@ -278,7 +279,16 @@ impl Engine {
                     }
                     out.extend(frame.blocks.into_iter().zip(found.into_iter().map(Ok)));
                 }
-                Err(e) => out.extend(frame.blocks.into_iter().map(|w| (w, Err(e.clone())))),
+                // One may be there where another is not.
+                Err(e) => {
+                    let several = frame.blocks.len() > 1;
+                    for wanted in frame.blocks {
+                        let one = WantedFrame { at: frame.at, entry: frame.entry, blocks: vec![wanted] };
+                        let found = if several { self.repair_frame(&one).await } else { Err(e.clone()) };
+                        let found = found.and_then(|(_, mut found)| found.pop().ok_or_else(|| e.clone()));
+                        out.extend(one.blocks.into_iter().map(|w| (w, found.clone())));
+                    }
+                }
             }
         }
         out

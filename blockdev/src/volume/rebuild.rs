@@ -12,6 +12,8 @@ use rustc_hash::FxHashSet;
 
 use super::Engine;
 use super::commit::Draft;
+use super::scrub::ERRORS_MANY;
+use super::state::State;
 use super::verify::Verifier;
 use crate::error::{ErrorKind, Result};
 use crate::format::record::{ColumnMove, Op, Record, SegmentRecord};
@@ -19,10 +21,10 @@ use crate::planted::{self, Bug};
 use crate::redundancy::array::{Extent, Member};
 use crate::report::Rebuild;
 use crate::segment::table::Segment;
-use crate::units::DiskId;
+use crate::units::{ChunkIndex, DiskId};
 
 /// Bytes of all columns of a segment read at once, about.
-const WINDOW: u64 = 2 << 20;
+pub(super) const WINDOW: u64 = 2 << 20;
 /// Memory that work on one segment takes, in windows: rows as they were read, put in order, on their way to disk.
 const WINDOWS: u64 = 3;
 /// Most segments worked on at the same time.
@@ -37,13 +39,15 @@ const CLEANER_MARGIN: u64 = 2;
 const LIVE_MIN: f64 = 0.15;
 
 /// A segment with columns to be written anew.
-struct Degraded {
-    record: SegmentRecord,
-    extent: Arc<Extent>,
+pub(super) struct Degraded {
+    pub(super) record: SegmentRecord,
+    pub(super) extent: Arc<Extent>,
     /// Bit per column that must be computed.
-    lost: u32,
+    pub(super) lost: u32,
     /// Bit per column that is to be written. None: all of it is to be written elsewhere, with more parity.
-    wanted: u32,
+    pub(super) wanted: u32,
+    /// Bit per wanted column that is there, but not what it should be: it goes to a fresh chunk, of the same disk if that has one.
+    pub(super) bad: u32,
 }
 
 impl Degraded {
@@ -92,13 +96,13 @@ impl View {
         // It was written when there were too few disks for the tolerance.
         let thin = usize::from(r.parity) < parity;
         let extent = s.extent.clone();
-        (r.live > 0 && (wanted != 0 || thin)).then(|| Degraded { record: r.clone(), extent, lost, wanted })
+        (r.live > 0 && (wanted != 0 || thin)).then(|| Degraded { record: r.clone(), extent, lost, wanted, bad: 0 })
     }
 }
 
 /// What became of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
     /// Its columns are whole, or it is empty.
     Done,
     /// It is no longer what it was; what is left to do shows at the next look.
@@ -152,6 +156,7 @@ impl Engine {
             if self.array.changes() != changes {
                 // A disk that came back may have what could not be read.
                 aside.clear();
+                self.broken.lock().clear();
                 changes = self.array.changes();
             }
             if self.array.give_up_overdue(self.config.failed_grace, self.config.missing_grace) {
@@ -256,6 +261,7 @@ impl Engine {
                         segment = d.record.id.0,
                         "a segment has blocks that cannot be read; it is set aside"
                     );
+                    d.extent.damaged.store(true, Ordering::Release);
                     aside.insert(d.record.incarnation);
                     progress = true;
                 }
@@ -278,7 +284,7 @@ impl Engine {
     }
 
     /// How many segments are worked on at the same time: enough to keep all disks busy, within an eighth of the memory.
-    fn segments_at_once(&self) -> usize {
+    pub(super) fn segments_at_once(&self) -> usize {
         let fit = self.config.memory / 8 / (WINDOW * WINDOWS);
         (self.array.online().len() / 2 + 2).min(fit as usize).clamp(2, AT_ONCE_MAX)
     }
@@ -335,8 +341,15 @@ impl Engine {
         self.checkpoint().await?;
         let leaving =
             self.array.members().into_iter().find(|m| m.is_leaving() && !self.state.read().segments.is_used(m.id));
-        if let Some(member) = leaving {
-            self.drop_disk(&member).await?;
+        match leaving {
+            Some(member) if self.log.uses(member.id) => {}
+            Some(member) if member.is_failing() => {
+                self.array.condemn(member.id);
+                self.checkpoints.lock().await.forced = true;
+                self.checkpoint().await?;
+            }
+            Some(member) => self.drop_disk(&member).await?,
+            None => {}
         }
         Ok(self.array.members().iter().any(waits))
     }
@@ -385,6 +398,11 @@ impl Engine {
             .filter(|m| m.online().is_none() && m.is_given_up() && !m.is_empty())
             .map(|m| m.id.to_string())
             .collect();
+        let failing: Vec<String> =
+            self.array.members().into_iter().filter(|m| m.is_failing()).map(|m| m.id.to_string()).collect();
+        if !failing.is_empty() {
+            return format!("disk {} makes too many errors", failing.join(", "));
+        }
         let leaving = self.array.members().into_iter().filter(|m| m.is_leaving());
         let leaving: Vec<String> = leaving.map(|m| m.id.to_string()).collect();
         if !leaving.is_empty() {
@@ -407,9 +425,19 @@ impl Engine {
             false if d.wanted == 0 => return Ok(Outcome::NoRoom),
             _ => {}
         }
+        match self.rewrite_columns(d).await? {
+            // Each frame by itself may still be had: reads try all ways to reconstruct it.
+            Outcome::Damaged => self.empty_segment(d).await,
+            Outcome::NoRoom if self.has_room_to_clean() => self.empty_segment(d).await,
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Writes the wanted columns anew, those that find room.
+    pub(super) async fn rewrite_columns(self: &Arc<Self>, d: &Degraded) -> Result<Outcome> {
         let moves = self.reserve_targets(d);
         if moves.is_empty() {
-            return if self.has_room_to_clean() { self.empty_segment(d).await } else { Ok(Outcome::NoRoom) };
+            return Ok(Outcome::NoRoom);
         }
         let outcome = self.rewrite(d, &moves).await;
         if !matches!(outcome, Ok(Outcome::Done)) {
@@ -417,11 +445,7 @@ impl Engine {
             let mut state = self.state.write();
             moves.iter().filter(|m| m.from != m.to).for_each(|m| state.segments.unreserve(m.to));
         }
-        match outcome? {
-            // Each frame by itself may still be had: reads try all ways to reconstruct it.
-            Outcome::Damaged => self.empty_segment(d).await,
-            outcome => Ok(outcome),
-        }
+        outcome
     }
 
     /// Where the wanted columns are to be written: what is stale to the same chunk when its disk serves, the rest to chunks that are taken
@@ -436,17 +460,33 @@ impl Engine {
         for column in (0..record.columns.len()).filter(|c| d.wanted >> c & 1 == 1) {
             let from = record.columns[column];
             let member = self.array.member(from.0);
+            let fits = |state: &mut State, at: &(DiskId, ChunkIndex)| {
+                let fits = state.segments.free(&self.array) >= least;
+                if !fits {
+                    state.segments.unreserve(*at);
+                }
+                fits
+            };
             let to = match member {
+                Some(m) if m.takes_data() && d.bad >> column & 1 == 1 => {
+                    let own = |state: &mut State| Some((from.0, state.segments.reserve(from.0)?));
+                    let elsewhere = |state: &mut State| {
+                        let disk = state.segments.target(&self.array, &record)?;
+                        Some((disk, state.segments.reserve(disk)?))
+                    };
+                    // Rather not where errors are many.
+                    let few = m.errors_of_late(self.env.now()) < ERRORS_MANY;
+                    let at = match few {
+                        true => own(&mut state).or_else(|| elsewhere(&mut state)),
+                        false => elsewhere(&mut state).or_else(|| own(&mut state)),
+                    };
+                    at.filter(|at| fits(&mut state, at))
+                }
                 Some(m) if m.is_settled() && !m.is_leaving() => (stale >> column & 1 == 1).then_some(from),
                 _ => {
                     let target = state.segments.target(&self.array, &record);
-                    target.and_then(|disk| Some((disk, state.segments.reserve(disk)?))).filter(|&at| {
-                        let fits = state.segments.free(&self.array) >= least;
-                        if !fits {
-                            state.segments.unreserve(at);
-                        }
-                        fits
-                    })
+                    let at = target.and_then(|disk| Some((disk, state.segments.reserve(disk)?)));
+                    at.filter(|at| fits(&mut state, at))
                 }
             };
             if let Some(to) = to {
@@ -458,7 +498,7 @@ impl Engine {
     }
 
     /// Moves everything live out of a segment; its chunks come back with the next checkpoint.
-    async fn empty_segment(self: &Arc<Self>, d: &Degraded) -> Result<Outcome> {
+    pub(super) async fn empty_segment(self: &Arc<Self>, d: &Degraded) -> Result<Outcome> {
         let complete = match self.clean_segment(&d.record).await {
             Err(e) if e.kind() == ErrorKind::NoSpace => return Ok(Outcome::NoRoom),
             other => other?,
@@ -505,7 +545,7 @@ impl Engine {
                 }
                 rows
             };
-            if !verifier.feed(&self.env, rows).await? && !planted::active(Bug::RebuildUnverified) {
+            if !verifier.feed(&self.env, rows).await?.is_empty() && !planted::active(Bug::RebuildUnverified) {
                 tracing::warn!(segment = d.record.id.0, row, "a checksum did not match while a column was rebuilt");
                 return Ok(Outcome::Damaged);
             }
@@ -536,21 +576,21 @@ impl Engine {
     }
 
     /// Whether a segment is still in use as it was, and not about to be given back.
-    fn is_live(&self, record: &SegmentRecord) -> bool {
+    pub(super) fn is_live(&self, record: &SegmentRecord) -> bool {
         let state = self.state.read();
         state.segments.get(record.id).is_some_and(|s| {
             s.record.incarnation == record.incarnation && s.record.live > 0 && s.record.columns == record.columns
         })
     }
 
-    fn host_requests(&self) -> u64 {
+    pub(super) fn host_requests(&self) -> u64 {
         let c = &self.counters;
         c.host_reads.load(Ordering::Relaxed) + c.host_writes.load(Ordering::Relaxed)
     }
 
     /// Leaves the disks to hosts for as long as the last piece of work took, if hosts asked for anything meanwhile. Not while the next failure
     /// would lose data.
-    async fn give_way(&self, (begun, requests): (Duration, u64), left: usize) {
+    pub(super) async fn give_way(&self, (begun, requests): (Duration, u64), left: usize) {
         if left > 0 && self.host_requests() != requests {
             self.env.sleep(self.env.now().saturating_sub(begun)).await;
         }

@@ -262,7 +262,10 @@ pub fn assemble(
         // The newest it shows may have been cut short by a crash; the one before was complete.
         let sure = record.last_checkpoint.max(seen.saturating_sub(1));
         member.last_checkpoint.store(sure, Ordering::Relaxed);
-        if member.online().is_none() || record.service == Service::Leaving {
+        member.set_errors(record.errors);
+        if member.online().is_none()
+            || matches!(record.service, Service::Leaving | Service::Failing | Service::Condemned)
+        {
             member.set_service(record.service);
         }
         members.push(member);
@@ -341,6 +344,7 @@ impl Engine {
                 number: superblock.checkpoint,
                 record: catalogue.record,
                 forced: true,
+                close_segments: false,
                 open: None,
                 failures: 0,
                 unflushed: (Vec::new(), 0),
@@ -348,6 +352,9 @@ impl Engine {
             pins: AtomicUsize::new(0),
             cleaner_wanted: Notify::new(),
             set_aside: AtomicUsize::new(0),
+            scrub: Mutex::new(catalogue.scrub),
+            scrub_wanted: Notify::new(),
+            broken: Mutex::default(),
             rebuild: Mutex::new(None),
             stopping: false.into(),
             failure: Mutex::new(None),

@@ -85,10 +85,14 @@ impl State {
                     let mut last = u64::MAX;
                     for old in entries.into_iter().flatten().take(range.len()) {
                         let page = page_of(*old);
-                        if page != last {
+                        if page != last && !self.table.is_lost(*old) {
                             out.extend(self.table.entry(*old).err());
                             last = page;
                         }
+                    }
+                    let mut path = Vec::new();
+                    if self.maps.path(volume, lba, &mut path).is_ok() {
+                        out.extend(path.into_iter().filter_map(|page| self.table.entry(page).err()));
                     }
                 }
                 Err(miss) => out.push(miss),
@@ -133,7 +137,7 @@ impl State {
                             }
                         }
                         for old in self.maps.leaf_entries(volume, lba)?.into_iter().flatten().take(part.len()) {
-                            self.table.ensure_another(*old, &mut last)?;
+                            self.table.ensure_released(*old, &mut last)?;
                         }
                     }
                 }
@@ -149,7 +153,7 @@ impl State {
                         }
                         let len = leaf_rest(next, end);
                         for old in self.maps.leaf_entries(volume, Lba(next))?.into_iter().flatten().take(len) {
-                            self.table.ensure_another(*old, &mut last)?;
+                            self.table.ensure_released(*old, &mut last)?;
                         }
                         at = next + len as u64;
                     }
@@ -374,6 +378,9 @@ impl State {
 
     /// Gives one reference back.
     fn release(&mut self, block: VirtualBlock) -> Need<()> {
+        if self.table.is_lost(block) {
+            return Ok(());
+        }
         let interval = self.table.interval;
         let freed = self.table.update(block, |e| {
             if e.refcount == 0 || e.refcount == u32::MAX {

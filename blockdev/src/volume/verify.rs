@@ -1,5 +1,7 @@
 //! Comparing what rows of a segment hold with the checksums of everything live in them.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use super::Engine;
@@ -7,12 +9,12 @@ use crate::codec::{self, Codec};
 use crate::env::{Env, compute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;
-use crate::format::page::{BlockEntry, BlockKind, DIRECTORY_PAGE_SIZE, Location, TABLE_PAGE_SIZE};
+use crate::format::page::{BlockEntry, BlockKind, DIRECTORY_PAGE_SIZE, Location, TABLE_FANOUT, TABLE_PAGE_SIZE};
 use crate::format::part::{Content, Item, Part};
 use crate::format::record::SegmentRecord;
 use crate::map::Need;
 use crate::redundancy::rows::Rows;
-use crate::units::{BLOCK_SIZE, SegmentId};
+use crate::units::{BLOCK_SIZE, SegmentId, VirtualBlock};
 
 /// What stored bytes must be.
 enum Expected {
@@ -26,8 +28,10 @@ enum Expected {
 
 /// Stored bytes of a segment and what they must be.
 pub(super) struct Check {
-    offset: u32,
-    len: u16,
+    /// Where they begin in the data space.
+    pub(super) offset: u32,
+    /// How many.
+    pub(super) len: u16,
     expected: Expected,
 }
 
@@ -36,7 +40,8 @@ impl Check {
         self.offset + u32::from(self.len)
     }
 
-    fn passes(&self, stored: &[u8], raw: &mut Vec<u8>) -> bool {
+    /// Whether stored bytes are what they must be; `raw` is room to uncompress them.
+    pub(super) fn passes(&self, stored: &[u8], raw: &mut Vec<u8>) -> bool {
         raw.clear();
         let mut decode = |codec, raw_len: u16| codec::decompress(codec, stored, raw_len.into(), raw).is_ok();
         match &self.expected {
@@ -77,10 +82,10 @@ impl Verifier {
         self.next.is_none()
     }
 
-    /// Takes the next rows; false when something in them is not what it should be.
-    pub async fn feed(&mut self, env: &Arc<dyn Env>, rows: Rows) -> Result<bool> {
+    /// Takes the next rows; gives back the checks that something in them did not pass.
+    pub async fn feed(&mut self, env: &Arc<dyn Env>, rows: Rows) -> Result<Vec<Check>> {
         let (mut data, base) = (std::mem::take(&mut self.carried), self.base);
-        let (passed, data, end) = {
+        let (bad, data, end) = {
             let mut due = Vec::new();
             let end = base + data.len() as u32 + rows.data_len() as u32;
             while let Some(check) = self.next.take_if(|c| c.end() <= end) {
@@ -91,17 +96,17 @@ impl Verifier {
                 data.extend_from_slice(&rows.data_space());
                 let mut raw = Vec::new();
                 let stored = |c: &Check| (c.offset - base) as usize..(c.end() - base) as usize;
-                let passed = due.iter().all(|c| data.get(stored(c)).is_some_and(|s| c.passes(s, &mut raw)));
-                (passed, data)
+                due.retain(|c| !data.get(stored(c)).is_some_and(|s| c.passes(s, &mut raw)));
+                (due, data)
             };
             let stopped = || Error::new(ErrorKind::Unavailable, "the pool is stopped");
-            let (passed, data) = compute(env, job).await.ok_or_else(stopped)?;
-            (passed, data, end)
+            let (bad, data) = compute(env, job).await.ok_or_else(stopped)?;
+            (bad, data, end)
         };
         let keep = self.next.as_ref().map_or(end, |c| c.offset.min(end));
         self.carried = data[(keep - base) as usize..].to_vec();
         self.base = keep;
-        Ok(passed)
+        Ok(bad)
     }
 }
 
@@ -126,6 +131,74 @@ impl Engine {
             at = part.previous;
         }
         Ok(Some(out))
+    }
+}
+
+impl Engine {
+    /// Everything that the block table has in a segment: for one whose summaries cannot be read. Of fingerprints the lower half. Looks at all of
+    /// the table; false when some of it cannot be read.
+    pub(super) async fn items_by_table(&self, segment: SegmentId) -> Result<(Vec<Item>, bool)> {
+        let unreadable = |e: &Error| matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io);
+        let mut complete = true;
+        let mut frames: BTreeMap<u32, Item> = BTreeMap::new();
+        let mut add = |at: &Location, content: Content| {
+            let new = Item { offset: at.offset, len: at.len, content };
+            match frames.entry(at.offset) {
+                Entry::Vacant(slot) => drop(slot.insert(new)),
+                Entry::Occupied(mut slot) => {
+                    if let (Content::Data(known), Content::Data(more)) = (&mut slot.get_mut().content, new.content) {
+                        known.resize(known.len().max(more.len()), (VirtualBlock::NONE, 0));
+                        let more = more.into_iter().enumerate().filter(|(_, (block, _))| !block.is_none());
+                        more.for_each(|(i, block)| known[i] = block);
+                    }
+                }
+            }
+        };
+        let (pages, roots) = {
+            let state = self.state.read();
+            (state.table.len / TABLE_FANOUT as u64, state.table.roots.clone())
+        };
+        for (directory, root) in
+            roots.iter().enumerate().filter(|(_, root)| root.at.segment == segment && !root.is_none())
+        {
+            add(&root.at, Content::DirectoryPage(directory as u64));
+        }
+        for page in 0..pages {
+            self.check_alive()?;
+            let first = page * TABLE_FANOUT as u64;
+            let _pass = self.gate.enter();
+            let found = self
+                .with_state(|s| {
+                    let entry = |i| Ok((VirtualBlock(i), s.table.entry(VirtualBlock(i))?));
+                    let here = |e: &BlockEntry| e.refcount > 0 && e.frame.segment == segment && e.frame.len > 0;
+                    let entries = (first..first + TABLE_FANOUT as u64).map(entry).collect::<Need<Vec<_>>>()?;
+                    let entries: Vec<_> = entries.into_iter().filter(|(_, e)| here(e)).collect();
+                    Ok((s.table.pointer(page)?, entries))
+                })
+                .await;
+            let (pointer, entries) = match found {
+                Err(e) if unreadable(&e) => {
+                    complete = false;
+                    continue;
+                }
+                other => other?,
+            };
+            if pointer.at.segment == segment && !pointer.is_none() {
+                add(&pointer.at, Content::TablePage(page));
+            }
+            for (block, e) in entries {
+                let content = match e.kind {
+                    BlockKind::MapPage => Content::MapPage(block),
+                    BlockKind::Data => {
+                        let mut blocks = vec![(VirtualBlock::NONE, 0); usize::from(e.index) + 1];
+                        blocks[usize::from(e.index)] = (block, e.checksum.into());
+                        Content::Data(blocks)
+                    }
+                };
+                add(&e.frame, content);
+            }
+        }
+        Ok((frames.into_values().collect(), complete))
     }
 }
 

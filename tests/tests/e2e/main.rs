@@ -12,5 +12,6 @@ mod images;
 mod memory;
 mod nbd;
 mod restart;
+mod scrub;
 mod space;
 mod tools;

@@ -25,6 +25,8 @@ pub enum Change {
     Add,
     /// This one is to be removed.
     Remove(usize),
+    /// All is scrubbed.
+    Scrub,
 }
 
 /// How often redundancy is looked at before it must be restored.
@@ -230,6 +232,9 @@ impl Appliance {
                         pool.remove_disk(id).await.map_err(|e| format!("removing: {e}"))?;
                     }
                 }
+                (Change::Scrub, _) => {
+                    pool.start_scrub().await.map_err(|e| format!("scrub: {e}"))?;
+                }
                 (_, Some(disk)) => drop(pool.add_disk(disk, false).await.map_err(|e| format!("adding: {e}"))?),
                 _ => {}
             }
@@ -241,7 +246,8 @@ impl Appliance {
                 }
                 env.sleep(Duration::from_millis(20)).await;
             }
-            check(&pool, silent).await?;
+            // What rotted is as it was.
+            check(&pool, silent && change != Change::Scrub).await?;
             no_mismatch(&pool, silent)?;
             let again = read_all(&pool, volumes).await?;
             if again != found { Err("content changed while redundancy was restored".into()) } else { Ok(()) }
@@ -364,7 +370,7 @@ impl Appliance {
 async fn lacking(pool: &Pool) -> Option<String> {
     let status = pool.status().await;
     let r = status.redundancy;
-    let idle = status.rebuild.is_none() && r.reduced + r.none + r.lost == 0;
+    let idle = status.rebuild.is_none() && !status.scrub.running && r.reduced + r.none + r.lost == 0;
     let members = pool.engine().array.members();
     let counted = members.iter().any(|m| m.online().is_none() && !m.is_empty() || m.is_leaving());
     (!idle || counted).then(|| format!("{:?}, {r:?}, {:?}, {:?}", status.rebuild, status.disks, status.alerts))

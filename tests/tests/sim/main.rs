@@ -10,6 +10,7 @@ mod model;
 mod planted;
 mod rebuild;
 mod regressions;
+mod scrub;
 mod seeds;
 mod stress;
 mod work;

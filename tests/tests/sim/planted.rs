@@ -6,6 +6,7 @@ use super::concurrent::run_clients;
 use super::full::pressure;
 use super::harness::Scenario;
 use super::rebuild;
+use super::scrub;
 use super::seeds::{outcome_of, run};
 use super::stress::{storm, strict_returns};
 
@@ -67,5 +68,6 @@ catches! {
     move_unconditional: MoveUnconditional, 60, |seed| run(pressure(seed));
     rebuild_not_flushed: RebuildNotFlushed, 400, rebuild::run;
     rebuild_unverified: RebuildUnverified, 200, rebuild::run_with_rot;
+    scrub_no_parity: ScrubNoParity, 100, scrub::run;
     reference_leaked: ReferenceLeaked, 200, |seed| run(Scenario::random(seed));
 }

@@ -139,7 +139,7 @@ async fn until_gone(client: &Client, disk: &DiskInfo) -> CommandResult {
             bar.set_position(rebuild.done);
         }
         if status.health == "failed"
-            || status.alerts.iter().any(|a| ["pool.rebuild.no_room", "pool.rebuild.damaged"].contains(&a.code.as_str()))
+            || status.alerts.iter().any(|a| ["pool.rebuild.no_room", "pool.damaged"].contains(&a.code.as_str()))
         {
             bar.finish_and_clear();
             let why: Vec<String> = status.alerts.into_iter().map(|a| a.message).collect();
@@ -155,6 +155,7 @@ pub fn state_word(state: DiskState) -> &'static str {
         DiskState::Online => "online",
         DiskState::Stale => "stale",
         DiskState::Removing => "removing",
+        DiskState::Failing => "failing",
         DiskState::Failed => "failed",
         DiskState::Missing => "missing",
     }

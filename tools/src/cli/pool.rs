@@ -2,19 +2,22 @@
 
 use std::path::PathBuf;
 
-use blockdev::report::{CheckReport, PoolStats, PoolStatus, Rebuild, Tolerance};
+use blockdev::report::{CheckReport, Damage, PoolStats, PoolStatus, Rebuild, Scrub, Tolerance};
 use hyper::Method;
 
 use super::Global;
+use crate::client::Client;
 use crate::daemon::config;
 use crate::daemon::engine::{self, NewPool};
 use crate::exit::{CommandResult, Exit, Failure};
-use crate::output::{Align, Table, bar, duration, pairs, percent, ratio, show, size};
+use crate::output::{Align, Table, bar, duration, pairs, percent, ratio, show, size, timestamp};
 use crate::values::{parse_pool_name, parse_size};
 use crate::wire::Job;
 
 /// Findings of a check that people are shown.
 const FINDINGS_SHOWN: usize = 30;
+/// Pause between looks at a scrub.
+const SCRUB_POLL: std::time::Duration = std::time::Duration::from_millis(300);
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -31,6 +34,28 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Read and verify everything in the background, and heal what is not as it should be
+    ///
+    /// Data, metadata, parity and labels are compared with their checksums. What a drive gives back wrong, or not at all, is written anew
+    /// from redundancy. It begins by itself every `scrub_days` days, gives way to hosts, and goes on after a restart; `ashlar pool status`
+    /// tells how far it is.
+    #[command(
+        after_help = "Examples:\n  ashlar pool scrub\n  ashlar pool scrub --wait && echo all is well\n  ashlar pool scrub --stop"
+    )]
+    Scrub {
+        /// Wait until it is through; exit code 7 when something could not be given back
+        #[arg(long, conflicts_with = "stop")]
+        wait: bool,
+        /// End the one that is running
+        #[arg(long)]
+        stop: bool,
+    },
+    /// List what cannot be read and redundancy does not give back, by volume and range
+    ///
+    /// Reads of these ranges fail; everything else works. Writing a range again, from a backup say, heals it, and so does discarding it. Exit
+    /// code 7 when there is any.
+    #[command(after_help = "Examples:\n  ashlar pool damage\n  ashlar pool damage -o json | jq '.ranges[]'")]
+    Damage,
     /// Make a pool of disks, on this machine and without a daemon
     ///
     /// Writes labels to the disks; all they hold is lost. A disk with a partition table, a file system or another pool
@@ -104,6 +129,24 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let report = job.report.ok_or_else(|| Failure::other("the daemon gave no report of the check"))?;
             show(global.output, &report, describe_check)?;
             return Ok(if report.is_clean() { Exit::Ok } else { Exit::Corrupt });
+        }
+        Command::Scrub { wait, stop } => {
+            let method = if stop { Method::DELETE } else { Method::POST };
+            let scrub: Scrub = super::talk(async {
+                let scrub = client.send(method, "/v1/pool/scrub").await?;
+                if wait { until_scrubbed(&client).await } else { Ok(scrub) }
+            })?;
+            show(global.output, &scrub, describe_scrub)?;
+            return Ok(if wait && scrub.damaged > 0 { Exit::Corrupt } else { Exit::Ok });
+        }
+        Command::Damage => {
+            let job: Job = super::talk(async {
+                let job: Job = client.send(Method::POST, "/v1/pool/damage").await?;
+                super::job::wait(&client, job.id).await
+            })?;
+            let damage = job.damage.ok_or_else(|| Failure::other("the daemon gave no list of what is damaged"))?;
+            show(global.output, &damage, describe_damage)?;
+            return Ok(if damage.ranges.is_empty() && damage.read_only.is_empty() { Exit::Ok } else { Exit::Corrupt });
         }
         Command::Create { name, disk, tolerance, chunk_size, force, config } => {
             let tolerance = tolerance.unwrap_or(default_tolerance(disk.len()));
@@ -187,6 +230,7 @@ fn describe(status: &PoolStatus) -> String {
             ),
             ("redundancy", describe_redundancy(status)),
             ("spare", describe_spare(status)),
+            ("scrub", describe_scrub(&status.scrub)),
             ("rebuild", status.rebuild.as_ref().map_or_else(|| idle_rebuild(status).into(), describe_rebuild)),
         ],
         0,
@@ -227,6 +271,76 @@ fn describe_spare(status: &PoolStatus) -> String {
         0 => "none: too few disks for one".into(),
         wanted => format!("{} free of one disk's worth, {}", size(spare.free), size(wanted)),
     }
+}
+
+/// Waits until the running scrub has ended, with a bar when somebody watches.
+async fn until_scrubbed(client: &Client) -> CommandResult<Scrub> {
+    let bar = super::job::bar();
+    bar.set_message("scrub");
+    loop {
+        let status: PoolStatus = client.get("/v1/pool").await?;
+        let scrub = status.scrub;
+        bar.set_length(scrub.total);
+        bar.set_position(scrub.done);
+        if !scrub.running || status.health == "failed" {
+            bar.finish_and_clear();
+            return if scrub.running {
+                Err(Failure::other("the pool stopped before the scrub was through"))
+            } else {
+                Ok(scrub)
+            };
+        }
+        tokio::time::sleep(SCRUB_POLL).await;
+    }
+}
+
+/// The newest scrub in one line.
+fn describe_scrub(scrub: &Scrub) -> String {
+    let healed = match (scrub.repaired, scrub.damaged) {
+        (0, 0) => "nothing wrong".into(),
+        (n, 0) => format!("{} healed", plural(n as usize, "column")),
+        (n, bad) => format!(
+            "{} healed, {} damaged: see `ashlar pool damage`",
+            plural(n as usize, "column"),
+            plural(bad as usize, "segment")
+        ),
+    };
+    match (scrub.running, scrub.ended_s) {
+        (true, _) => format!(
+            "{} {} % of {}, {healed} so far",
+            bar(scrub.done, scrub.total, 30),
+            percent(scrub.done, scrub.total),
+            size(scrub.total)
+        ),
+        (false, Some(ended)) if scrub.complete => format!("ended {}, {healed}", timestamp(ended)),
+        (false, Some(ended)) => format!("stopped {}, {healed}", timestamp(ended)),
+        (false, None) => "never".into(),
+    }
+}
+
+/// What cannot be read, for people.
+fn describe_damage(damage: &Damage) -> String {
+    let mut text = String::new();
+    if damage.ranges.is_empty() {
+        text.push_str("all data can be read\n");
+    } else {
+        let mut table = Table::new(&[
+            ("VOLUME", Align::Left),
+            ("OFFSET", Align::Right),
+            ("BYTES", Align::Right),
+            ("REASON", Align::Left),
+        ]);
+        for r in &damage.ranges {
+            table.row([r.volume.clone(), r.offset.to_string(), r.len.to_string(), r.reason.clone()]);
+        }
+        text.push_str(&table.render(0));
+        let more = if damage.more { "; there are more ranges than listed" } else { "" };
+        text.push_str(&format!("{} cannot be read{more}; write it again, from a backup say\n", size(damage.bytes)));
+    }
+    for (volume, why) in &damage.read_only {
+        text.push_str(&format!("volume {volume} takes no writes: {why}\n"));
+    }
+    text
 }
 
 /// Why nothing is being rebuilt.
@@ -327,7 +441,7 @@ pub fn describe_check(report: &CheckReport) -> String {
 
 #[cfg(test)]
 mod tests {
-    use blockdev::report::{Alert, Finding, Reduction, Redundancy};
+    use blockdev::report::{Alert, DamagedRange, Finding, Reduction, Redundancy};
     use blockdev::units::Uuid;
 
     use super::*;
@@ -336,6 +450,8 @@ mod tests {
     fn status_tells_what_matters() {
         let status = PoolStatus {
             rebuild: None,
+            scrub: Scrub { begun_s: Some(1), ended_s: Some(2), complete: true, repaired: 1, ..Scrub::default() },
+            damaged_segments: 0,
             spare: Default::default(),
             name: "store".into(),
             uuid: Uuid([1; 16]),
@@ -367,9 +483,35 @@ mod tests {
             "redundancy:   1 GiB survives 2 more failures, 3 MiB none\n",
             "2.50:1 (dedupe -, compression -)",
             "warning [pool.degraded] replace it",
+            ", 1 column healed\n",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn damage_and_scrub_are_told() {
+        let mut damage = Damage::default();
+        assert_eq!(describe_damage(&damage), "all data can be read\n");
+        let range = |offset| DamagedRange { volume: "db".into(), offset, len: 8192, reason: "bad".into() };
+        (damage.bytes, damage.ranges) = (16384, vec![range(0), range(1 << 20)]);
+        damage.read_only.insert("old".into(), "its map".into());
+        let text = describe_damage(&damage);
+        for line in [
+            "db      1048576   8192  bad\n",
+            "16 KiB cannot be read; write it again",
+            "volume old takes no writes: its map\n",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in\n{text}");
+        }
+        assert_eq!(describe_scrub(&Scrub::default()), "never");
+        let running =
+            Scrub { running: true, begun_s: Some(1), total: 1 << 30, done: 1 << 29, damaged: 2, ..Scrub::default() };
+        let text = describe_scrub(&running);
+        assert!(
+            text.ends_with("50 % of 1 GiB, 0 columns healed, 2 segments damaged: see `ashlar pool damage` so far"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -8,13 +8,14 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use blockdev::error::{Error, ErrorKind};
-use blockdev::report::{DiskInfo, PoolStats, PoolStatus};
+use blockdev::report::{DiskInfo, PoolStats, PoolStatus, Scrub};
 use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::engine::open_new;
+use super::jobs::Outcome;
 use super::known_disks;
 use super::state::Appliance;
 use crate::values::{check_name, check_volume_size};
@@ -95,6 +96,8 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(pool_status))
         .routes(routes!(pool_stats))
         .routes(routes!(pool_check))
+        .routes(routes!(pool_damage))
+        .routes(routes!(pool_scrub, pool_scrub_stop))
         .routes(routes!(disks, disk_add))
         .routes(routes!(disk_remove))
         .routes(routes!(disk_give_up))
@@ -168,7 +171,29 @@ async fn pool_stats(State(app): Shared) -> Json<PoolStats> {
 #[utoipa::path(post, path = "/v1/pool/check", tag = "pool", responses((status = 202, body = Job)))]
 async fn pool_check(State(app): Shared) -> impl IntoResponse {
     let engine = app.engine.clone();
-    let job = app.jobs.start("pool.check", |progress| async move { engine.check(progress).await });
+    let job = app.jobs.start("pool.check", |progress| async move { engine.check(progress).await.map(Outcome::Check) });
+    (StatusCode::ACCEPTED, Json(job))
+}
+
+/// Begins a scrub of the whole pool, or lets the one that is running go on; `scrub` of the pool's status tells how far it is.
+#[utoipa::path(post, path = "/v1/pool/scrub", tag = "pool", responses((status = 202, body = Scrub)))]
+async fn pool_scrub(State(app): Shared) -> Result<impl IntoResponse, ApiError> {
+    let scrub = to_the_end(async move { app.engine.start_scrub().await }).await?;
+    Ok((StatusCode::ACCEPTED, Json(scrub)))
+}
+
+/// Ends a scrub before it is through.
+#[utoipa::path(delete, path = "/v1/pool/scrub", tag = "pool", responses((status = 200, body = Scrub)))]
+async fn pool_scrub_stop(State(app): Shared) -> Answer<Scrub> {
+    Ok(Json(to_the_end(async move { app.engine.stop_scrub().await }).await?))
+}
+
+/// Starts a search for what cannot be read, as a job; gives the running one if there is one.
+#[utoipa::path(post, path = "/v1/pool/damage", tag = "pool", responses((status = 202, body = Job)))]
+async fn pool_damage(State(app): Shared) -> impl IntoResponse {
+    let engine = app.engine.clone();
+    let job =
+        app.jobs.start("pool.damage", |progress| async move { engine.damage(progress).await.map(Outcome::Damage) });
     (StatusCode::ACCEPTED, Json(job))
 }
 

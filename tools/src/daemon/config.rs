@@ -93,6 +93,10 @@ pub struct File {
     pub failed_grace: Option<u64>,
     /// See [`Config::missing_grace`], in seconds.
     pub missing_grace: Option<u64>,
+    /// See [`Config::scrub_days`].
+    pub scrub_days: Option<u64>,
+    /// See [`Config::error_limit`].
+    pub error_limit: Option<u64>,
     /// See [`Config::lab`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lab: Option<bool>,
@@ -238,6 +242,10 @@ pub struct Config {
     pub failed_grace: Setting<u64>,
     /// The same for a drive that is missing.
     pub missing_grace: Setting<u64>,
+    /// A scrub begins so many days after the last one began; never when 0.
+    pub scrub_days: Setting<u64>,
+    /// A drive with so many errors of late is emptied and declared failed; never when 0.
+    pub error_limit: Setting<u64>,
     /// Whether faults can be injected.
     pub lab: Setting<bool>,
     /// Unix socket of the NBD server.
@@ -322,6 +330,10 @@ fn parse_threads(text: &str) -> Result<usize> {
 
 fn parse_seconds(text: &str) -> Result<u64> {
     text.parse().map_err(|_| Error::invalid(format!("'{text}' is not a number of seconds")))
+}
+
+fn parse_count(text: &str) -> Result<u64> {
+    text.parse().map_err(|_| Error::invalid(format!("'{text}' is not a number")))
 }
 
 fn parse_address(text: &str) -> Result<Option<SocketAddr>> {
@@ -424,6 +436,8 @@ impl Config {
                 None,
                 parse_seconds,
             )?,
+            scrub_days: pick.text(pick.value(file.scrub_days, 28), ("ASHLAR_SCRUB_DAYS", ""), None, parse_count)?,
+            error_limit: pick.text(pick.value(file.error_limit, 64), ("ASHLAR_ERROR_LIMIT", ""), None, parse_count)?,
             lab: pick.value(file.lab, false),
             nbd_socket: pick.path(file.nbd.socket, run.join("nbd.sock")),
             nbd_listen: pick.text(
@@ -499,6 +513,8 @@ impl Config {
             row("threads", &self.threads, ToString::to_string),
             row("failed_grace", &self.failed_grace, |s| format!("{s} s")),
             row("missing_grace", &self.missing_grace, |s| format!("{s} s")),
+            row("scrub_days", &self.scrub_days, ToString::to_string),
+            row("error_limit", &self.error_limit, ToString::to_string),
             row("lab", &self.lab, ToString::to_string),
             row("nbd.socket", &self.nbd_socket, path),
             row("nbd.listen", &self.nbd_listen, |a| a.map_or_else(String::new, |a| a.to_string())),

@@ -11,7 +11,7 @@ use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
 use blockdev::frontend::memory::MemoryDevice;
 use blockdev::report::{
-    CheckReport, DiskInfo, Finding, PoolStats, PoolStatus, Reduction, Redundancy, Tolerance, VolumeInfo,
+    CheckReport, Damage, DiskInfo, Finding, PoolStats, PoolStatus, Reduction, Redundancy, Scrub, Tolerance, VolumeInfo,
 };
 use blockdev::units::Uuid;
 use parking_lot::Mutex;
@@ -82,6 +82,8 @@ impl Engine for MemoryEngine {
         };
         PoolStatus {
             rebuild: None,
+            scrub: Scrub::default(),
+            damaged_segments: 0,
             spare: Default::default(),
             name: "memory".into(),
             uuid: Uuid([1; 16]),
@@ -110,6 +112,19 @@ impl Engine for MemoryEngine {
         progress(1, 2);
         let volumes = self.volumes.lock().len() as u64;
         Ok(CheckReport { volumes, findings: self.findings.lock().clone(), ..CheckReport::default() })
+    }
+
+    async fn start_scrub(&self) -> Result<Scrub> {
+        Ok(Scrub { running: true, ..Scrub::default() })
+    }
+
+    async fn stop_scrub(&self) -> Result<Scrub> {
+        Ok(Scrub::default())
+    }
+
+    async fn damage(&self, progress: Progress) -> Result<Damage> {
+        progress(2, 2);
+        Ok(Damage { bytes: 4096, ..Damage::default() })
     }
 
     async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {

@@ -13,7 +13,7 @@ use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::format::label::Label;
 use blockdev::frontend::BlockDevice;
 use blockdev::pool::{CreateOptions, KnownDisk, Pool, PoolConfig};
-use blockdev::report::{CheckReport, DiskInfo, PoolStats, PoolStatus, Tolerance, VolumeInfo};
+use blockdev::report::{CheckReport, Damage, DiskInfo, PoolStats, PoolStatus, Scrub, Tolerance, VolumeInfo};
 use blockdev::volume::recovery::read_label;
 use tokio::runtime::Handle;
 
@@ -37,6 +37,12 @@ pub trait Engine: Send + Sync + 'static {
     async fn stats(&self) -> PoolStats;
     /// Walks everything, read-only.
     async fn check(&self, progress: Progress) -> Result<CheckReport>;
+    /// Begins a scrub, or lets the one that is running go on.
+    async fn start_scrub(&self) -> Result<Scrub>;
+    /// Ends a scrub before it is through.
+    async fn stop_scrub(&self) -> Result<Scrub>;
+    /// Lists what cannot be read.
+    async fn damage(&self, progress: Progress) -> Result<Damage>;
     /// Makes a volume of `size` bytes.
     async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo>;
     /// Changes a volume's size, in bytes.
@@ -201,6 +207,8 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
         compression: config.compression.value,
         failed_grace: std::time::Duration::from_secs(config.failed_grace.value),
         missing_grace: std::time::Duration::from_secs(config.missing_grace.value),
+        scrub_interval: std::time::Duration::from_secs(config.scrub_days.value.saturating_mul(24 * 3600)),
+        error_limit: config.error_limit.value.try_into().unwrap_or(u32::MAX),
         known_disks: known.collect(),
         ..PoolConfig::default()
     };
@@ -272,6 +280,18 @@ impl Engine for Pool {
 
     async fn check(&self, progress: Progress) -> Result<CheckReport> {
         self.check(progress).await
+    }
+
+    async fn start_scrub(&self) -> Result<Scrub> {
+        self.start_scrub().await
+    }
+
+    async fn stop_scrub(&self) -> Result<Scrub> {
+        self.stop_scrub().await
+    }
+
+    async fn damage(&self, progress: Progress) -> Result<Damage> {
+        self.damage(progress).await
     }
 
     async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {

@@ -6,11 +6,19 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use blockdev::error::{Error, ErrorKind, Result};
-use blockdev::report::CheckReport;
+use blockdev::report::{CheckReport, Damage};
 use parking_lot::Mutex;
 
 use super::engine::Progress;
 use crate::wire::{ErrorBody, Job, JobState};
+
+/// What a job that succeeded gives.
+pub enum Outcome {
+    /// Of a check.
+    Check(CheckReport),
+    /// Of a search for damage.
+    Damage(Damage),
+}
 
 /// Finished jobs that are remembered.
 const FINISHED_MAX: usize = 64;
@@ -35,7 +43,7 @@ impl Jobs {
     /// Starts `work` of this kind, unless one is running: then that one is given.
     pub fn start<F>(self: &Arc<Self>, kind: &str, work: impl FnOnce(Progress) -> F) -> Job
     where
-        F: Future<Output = Result<CheckReport>> + Send + 'static,
+        F: Future<Output = Result<Outcome>> + Send + 'static,
     {
         let job = {
             let mut table = self.table.lock();
@@ -46,8 +54,9 @@ impl Jobs {
             let id = table.last_id;
             let state = JobState::Running;
             let (started_s, kind) = (now_s(), kind.to_owned());
-            let job =
-                Job { id, kind, state, done: 0, total: 0, started_s, finished_s: None, report: None, error: None };
+            let (done, total) = (0, 0);
+            let (finished_s, report, damage, error) = (None, None, None, None);
+            let job = Job { id, kind, state, done, total, started_s, finished_s, report, damage, error };
             table.jobs.insert(id, job.clone());
             job
         };
@@ -70,14 +79,17 @@ impl Jobs {
         }
     }
 
-    fn finish(&self, id: u64, ended: Result<CheckReport>) {
+    fn finish(&self, id: u64, ended: Result<Outcome>) {
         self.change(id, |job| {
             job.finished_s = Some(now_s());
             match ended {
-                Ok(report) => {
+                Ok(outcome) => {
                     job.state = JobState::Succeeded;
                     job.done = job.total.max(job.done);
-                    job.report = Some(report);
+                    match outcome {
+                        Outcome::Check(report) => job.report = Some(report),
+                        Outcome::Damage(damage) => job.damage = Some(damage),
+                    }
                 }
                 Err(e) => {
                     tracing::warn!(job = id, kind = job.kind, error = %e, "job failed");
@@ -128,7 +140,7 @@ mod tests {
             progress(3, 10);
             told.send(()).unwrap();
             wait.await.unwrap();
-            Ok(CheckReport { volumes: 2, ..CheckReport::default() })
+            Ok(Outcome::Check(CheckReport { volumes: 2, ..CheckReport::default() }))
         });
         heard.await.unwrap();
         let seen = jobs.get(job.id).unwrap();
@@ -157,7 +169,7 @@ mod tests {
     async fn old_jobs_are_forgotten() {
         let jobs = Arc::new(Jobs::default());
         for _ in 0..FINISHED_MAX + 5 {
-            let job = jobs.start("a", |_| async { Ok(CheckReport::default()) });
+            let job = jobs.start("a", |_| async { Ok(Outcome::Check(CheckReport::default())) });
             ended(&jobs, job.id).await;
         }
         assert!(jobs.list().len() <= FINISHED_MAX + 1);

@@ -251,6 +251,7 @@ pub fn segment(rng: &mut Rng, disks: u64) -> SegmentRecord {
         written: number(rng, 1 << 32) as u32,
         live: number(rng, 1 << 32),
         last_part: location(rng),
+        damaged: rng.chance(1, 4),
     }
 }
 
@@ -299,6 +300,7 @@ pub fn catalogue(rng: &mut Rng) -> Catalogue {
                 size: number(rng, 1 << 50),
                 last_checkpoint: number(rng, COUNTER_LIMIT),
                 service: [Service::Serving, Service::Away, Service::GivenUp, Service::Empty][rng.index(4)],
+                errors: DiskErrors { read: number(rng, 1 << 20), write: rng.below(9), checksum: number(rng, 1 << 40) },
             })
             .collect(),
         segments,
@@ -306,6 +308,14 @@ pub fn catalogue(rng: &mut Rng) -> Catalogue {
         directory,
         unique_bytes: number(rng, COUNTER_LIMIT),
         stored_bytes: number(rng, COUNTER_LIMIT),
+        scrub: ScrubRecord {
+            begun_s: number(rng, COUNTER_LIMIT),
+            ended_s: number(rng, COUNTER_LIMIT),
+            next: number(rng, COUNTER_LIMIT),
+            end: number(rng, COUNTER_LIMIT),
+            repaired: number(rng, COUNTER_LIMIT),
+            damaged: number(rng, COUNTER_LIMIT),
+        },
     }
 }
 

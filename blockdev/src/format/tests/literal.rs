@@ -32,7 +32,7 @@ fn label() {
         absent: 0,
     }
     .encode();
-    let expected = "4153484c41524c42 03000000 11111111111111111111111111111111 22222222222222222222222222222222
+    let expected = "4153484c41524c42 04000000 11111111111111111111111111111111 22222222222222222222222222222222
         0403 02 0201000000000000 0000004000000000 00000400 00000100 00000200 00000300 04000000 04 74616e6b";
     assert_eq!(hex(&bytes[..88]), digits(expected));
     assert!(bytes[88..4088].iter().all(|&b| b == 0));
@@ -51,7 +51,7 @@ fn superblock() {
         log_epoch: Epoch(9),
     }
     .encode();
-    let expected = "4153484c41525342 03000000 11111111111111111111111111111111
+    let expected = "4153484c41525342 04000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000 05000000 0102030405060708
         0900000000000000";
     assert_eq!(hex(&bytes[..72]), digits(expected));
@@ -72,10 +72,11 @@ fn segment() -> SegmentRecord {
         live: 4096,
         last_part: Location { segment: SegmentId(5), offset: 128, len: 64 },
         stale_columns: 0b101,
+        damaged: true,
     }
 }
 
-const SEGMENT: &str = "05 ac02 81 02 01 0207 00c801 0109 808008 8020 05800140 05";
+const SEGMENT: &str = "05 ac02 c1 02 01 0207 00c801 0109 808008 8020 05800140 05";
 
 fn volume() -> VolumeRecord {
     VolumeRecord {
@@ -112,6 +113,7 @@ fn catalogue() {
         size: 1 << 30,
         last_checkpoint: 8,
         service,
+        errors: DiskErrors { read: 1, write: 2, checksum: 128 },
     };
     let catalogue = Catalogue {
         record: 1000,
@@ -130,16 +132,18 @@ fn catalogue() {
         }],
         unique_bytes: 8192,
         stored_bytes: 3000,
+        scrub: ScrubRecord { begun_s: 200, ended_s: 201, next: 3, end: 4, repaired: 5, damaged: 6 },
     };
     let bytes = catalogue.encode().unwrap();
     let body = super::generate::body_of(&bytes);
-    assert_eq!(hex(&bytes[..16]), format!("4153484303000000{}", hex(&(body.len() as u64).to_le_bytes())));
+    assert_eq!(hex(&bytes[..16]), format!("4153484304000000{}", hex(&(body.len() as u64).to_le_bytes())));
     let expected = format!(
         "e807 d00f ad02 04 8002 8040 b817
-         03 00 00000000000000000000000000000000 8080808004 08 00
-            01 01010101010101010101010101010101 8080808004 08 01
-            02 02020202020202020202020202020202 8080808004 08 03
-         01 {SEGMENT} 01 {VOLUME} 01 01000000 02000000 0300 02 00 05000000 0400000000000000"
+         03 00 00000000000000000000000000000000 8080808004 08 00 01 02 8001
+            01 01010101010101010101010101010101 8080808004 08 01 01 02 8001
+            02 02020202020202020202020202020202 8080808004 08 03 01 02 8001
+         01 {SEGMENT} 01 {VOLUME} 01 01000000 02000000 0300 02 00 05000000 0400000000000000
+         c801 c901 03 04 05 06"
     );
     assert_eq!(hex(&body), digits(&expected));
 }
@@ -209,7 +213,7 @@ fn log_entry_with_every_operation() {
          09 04 ac02 01 01 02 8001 07 05"
     ));
     let len = 64 + body.len() / 2;
-    let header = "4153484c 03000000 11111111111111111111111111111111
+    let header = "4153484c 04000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000";
     assert_eq!(hex(&bytes[..48]), digits(header));
     assert_eq!(hex(&bytes[48..56]), hex(&(len as u64).to_le_bytes()));

@@ -94,8 +94,16 @@ fn rows_come_back_without_lost_columns() {
     let run = async {
         let array = DiskArray::new(env.clone(), geometry(), Tolerance::Double, members(5));
         let columns = (0..5).map(|i| (DiskId(i), ChunkIndex(0))).collect();
-        let extent =
-            Extent { segment: SegmentId(1), incarnation: 1, data: 3, parity: 2, columns, stale: AtomicU32::new(0) };
+        let extent = Extent {
+            segment: SegmentId(1),
+            incarnation: 1,
+            data: 3,
+            parity: 2,
+            columns,
+            stale: AtomicU32::new(0),
+            suspect: AtomicU32::new(0),
+            damaged: false.into(),
+        };
         let strip = geometry().strip_size as usize;
         let mut data = vec![0; 2 * 3 * strip];
         crate::env::Rng::new(4).fill(&mut data);

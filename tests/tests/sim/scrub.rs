@@ -1,0 +1,370 @@
+//! Disks rot, lose sectors and labels: a scrub makes all of it whole, which further failures prove; what is beyond redundancy is listed exactly, and
+//! everything else goes on.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use blockdev::env::Rng;
+use blockdev::error::ErrorKind;
+use blockdev::pool::Pool;
+use blockdev::report::{DiskState, Tolerance};
+use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE};
+use bytes::Bytes;
+
+use super::harness::{Appliance, Change, Faults, Scenario, name};
+use super::model::{content, tag_of};
+use super::rebuild::scenario as rebuild_scenario;
+use super::seeds::{sweep, verbose};
+use super::work::Mix;
+
+const STEPS: u64 = 30_000_000;
+/// Data of a disk of this size lies behind this offset.
+const DATA: u64 = 1 << 20;
+
+fn scenario(seed: u64) -> Scenario {
+    Scenario { faults: Faults::Any, ..rebuild_scenario(seed) }
+}
+
+/// Spoils places of a disk: some come back wrong, some not at all.
+fn spoil(a: &Appliance, disk: usize, places: u64, rng: &mut Rng) {
+    for _ in 0..places {
+        let at = DATA + rng.below(a.scenario.disk_size - 2 * DATA) / 4096 * 4096;
+        match rng.below(3) {
+            0 => a.disks[disk].damage(at, 4096),
+            _ => a.disks[disk].corrupt(at, 512 << rng.below(6)),
+        }
+    }
+}
+
+/// As many disks as the pool tolerates rot all over; a scrub, interrupted by crashes, heals them; then as many others fail.
+pub fn run(seed: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed ^ 0x5C12);
+    let mut scenario = scenario(seed);
+    // Errors alone must not decide here which disks are used.
+    scenario.config.error_limit = if rng.chance(1, 2) { 0 } else { 64 };
+    let tolerance = scenario.tolerance.drives();
+    let mut a = Appliance::new(scenario)?;
+    a.set_frail(Vec::new());
+    a.live(rng.chance(1, 2).then(|| 200 + rng.below(400)))?;
+    // So that all is where it is found again: replay needs what it reads.
+    a.heal(None)?;
+    let mut order: Vec<usize> = (0..a.disks.len()).collect();
+    rng.shuffle(&mut order);
+    let rotten = order[..1 + rng.index(tolerance)].to_vec();
+    for &disk in &rotten {
+        let places = rng.between(1, 300);
+        spoil(&a, disk, places, &mut rng);
+        if rng.chance(1, 3) {
+            let end = a.scenario.disk_size - (64 << 10);
+            a.disks[disk].corrupt(if rng.chance(1, 2) { 0 } else { end }, 512);
+        }
+    }
+    for _ in 0..rng.below(4) {
+        let reach = 1 << rng.between(2, 10);
+        a.heal_after(Change::Scrub, Some(1 + rng.below(reach)))?;
+    }
+    a.heal_after(Change::Scrub, None)?;
+    let mut others: Vec<usize> = order.into_iter().filter(|d| !rotten.contains(d)).collect();
+    others.truncate(tolerance);
+    others.iter().for_each(|&d| a.disks[d].fail());
+    a.finish()
+}
+
+#[test]
+fn scrub_heals_rot_0() {
+    sweep(0, 2, 300, run);
+}
+
+#[test]
+fn scrub_heals_rot_1() {
+    sweep(1, 2, 300, run);
+}
+
+/// What one block of a volume gives.
+#[derive(Clone, Debug, PartialEq)]
+enum Block {
+    Tag(u64),
+    Lost,
+}
+
+async fn read_each(pool: &Pool, volumes: usize) -> Result<Vec<Vec<Block>>, String> {
+    let mut out = Vec::new();
+    for v in 0..volumes {
+        let device = pool.open_volume(&name(v)).map_err(|e| e.to_string())?;
+        let mut blocks = Vec::new();
+        for i in 0..device.geometry().size / BLOCK_BYTES {
+            blocks.push(match device.read(i * BLOCK_BYTES, BLOCK_SIZE).await {
+                Ok(data) => Block::Tag(tag_of(&data).ok_or(format!("volume {v}, block {i}: never written"))?),
+                Err(e) if matches!(e.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Block::Lost,
+                Err(e) => return Err(format!("volume {v}, block {i}: {e}")),
+            });
+        }
+        out.push(blocks);
+    }
+    Ok(out)
+}
+
+async fn listed(pool: &Pool) -> Result<(BTreeSet<(String, u64)>, BTreeSet<String>), String> {
+    let damage = pool.damage(Arc::new(|_, _| {})).await.map_err(|e| format!("damage: {e}"))?;
+    let each = damage.ranges.iter().flat_map(|r| {
+        (r.offset / BLOCK_BYTES..(r.offset + r.len) / BLOCK_BYTES).map(|block| (r.volume.clone(), block))
+    });
+    let blocks: BTreeSet<(String, u64)> = each.collect();
+    if blocks.len() as u64 * BLOCK_BYTES != damage.bytes {
+        return Err(format!("{} bytes are said to be lost, {} blocks are listed", damage.bytes, blocks.len()));
+    }
+    Ok((blocks, damage.read_only.into_keys().collect()))
+}
+
+fn lost(found: &[Vec<Block>]) -> BTreeSet<(String, u64)> {
+    let of = |(v, blocks): (usize, &Vec<Block>)| -> Vec<(String, u64)> {
+        let lost = blocks.iter().enumerate().filter(|(_, b)| **b == Block::Lost);
+        lost.map(|(i, _)| (name(v), i as u64)).collect()
+    };
+    found.iter().enumerate().flat_map(of).collect()
+}
+
+/// More rots than redundancy gives back. What is lost is listed exactly, the rest is there, and what is written again is whole, all but volumes
+/// whose map is lost; the pool works on, and so it does when it is opened again.
+pub fn run_beyond(seed: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed ^ 0xBE70);
+    let mut scenario = scenario(seed);
+    if rng.chance(1, 2) {
+        scenario.tolerance = Tolerance::None;
+        scenario.disks = 1 + rng.index(3);
+    }
+    scenario.faults = Faults::None;
+    scenario.volumes = 1 + rng.index(4);
+    scenario.config.error_limit = 0;
+    let (volumes, tolerance) = (scenario.volumes, scenario.tolerance.drives());
+    let mut a = Appliance::new(scenario)?;
+    a.live(None)?;
+    a.heal(None)?;
+    let mut order: Vec<usize> = (0..a.disks.len()).collect();
+    rng.shuffle(&mut order);
+    let victims = order[..(tolerance + 1).min(order.len())].to_vec();
+
+    let scope = a.next_life();
+    let env = scope.env();
+    let whole = async {
+        let pool =
+            Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.map_err(|e| e.to_string())?;
+        let all = read_each(&pool, volumes).await?;
+        pool.close().await.map_err(|e| format!("closing: {e}"))?;
+        Ok::<_, String>(all)
+    };
+    let whole = scope.run_until(whole, STEPS).map_err(|e| format!("before: {e:?}"))??;
+    scope.kill_all_tasks();
+    if !lost(&whole).is_empty() {
+        return Err("something is lost before anything rotted".into());
+    }
+    let mut expected = whole;
+    for life in 0..3 {
+        if life < 2 {
+            for &disk in &victims {
+                let places = 1 << rng.between(3, 11);
+                spoil(&a, disk, places, &mut rng);
+            }
+        }
+        let scope = a.next_life();
+        let env = scope.env();
+        let work = async {
+            let opened = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await;
+            let pool = opened.map_err(|e| format!("open: {e}"))?;
+            if rng.chance(1, 2) {
+                pool.start_scrub().await.map_err(|e| format!("scrub: {e}"))?;
+                while pool.status().await.scrub.running {
+                    env.sleep(std::time::Duration::from_millis(20)).await;
+                }
+            }
+            let found = read_each(&pool, volumes).await?;
+            for (v, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+                    if found != expected && *found != Block::Lost {
+                        return Err(format!("volume {v}, block {i}: {found:?}, not {expected:?}"));
+                    }
+                }
+            }
+            let (list, _) = listed(&pool).await?;
+            if list != lost(&found) {
+                return Err(format!("listed as lost: {list:?}, lost: {:?}", lost(&found)));
+            }
+            if verbose() {
+                eprintln!("life {life}: {} blocks of {volumes} volumes are lost", list.len());
+            }
+            // Writing all of it again.
+            let mut read_only = BTreeSet::new();
+            for (v, block) in list {
+                let index: usize = v[1..].parse().map_err(|_| format!("volume {v}?"))?;
+                let tag = rng.u64() | 1 << 63;
+                let device = pool.open_volume(&v).map_err(|e| e.to_string())?;
+                let written = device.write(block * BLOCK_BYTES, Bytes::from(content(tag)), true).await;
+                match written {
+                    Ok(()) => expected[index][block as usize] = Block::Tag(tag),
+                    Err(e) if e.kind() == ErrorKind::Io => drop(read_only.insert(v)),
+                    Err(e) => return Err(format!("writing {v}, block {block}: {e}")),
+                }
+            }
+            let after = read_each(&pool, volumes).await?;
+            let (list, told) = listed(&pool).await?;
+            if list != lost(&after) {
+                return Err(format!("after writing, listed as lost: {list:?}, lost: {:?}", lost(&after)));
+            }
+            if let Some((v, block)) = list.iter().find(|(v, _)| !read_only.contains(v)) {
+                return Err(format!("volume {v}, block {block} was written again, and is lost still"));
+            }
+            if verbose() && !told.is_empty() {
+                eprintln!("life {life}: {told:?} take no writes");
+            }
+            if read_only != told {
+                return Err(format!("volumes {read_only:?} take no writes, {told:?} are said not to"));
+            }
+            for (v, blocks) in after.iter().enumerate() {
+                for (i, block) in blocks.iter().enumerate() {
+                    if *block != Block::Lost && *block != expected[v][i] {
+                        return Err(format!(
+                            "after writing: volume {v}, block {i}: {block:?}, not {:?}",
+                            expected[v][i]
+                        ));
+                    }
+                }
+            }
+            // Volumes that are whole take writes wherever.
+            for v in (0..volumes).filter(|v| !read_only.contains(&name(*v))) {
+                let device = pool.open_volume(&name(v)).map_err(|e| e.to_string())?;
+                for _ in 0..8 {
+                    let block = rng.below(device.geometry().size / BLOCK_BYTES);
+                    let tag = rng.u64() | 1 << 63;
+                    let written = device.write(block * BLOCK_BYTES, Bytes::from(content(tag)), true).await;
+                    written.map_err(|e| format!("volume {v}, block {block}: {e}"))?;
+                    expected[v][block as usize] = Block::Tag(tag);
+                }
+            }
+            pool.close().await.map_err(|e| format!("closing: {e}"))
+        };
+        scope
+            .run_until(work, STEPS)
+            .map_err(|e| format!("life {life}: {e:?}"))?
+            .map_err(|e| format!("life {life}: {e}"))?;
+        scope.kill_all_tasks();
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_beyond_redundancy_is_listed_and_the_rest_goes_on_0() {
+    sweep(0, 2, 300, run_beyond);
+}
+
+#[test]
+fn what_is_beyond_redundancy_is_listed_and_the_rest_goes_on_1() {
+    sweep(1, 2, 300, run_beyond);
+}
+
+/// A disk rots all over: it is emptied while it still serves, declared failed, and needed for nothing.
+#[test]
+fn a_disk_with_many_errors_is_emptied_and_fails() {
+    sweep(0, 1, 60, |seed| {
+        let mut scenario = scenario(seed);
+        scenario.disks = scenario.tolerance.drives() + 4;
+        scenario.config.error_limit = 8;
+        (scenario.blocks, scenario.ops, scenario.mix) = (600, 150, Mix::Usual);
+        let tolerance = scenario.tolerance.drives();
+        let mut a = Appliance::new(scenario)?;
+        a.set_frail(Vec::new());
+        a.live(None)?;
+        a.heal(None)?;
+        let mut rng = Rng::new(seed);
+        a.disks[0].corrupt(DATA, a.scenario.disk_size - 2 * DATA);
+        spoil(&a, 0, 10, &mut rng);
+        a.heal_after(Change::Scrub, None)?;
+        let scope = a.next_life();
+        let env = scope.env();
+        let look = async {
+            let pool =
+                Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.map_err(|e| e.to_string())?;
+            let disk = pool.disks().into_iter().find(|d| d.path == "disk0").ok_or("no disk 0")?;
+            pool.close().await.map_err(|e| e.to_string())?;
+            Ok::<_, String>((disk.state, disk.checksum_errors, disk.allocated))
+        };
+        let (state, errors, allocated) = scope.run_until(look, STEPS).map_err(|e| format!("{e:?}"))??;
+        scope.kill_all_tasks();
+        if verbose() {
+            eprintln!("{errors} errors, {state:?}");
+        }
+        // Little of a small pool may have lain on it.
+        if errors >= 24 && (state == DiskState::Online || allocated > 0) {
+            return Err(format!("disk 0 is {state:?} after {errors} errors, with {allocated} bytes on it"));
+        }
+        (0..=tolerance).for_each(|d| a.disks[d].fail());
+        if errors >= 24 { a.finish() } else { Ok(()) }
+    });
+}
+
+/// Two sectors of one frame are bad, on two disks of a pool that tolerates one failure, in different places: all of it is there, piece by piece, also
+/// when it is asked for as a whole, and a scrub makes it whole.
+#[test]
+fn bad_sectors_in_different_places_are_put_together() {
+    for medium in [false, true] {
+        let mut scenario = scenario(3);
+        (scenario.tolerance, scenario.disks, scenario.volumes, scenario.blocks) = (Tolerance::Single, 3, 1, 64);
+        scenario.faults = Faults::None;
+        (scenario.config.frame_blocks, scenario.config.memory) = (4, 16 << 20);
+        let mut a = Appliance::new(scenario).expect("a pool");
+        let content: Vec<u8> = (0..4).flat_map(|i| content(5 * ((1 << 40) + i))).collect();
+        let whole = Bytes::from(content);
+        let scope = a.next_life();
+        let env = scope.env();
+        let places = scope.run_until(
+            async {
+                let pool = Pool::open(env, a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+                let device = pool.open_volume(&name(0)).expect("a volume");
+                device.write(0, whole.clone(), true).await.expect("written");
+                let engine = pool.engine();
+                let stored = engine.state.read().table.entry(blockdev::units::VirtualBlock(1));
+                let mut frame = stored.ok().filter(|e| e.refcount > 0).map(|e| e.frame);
+                for block in 2..600 {
+                    let entry = engine.state.read().table.entry(blockdev::units::VirtualBlock(block));
+                    frame = frame.or(entry.ok().filter(|e| e.refcount > 0 && e.frame_blocks == 4).map(|e| e.frame));
+                }
+                let frame = frame.expect("a stored frame");
+                pool.close().await.expect("closed");
+                // Each strip of 4 KiB is a piece: the first on its own disk, the fourth on the disk of its parity.
+                let extent = engine.extent(frame.segment).expect("in use");
+                let geometry = engine.array.geometry;
+                let strip = geometry.strip_size;
+                assert!(u32::from(frame.len) > 3 * strip, "it compresses too well: {frame:?}");
+                let place = |offset: u32, parity: bool| {
+                    let (column, row) = (offset / strip % extent.data as u32, offset / strip / extent.data as u32);
+                    let column = if parity { extent.data } else { column as usize };
+                    let (disk, chunk) = extent.columns[column];
+                    (usize::from(disk.0), geometry.chunk(chunk.0) + u64::from(row * strip))
+                };
+                [place(frame.offset, false), place(frame.offset + 2 * strip, true)]
+            },
+            STEPS,
+        );
+        let places = places.expect("in time");
+        scope.kill_all_tasks();
+        assert_ne!(places[0].0, places[1].0);
+        for (disk, at) in places {
+            if medium { a.disks[disk].damage(at, 4096) } else { a.disks[disk].corrupt(at, 4096) }
+        }
+        let scope = a.next_life();
+        let env = scope.env();
+        let work = async {
+            let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+            let device = pool.open_volume(&name(0)).expect("a volume");
+            assert_eq!(device.read(0, 4 * BLOCK_SIZE).await.expect("all of it"), whole);
+            pool.start_scrub().await.expect("a scrub");
+            while pool.status().await.scrub.running {
+                env.sleep(std::time::Duration::from_millis(20)).await;
+            }
+            assert_eq!(pool.status().await.scrub.damaged, 0);
+            super::harness::check(&pool, false).await.expect("sound");
+            pool.close().await.expect("closed");
+        };
+        scope.run_until(work, STEPS).expect("in time");
+        scope.kill_all_tasks();
+    }
+}
