@@ -8,7 +8,7 @@ use crate::wire::lab::{DiskCorrupt, DiskCorrupted, DiskFault, DiskSlow};
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
     OpenApiRouter::new()
-        .routes(routes!(faults))
+        .routes(routes!(disk_faults))
         .routes(routes!(disk_pull))
         .routes(routes!(disk_push))
         .routes(routes!(disk_slow))
@@ -18,7 +18,7 @@ pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
 /// Laboratory: the faults that are on. What was corrupted is not among them: it is done, and stays.
 #[utoipa::path(get, path = "/v1/lab/disks", tag = "lab",
     responses((status = 200, body = [DiskFault]), (status = 501, body = ErrorBody)))]
-async fn faults(State(app): Shared) -> Answer<Vec<DiskFault>> {
+async fn disk_faults(State(app): Shared) -> Answer<Vec<DiskFault>> {
     Ok(Json(app.faults()?.list()))
 }
 
