@@ -1,6 +1,7 @@
 //! Bad moments that random seeds rarely meet: callers that go away, disks that were copied back, catalogues and caches that are too small.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use blockdev::disk::{Disk, FaultDisk, MemoryDisk};
@@ -249,9 +250,10 @@ fn an_emptied_disk_is_removed_while_another_is_away() {
 /// The removal of a disk is called off in its middle, at any moment: the disk takes data again, stays, and does so after a restart.
 #[test]
 fn a_removal_is_called_off() {
-    let mut kept = 0;
-    for cut in [0, 3, 10, 30, 60, 100, 200, 1000, 5000] {
-        let was_kept = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (mut kept, mut gone) = (0, 0);
+    // It takes about 50 ms, and the last of them are those in which the disk is let go.
+    for cut in [0, 3, 8, 15, 25, 35].into_iter().chain(38..60).chain([200]) {
+        let was_kept = Arc::new(AtomicBool::new(false));
         let note = was_kept.clone();
         run(cut, |env| async move {
             let (faults, disks) = make_of(&env, 5, 64 * MIB).await;
@@ -277,7 +279,7 @@ fn a_removal_is_called_off() {
                     env.sleep(Duration::from_secs(20)).await;
                     let now = disk(&pool).unwrap_or_else(|| panic!("kept after {cut} ms, and gone"));
                     assert!(now.state == DiskState::Online && now.allocated > before, "after {cut} ms: {now:?}");
-                    note.store(true, std::sync::atomic::Ordering::Relaxed);
+                    note.store(true, Ordering::Relaxed);
                 }
                 Err(e) => {
                     assert_eq!(e.kind(), ErrorKind::NotFound, "after {cut} ms: {e}");
@@ -300,9 +302,10 @@ fn a_removal_is_called_off() {
             assert!(device.read(0, 24 << 20).await.expect("read") == data, "after {cut} ms: content differs");
             pool.close().await.expect("closed");
         });
-        kept += usize::from(was_kept.load(std::sync::atomic::Ordering::Relaxed));
+        let was_kept = was_kept.load(Ordering::Relaxed);
+        (kept, gone) = (kept + usize::from(was_kept), gone + usize::from(!was_kept));
     }
-    assert!((3..9).contains(&kept), "{kept} of 9 removals were called off");
+    assert!(kept > 3 && gone > 0, "{kept} removals were called off, {gone} had ended");
 }
 
 /// A disk that does not answer cannot be kept, and its removal ends.
@@ -327,6 +330,38 @@ fn a_dead_disk_is_not_kept() {
         }
         assert_eq!(pool.disks().len(), 5, "{:?}", pool.disks());
         assert_eq!(device.read(0, 8 << 20).await.expect("read"), data);
+        pool.close().await.expect("closed");
+    });
+}
+
+/// The answer that a disk stays is true after a crash, too.
+#[test]
+fn a_removal_that_was_called_off_is_so_after_a_crash() {
+    let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (out, data) = (kept.clone(), noise(14, 16 << 20));
+    let written = data.clone();
+    run(8, |env| async move {
+        let (faults, disks) = make_of(&env, 5, 64 * MIB).await;
+        let config = PoolConfig { checkpoint_interval: Duration::from_secs(3600), ..PoolConfig::default() };
+        let pool = Pool::open(env.clone(), disks.clone(), config).await.expect("opened");
+        pool.create_volume("a", 32 * MIB).await.expect("a volume");
+        let device = pool.open_volume("a").expect("a device");
+        device.write(0, written, true).await.expect("written");
+        faults.iter().for_each(|f| f.set_delay(Duration::from_millis(1)));
+        pool.remove_disk(1).await.expect("its removal began");
+        pool.keep_disk(1).await.expect("it was called off");
+        faults.iter().for_each(|f| f.set_delay(Duration::ZERO));
+        // The machine ends here.
+        *out.lock().expect("a list") = disks;
+    });
+    run(9, |env| async move {
+        let disks = std::mem::take(&mut *kept.lock().expect("a list"));
+        let pool = Pool::open(env.clone(), disks, PoolConfig::default()).await.expect("opened again");
+        env.sleep(Duration::from_secs(20)).await;
+        let states: Vec<(u16, DiskState)> = pool.disks().iter().map(|d| (d.id, d.state)).collect();
+        assert_eq!(states, [0, 1, 2, 3, 4].map(|id| (id, DiskState::Online)));
+        let device = pool.open_volume("a").expect("a device");
+        assert!(device.read(0, 16 << 20).await.expect("read") == data, "content differs");
         pool.close().await.expect("closed");
     });
 }
