@@ -170,6 +170,8 @@ next_commands() {
     ashlar disk list
     ashlar lab disk-pull 2          # pull a disk: everything stays readable and writable
     ashlar lab disk-push 2
+    ashlar lab disk-corrupt 3       # rot: what is read stays right
+    ashlar disk show 3
     ashlar pool check
     ashlar volume create other --size 5G
     ashlar volume attach other --via nbd
