@@ -168,8 +168,10 @@ next_commands() {
     ashlar pool stats
     ashlar volume list -o json
     ashlar disk list
-    ashlar lab disk-fail 2          # pull a disk: everything stays readable and writable
-    ashlar lab disk-restore 2
+    ashlar lab disk-pull 2          # pull a disk: everything stays readable and writable
+    ashlar lab disk-push 2
+    ashlar lab disk-corrupt 3       # rot: what is read stays right
+    ashlar disk show 3
     ashlar pool check
     ashlar volume create other --size 5G
     ashlar volume attach other --via nbd

@@ -48,7 +48,7 @@ impl Lab {
         run(command.args(["-o", "json"]).arg("--dir").arg(self.dir()).args(arguments), LIMIT).expect_ok().json()
     }
 
-    /// Runs `ashlar lab VERB --dir DIR ARGUMENTS`: `stop`, `start`, `kill`, `disk-fail`, `disk-restore`.
+    /// Runs `ashlar lab VERB --dir DIR ARGUMENTS`: `stop`, `start`, `kill`, `disk-pull`, `disk-push`.
     #[track_caller]
     pub fn lab(&self, verb: &str, arguments: &[&str]) -> Output {
         run(Command::new(ashlar()).args(["lab", verb, "--dir"]).arg(self.dir()).args(arguments), LIMIT)

@@ -98,6 +98,15 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// A short time in microseconds for people, exactly.
+pub fn micros(us: u64) -> String {
+    match us {
+        us if us.is_multiple_of(1_000_000) => format!("{} s", us / 1_000_000),
+        us if us.is_multiple_of(1000) => format!("{} ms", us / 1000),
+        us => format!("{us} us"),
+    }
+}
+
 /// Date and time in UTC of seconds since 1970, as `2026-11-21 18:04:05Z`.
 pub fn timestamp(seconds: u64) -> String {
     // Civil date from a day number: the era is 400 years of 146,097 days, years begin in March.
@@ -235,6 +244,7 @@ mod tests {
         assert_eq!(timestamp(0), "1970-01-01 00:00:00Z");
         assert_eq!(timestamp(951_782_400), "2000-02-29 00:00:00Z");
         assert_eq!(timestamp(1_798_761_599), "2026-12-31 23:59:59Z");
+        assert_eq!([20_000, 1_500, 2_000_000].map(micros), ["20 ms", "1500 us", "2 s"]);
         assert_eq!(duration(1.25), "1.2 s");
         assert_eq!(duration(61.0), "1 min 1 s");
         assert_eq!(duration(7260.0), "2 h 1 min");

@@ -1,4 +1,6 @@
-//! Values people type: sizes and names. The API checks by the same rules.
+//! Values people type: sizes, times and names. The API checks by the same rules.
+
+use std::time::Duration;
 
 use blockdev::error::{Error, Result};
 use blockdev::units::BLOCK_BYTES;
@@ -44,6 +46,28 @@ pub fn parse_size(text: &str) -> Result<u64> {
         bytes += (numerator << shift) / scale;
     }
     u64::try_from(bytes).map_err(|_| too_large())
+}
+
+/// Reads a short time such as `20ms`, `500us`, `2s`; only 0 goes without a unit.
+pub fn parse_delay(text: &str) -> Result<Duration> {
+    let bad =
+        |why: &str| Error::invalid(format!("'{text}' is not a delay: {why}; write for example 20ms, 500us, 2s or 0"));
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    if number.is_empty() {
+        return Err(bad("a whole number is expected"));
+    }
+    let number: u64 = number.parse().map_err(|_| bad("it is too large"))?;
+    let scale = match unit.trim_start() {
+        "us" | "µs" => 1,
+        "ms" => 1000,
+        "s" => 1_000_000,
+        "" if number == 0 => 0,
+        "" => return Err(bad("the unit is missing")),
+        _ => return Err(bad("the unit is unknown")),
+    };
+    number.checked_mul(scale).map(Duration::from_micros).ok_or_else(|| bad("it is too large"))
 }
 
 /// [`parse_size`] for a volume: also checks [`check_volume_size`].
@@ -144,6 +168,19 @@ mod tests {
         ] {
             assert!(parse_size(text).is_err(), "{text:?} was accepted");
         }
+    }
+
+    #[test]
+    fn delays_are_read() {
+        let cases = [("0", 0), ("0s", 0), ("20ms", 20_000), ("500us", 500), ("7µs", 7), (" 2 s ", 2_000_000)];
+        for (text, us) in cases {
+            assert_eq!(parse_delay(text).unwrap(), Duration::from_micros(us), "{text}");
+        }
+        for text in ["", "ms", "20", "-1ms", "1.5ms", "2m", "20MS", "1ns", "18446744073709551616us", "18446744073710s"]
+        {
+            assert!(parse_delay(text).is_err(), "{text:?} was accepted");
+        }
+        assert!(parse_delay("20").unwrap_err().to_string().contains("unit is missing"));
     }
 
     #[test]

@@ -5,6 +5,8 @@ use blockdev::report::{CheckReport, Damage, VolumeInfo};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub mod lab;
+
 /// An error, in the body of every answer that is not 2xx.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {

@@ -166,11 +166,11 @@ fn files_come_back_after_a_kill() {
 }
 
 #[test]
-fn disks_fail_and_stay_failed_until_restored() {
+fn disks_are_pulled_and_stay_out_until_pushed() {
     let lab = Lab::new();
     lab.ok(UP);
-    lab.fails("lab disk-fail 9", 3, "disk list");
-    lab.ok("lab disk-fail 2");
+    lab.fails("lab disk-pull 9", 3, "disk list");
+    lab.ok("lab disk-pull 2");
     // The engine notices at its next write to the disk at the latest.
     lab.ok("lab stop");
     lab.ok("lab start");
@@ -184,7 +184,7 @@ fn disks_fail_and_stay_failed_until_restored() {
     assert_eq!(status["health"], "degraded");
     assert!(!status["alerts"].as_array().unwrap().is_empty());
     lab.ok("volume create data --size 1G");
-    lab.ok("lab disk-restore disk2");
+    lab.ok("lab disk-push disk2");
     lab.ok("lab stop");
     lab.ok("lab start");
     let back = states(&lab);

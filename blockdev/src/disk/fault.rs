@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Disk, DiskError, DiskGeometry, DiskResult};
+use super::{AlignedBuf, Disk, DiskError, DiskGeometry, DiskResult, IO_ALIGN};
 use crate::env::{BoxFuture, Env};
 
 #[cfg(test)]
@@ -85,6 +85,34 @@ impl FaultDisk {
     /// Time by which every request made from now on is late. Zero turns it off.
     pub fn set_delay(&self, delay: Duration) {
         self.control.delay_ns.store(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
+    /// The disk below, which knows of no faults: it answers also while this one does not.
+    pub fn beneath(&self) -> Arc<dyn Disk> {
+        self.inner.clone()
+    }
+
+    /// Puts other bytes on the disk below, silently, at any place and of any length: what was written rots. Works on a disk that is
+    /// gone, too. A flush of the disk below makes it durable.
+    ///
+    /// The blocks of [`IO_ALIGN`] bytes around are read and written as a whole. A request for the same blocks that is under way at that
+    /// moment may be undone: a lost write, which a drive that rots may show as well.
+    ///
+    /// # Errors
+    /// [`DiskError::Medium`] beyond the end, otherwise those of the disk below.
+    pub async fn corrupt(&self, offset: u64, bytes: &[u8]) -> DiskResult<()> {
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.geometry().size) {
+            return Err(DiskError::Medium(format!("{}: {offset} + {} is beyond the end", self.name(), bytes.len())));
+        }
+        let align = IO_ALIGN as u64;
+        let start = offset / align * align;
+        let within = (offset - start) as usize;
+        let len = (within + bytes.len()).next_multiple_of(IO_ALIGN);
+        let before = self.inner.read(start, len).await?;
+        let mut blocks = AlignedBuf::zeroed(len);
+        blocks.copy_from_slice(&before);
+        blocks[within..within + bytes.len()].copy_from_slice(bytes);
+        self.inner.write(start, vec![blocks.freeze()], false).await
     }
 
     /// What was asked so far.

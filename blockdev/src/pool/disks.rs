@@ -134,6 +134,26 @@ impl Pool {
         Ok(self.disk_info(&member, &engine.state.read().segments))
     }
 
+    /// Calls the removal of a disk off, as long as it is not gone: it takes data again.
+    pub async fn keep_disk(&self, id: u16) -> Result<DiskInfo> {
+        let engine = &self.0.engine;
+        let _turn = self.0.administration.lock().await;
+        let member = self.member(id)?;
+        if !member.is_leaving() {
+            return Err(Error::invalid(format!("disk {id} of pool {} is not being removed", engine.name)));
+        }
+        if member.online().is_none() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("disk {id} of pool {} does not answer: what it held is rebuilt on the others", engine.name),
+            ));
+        }
+        if !engine.keep_disk(&member).await? {
+            return Err(Error::new(ErrorKind::NotFound, format!("disk {id} was removed already")));
+        }
+        Ok(self.disk_info(&member, &engine.state.read().segments))
+    }
+
     /// Declares a disk failed, and gives it up: what it held is rebuilt on the others at once. Refused when data would be lost.
     pub async fn fail_disk(&self, id: u16) -> Result<DiskInfo> {
         let engine = &self.0.engine;

@@ -183,6 +183,11 @@ impl Member {
         *self.earlier.lock() = errors;
     }
 
+    /// Its errors of late do not count.
+    pub fn forgive(&self) {
+        *self.errors_of_late.lock() = Default::default();
+    }
+
     /// It was taken back: what it did wrong before says nothing about what comes.
     pub(super) fn start_anew(&self) {
         let all = self.errors();
@@ -190,7 +195,7 @@ impl Member {
             counter.store(0, Ordering::Relaxed);
         }
         self.set_errors(all);
-        *self.errors_of_late.lock() = Default::default();
+        self.forgive();
     }
 
     /// A durable checkpoint says that nothing lies on it.

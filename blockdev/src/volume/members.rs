@@ -85,10 +85,32 @@ impl Engine {
         self.checkpoint().await
     }
 
-    /// Lets a disk go on which nothing lies.
+    /// Calls the removal of a disk off: it takes data again, and what was moved away from it stays where it is. Says whether it was still
+    /// there to be kept.
+    pub async fn keep_disk(self: &Arc<Self>, member: &Member) -> Result<bool> {
+        {
+            // A disk is let go under the same lock.
+            let mut own = self.checkpoints.lock().await;
+            if self.array.member(member.id).is_none_or(|m| m.uuid != member.uuid) {
+                return Ok(false);
+            }
+            member.forgive();
+            self.array.set_service(member.id, Service::Serving);
+            own.forced = true;
+        }
+        self.checkpoint().await?;
+        tracing::info!(pool = self.name, disk = member.id.0, "the removal of a disk was called off");
+        Ok(true)
+    }
+
+    /// Lets a disk go on which nothing lies, unless it is to be kept after all.
     pub(crate) async fn drop_disk(self: &Arc<Self>, member: &Member) -> Result<()> {
         {
             let mut own = self.checkpoints.lock().await;
+            let unneeded = member.online().is_none() && member.is_empty();
+            if !member.is_leaving() && !unneeded {
+                return Ok(());
+            }
             let mut state = self.state.write();
             if state.segments.is_used(member.id) || self.log.uses(member.id) {
                 return Ok(());

@@ -344,8 +344,14 @@ impl Engine {
         match leaving {
             Some(member) if self.log.uses(member.id) => {}
             Some(member) if member.is_failing() => {
-                self.array.condemn(member.id);
-                self.checkpoints.lock().await.forced = true;
+                {
+                    let mut own = self.checkpoints.lock().await;
+                    // It may have been kept after all.
+                    if member.is_failing() && !self.state.read().segments.is_used(member.id) {
+                        self.array.condemn(member.id);
+                        own.forced = true;
+                    }
+                }
                 self.checkpoint().await?;
             }
             Some(member) => self.drop_disk(&member).await?,

@@ -55,7 +55,7 @@ fn disks_that_fail_under_fio_are_not_noticed() {
         let output = std::thread::scope(|scope| {
             let load = scope.spawn(|| fio(&lab, &uri, seed));
             let under_way = wait_until(Duration::from_secs(60), || written() > before + (16 << 20));
-            lab.lab("disk-fail", &[failing]).expect_ok();
+            lab.lab("disk-pull", &[failing]).expect_ok();
             let in_the_middle = under_way && !load.is_finished();
             let output = load.join().expect("fio's thread");
             assert!(in_the_middle, "disk {failing} did not fail in the middle of: {output}");
@@ -94,7 +94,7 @@ fn beyond_the_tolerance_writes_fail_and_nothing_acknowledged_is_lost() {
         for disk in ["0", "2", "5"] {
             std::thread::sleep(Duration::from_millis(700));
             assert!(!writer.is_finished(), "writes failed before disk {disk} did");
-            lab.lab("disk-fail", &[disk]).expect_ok();
+            lab.lab("disk-pull", &[disk]).expect_ok();
         }
         writer.join().expect("the writer")
     });
@@ -121,7 +121,7 @@ fn beyond_the_tolerance_writes_fail_and_nothing_acknowledged_is_lost() {
     assert!(lab.daemons().is_empty());
     let refused = lab.lab("start", &[]).expect_failure();
     assert!(refused.status.code() == Some(9) && refused.stderr.contains("3 of 6 disks are gone"), "{refused}");
-    std::fs::remove_file(lab.dir().join("pulled-disks")).expect("the list of pulled disks");
+    std::fs::remove_file(lab.dir().join("disk-faults.json")).expect("the list of faults");
     lab.lab("start", &[]).expect_ok();
     let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
     let image = client.read_all().expect("reading everything");
@@ -154,9 +154,9 @@ fn a_disk_that_came_back_catches_up() {
     let before = status();
     assert_eq!((&before["health"], &before["redundancy"]["reduced"]), (&"healthy".into(), &0.into()), "{before}");
 
-    lab.lab("disk-fail", &["1"]).expect_ok();
+    lab.lab("disk-pull", &["1"]).expect_ok();
     write(16);
-    lab.lab("disk-restore", &["1"]).expect_ok();
+    lab.lab("disk-push", &["1"]).expect_ok();
     let healthy = || wait_until(Duration::from_secs(60), || status()["health"] == "healthy");
     assert!(healthy(), "{}", status());
     assert!(lab.json(&["pool", "stats"])["rebuilt"].as_u64() > Some(1 << 20));
@@ -164,8 +164,8 @@ fn a_disk_that_came_back_catches_up() {
     assert_eq!(check["stripes_incomplete"], 0, "{check}");
 
     // Two others are away: everything is read with the help of the one that caught up.
-    lab.lab("disk-fail", &["0"]).expect_ok();
-    lab.lab("disk-fail", &["2"]).expect_ok();
+    lab.lab("disk-pull", &["0"]).expect_ok();
+    lab.lab("disk-pull", &["2"]).expect_ok();
     let alone = status();
     assert_eq!((&alone["health"], &alone["redundancy"]["lost"]), (&"degraded".into(), &0.into()), "{alone}");
     assert!(alerts(&lab).contains(&"pool.redundancy.none".to_owned()), "{alone}");
@@ -175,8 +175,8 @@ fn a_disk_that_came_back_catches_up() {
         assert!(block == bytes_of(at as u64 + 1), "block {at}");
     }
     drop(client);
-    lab.lab("disk-restore", &["0"]).expect_ok();
-    lab.lab("disk-restore", &["2"]).expect_ok();
+    lab.lab("disk-push", &["0"]).expect_ok();
+    lab.lab("disk-push", &["2"]).expect_ok();
     assert!(healthy(), "{}", status());
     expect_sound(&lab);
 
@@ -204,7 +204,7 @@ fn a_degraded_pool_that_fills_up_says_so_and_goes_on() {
     let lab = Lab::up(&["--disks", "3", "--disk-size", "128M", "--tolerance", "single"]);
     create(&lab, "data", "1G");
     attach(&lab, "data", &["nbd"]);
-    lab.lab("disk-fail", &["1"]).expect_ok();
+    lab.lab("disk-pull", &["1"]).expect_ok();
     let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
     let piece = |n: u64| (n * 256..(n + 1) * 256).flat_map(|block| bytes_of(block + 1)).collect::<Vec<u8>>();
     // More than the remaining disks hold.
@@ -264,11 +264,11 @@ fn a_disk_that_missed_writes_is_known_after_a_kill() {
             });
             let _end = EndOnFailure(lab);
             std::thread::sleep(Duration::from_millis(1000));
-            lab.lab("disk-fail", &["1"]).expect_ok();
+            lab.lab("disk-pull", &["1"]).expect_ok();
             std::thread::sleep(Duration::from_millis(40 * round));
             lab.lab("kill", &[]).expect_ok();
         });
-        std::fs::remove_file(lab.dir().join("pulled-disks")).expect("the list of pulled disks");
+        std::fs::remove_file(lab.dir().join("disk-faults.json")).expect("the list of faults");
         lab.lab("start", &[]).expect_ok();
         let healthy = wait_until(Duration::from_secs(60), || lab.json(&["pool", "status"])["health"] == "healthy");
         assert!(healthy, "{}", lab.json(&["pool", "status"]));
@@ -297,7 +297,7 @@ fn what_failed_disks_held_is_rebuilt_on_the_others() {
         let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
         for n in 0..32u64 {
             if n == 16 {
-                lab.lab("disk-fail", &[disk]).expect_ok();
+                lab.lab("disk-pull", &[disk]).expect_ok();
             }
             let first = 1 + (round as u64 + 1) * 100_000 + n * 256;
             let data: Vec<u8> = (first..first + 256).flat_map(bytes_of).collect();
@@ -319,13 +319,13 @@ fn what_failed_disks_held_is_rebuilt_on_the_others() {
         expect_sound(&lab);
     }
     // Two are gone for good, where one is tolerated; a third one may fail.
-    lab.lab("disk-fail", &["0"]).expect_ok();
+    lab.lab("disk-pull", &["0"]).expect_ok();
     let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
     assert!(client.read_all().expect("reading everything") == expected, "content differs");
     drop(client);
     // They come back long after, empty, and are of use again.
     for disk in ["0", "2", "5"] {
-        lab.lab("disk-restore", &[disk]).expect_ok();
+        lab.lab("disk-push", &[disk]).expect_ok();
     }
     assert!(wait_until(Duration::from_secs(60), || status()["health"] == "healthy"), "{}", status());
     expect_sound(&lab);

@@ -61,7 +61,7 @@ fn spoil(lab: &Lab, disk: usize, every: u64) -> usize {
     for at in (10 << 20..len - (1 << 20)).step_by(1 << 20) {
         image.read_exact_at(&mut piece, at).expect("read");
         for (i, block) in piece.chunks(BLOCK).enumerate() {
-            if block.iter().any(|b| *b != 0) && random.next() % every == 0 {
+            if block.iter().any(|b| *b != 0) && random.below(every) == 0 {
                 image.write_all_at(&random.next().to_le_bytes(), at + (i * BLOCK) as u64 + 512).expect("written");
                 spoiled += 1;
             }
@@ -99,7 +99,7 @@ fn a_scrub_heals_a_drive_that_rots() {
     expect_sound(&lab);
     lab.ashlar(&["pool", "damage"]).expect_ok();
     // What was healed is whole: nothing is missing without another drive.
-    lab.lab("disk-fail", &["0"]).expect_ok();
+    lab.lab("disk-pull", &["0"]).expect_ok();
     assert!(unreadable(&mut client, &data).is_empty());
     // Errors and the calendar stay on record.
     lab.lab("kill", &[]).expect_ok();

@@ -1,6 +1,7 @@
 //! Bad moments that random seeds rarely meet: callers that go away, disks that were copied back, catalogues and caches that are too small.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use blockdev::disk::{Disk, FaultDisk, MemoryDisk};
@@ -242,6 +243,125 @@ fn an_emptied_disk_is_removed_while_another_is_away() {
         assert_eq!(pool.disks().len(), 5, "{:?}", pool.disks());
         device.write(1 << 20, data.clone(), true).await.expect("written without both");
         assert_eq!(device.read(0, 1 << 20).await.expect("read"), data);
+        pool.close().await.expect("closed");
+    });
+}
+
+/// The removal of a disk is called off in its middle, at any moment: the disk takes data again, stays, and does so after a restart.
+#[test]
+fn a_removal_is_called_off() {
+    let (mut kept, mut gone) = (0, 0);
+    // It takes about 50 ms, and the last of them are those in which the disk is let go.
+    for cut in [0, 3, 8, 15, 25, 35].into_iter().chain(38..60).chain([200]) {
+        let was_kept = Arc::new(AtomicBool::new(false));
+        let note = was_kept.clone();
+        run(cut, |env| async move {
+            let (faults, disks) = make_of(&env, 5, 64 * MIB).await;
+            let pool = Pool::open(env.clone(), disks.clone(), PoolConfig::default()).await.expect("opened");
+            pool.create_volume("a", 64 * MIB).await.expect("a volume");
+            let device = pool.open_volume("a").expect("a device");
+            let data = noise(cut, 24 << 20);
+            device.write(0, data.clone(), true).await.expect("written");
+            let refused = pool.keep_disk(1).await.expect_err("it is not being removed");
+            assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
+            faults.iter().for_each(|f| f.set_delay(Duration::from_millis(1)));
+            pool.remove_disk(1).await.expect("its removal began");
+            env.sleep(Duration::from_millis(cut)).await;
+            let answer = pool.keep_disk(1).await;
+            faults.iter().for_each(|f| f.set_delay(Duration::ZERO));
+            let disk = |pool: &Pool| pool.disks().into_iter().find(|d| d.id == 1);
+            match answer {
+                Ok(info) => {
+                    assert_eq!(info.state, DiskState::Online, "after {cut} ms: {info:?}");
+                    // It takes its share of what is written now, and nothing lets it go.
+                    let before = info.allocated;
+                    device.write(24 << 20, noise(77, 24 << 20), true).await.expect("written");
+                    env.sleep(Duration::from_secs(20)).await;
+                    let now = disk(&pool).unwrap_or_else(|| panic!("kept after {cut} ms, and gone"));
+                    assert!(now.state == DiskState::Online && now.allocated > before, "after {cut} ms: {now:?}");
+                    note.store(true, Ordering::Relaxed);
+                }
+                Err(e) => {
+                    assert_eq!(e.kind(), ErrorKind::NotFound, "after {cut} ms: {e}");
+                    assert!(disk(&pool).is_none(), "after {cut} ms: {e}, and it is there");
+                }
+            }
+            let expected = pool.disks().len();
+            pool.close().await.expect("closed");
+            drop((device, pool));
+            let pool = Pool::open(env.clone(), disks, PoolConfig::default()).await.expect("opened again");
+            env.sleep(Duration::from_secs(20)).await;
+            assert_eq!(pool.disks().len(), expected, "{:?}", pool.disks());
+            assert!(pool.disks().iter().all(|d| d.state == DiskState::Online), "{:?}", pool.disks());
+            let device = pool.open_volume("a").expect("a device");
+            assert!(device.read(0, 24 << 20).await.expect("read") == data, "after {cut} ms: content differs");
+            let report = pool.check(Arc::new(|_, _| {})).await.expect("checked");
+            assert!(report.is_clean(), "after {cut} ms: {:?}", report.findings);
+            // Its log counts: it is read when the others of a copy are gone.
+            faults[0].fail();
+            assert!(device.read(0, 24 << 20).await.expect("read") == data, "after {cut} ms: content differs");
+            pool.close().await.expect("closed");
+        });
+        let was_kept = was_kept.load(Ordering::Relaxed);
+        (kept, gone) = (kept + usize::from(was_kept), gone + usize::from(!was_kept));
+    }
+    assert!(kept > 3 && gone > 0, "{kept} removals were called off, {gone} had ended");
+}
+
+/// A disk that does not answer cannot be kept, and its removal ends.
+#[test]
+fn a_dead_disk_is_not_kept() {
+    run(7, |env| async move {
+        let (faults, disks) = make_of(&env, 6, 64 * MIB).await;
+        let pool = Pool::open(env.clone(), disks, PoolConfig::default()).await.expect("opened");
+        pool.create_volume("a", 32 * MIB).await.expect("a volume");
+        let device = pool.open_volume("a").expect("a device");
+        let data = noise(13, 8 << 20);
+        device.write(0, data.clone(), true).await.expect("written");
+        faults[1].fail();
+        pool.rescan_disks().await.expect("noticed");
+        pool.remove_disk(1).await.expect("its removal began");
+        let refused = pool.keep_disk(1).await.expect_err("it is dead");
+        assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+        for _ in 0..1000 {
+            if pool.disks().len() == 6 {
+                env.sleep(Duration::from_millis(20)).await;
+            }
+        }
+        assert_eq!(pool.disks().len(), 5, "{:?}", pool.disks());
+        assert_eq!(device.read(0, 8 << 20).await.expect("read"), data);
+        pool.close().await.expect("closed");
+    });
+}
+
+/// The answer that a disk stays is true after a crash, too.
+#[test]
+fn a_removal_that_was_called_off_is_so_after_a_crash() {
+    let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (out, data) = (kept.clone(), noise(14, 16 << 20));
+    let written = data.clone();
+    run(8, |env| async move {
+        let (faults, disks) = make_of(&env, 5, 64 * MIB).await;
+        let config = PoolConfig { checkpoint_interval: Duration::from_secs(3600), ..PoolConfig::default() };
+        let pool = Pool::open(env.clone(), disks.clone(), config).await.expect("opened");
+        pool.create_volume("a", 32 * MIB).await.expect("a volume");
+        let device = pool.open_volume("a").expect("a device");
+        device.write(0, written, true).await.expect("written");
+        faults.iter().for_each(|f| f.set_delay(Duration::from_millis(1)));
+        pool.remove_disk(1).await.expect("its removal began");
+        pool.keep_disk(1).await.expect("it was called off");
+        faults.iter().for_each(|f| f.set_delay(Duration::ZERO));
+        // The machine ends here.
+        *out.lock().expect("a list") = disks;
+    });
+    run(9, |env| async move {
+        let disks = std::mem::take(&mut *kept.lock().expect("a list"));
+        let pool = Pool::open(env.clone(), disks, PoolConfig::default()).await.expect("opened again");
+        env.sleep(Duration::from_secs(20)).await;
+        let states: Vec<(u16, DiskState)> = pool.disks().iter().map(|d| (d.id, d.state)).collect();
+        assert_eq!(states, [0, 1, 2, 3, 4].map(|id| (id, DiskState::Online)));
+        let device = pool.open_volume("a").expect("a device");
+        assert!(device.read(0, 16 << 20).await.expect("read") == data, "content differs");
         pool.close().await.expect("closed");
     });
 }

@@ -1,20 +1,20 @@
 //! `ashlar disk`.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use blockdev::error::ErrorKind;
-use blockdev::report::{DiskInfo, DiskState, PoolStatus};
+use blockdev::report::{DiskInfo, DiskState};
 use hyper::Method;
 
 use super::Global;
 use crate::client::Client;
 use crate::exit::{CommandResult, Exit, Failure};
-use crate::output::{Align, Table, show, size};
-use crate::wire::{DiskAdd, ErrorBody};
+use crate::output::{Align, Table, pairs, percent, show, size};
+use crate::wire::DiskAdd;
 
-/// Pause between looks at a removal.
-const POLL: Duration = Duration::from_millis(300);
+mod replace;
+mod wait;
+
+use wait::until_gone;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -24,6 +24,12 @@ pub enum Command {
         after_help = "Example:\n  ashlar disk list -o json | jq '.[] | select(.state != \"online\")'"
     )]
     List,
+    /// All there is about one drive
+    #[command(after_help = "Examples:\n  ashlar disk show 3\n  ashlar disk show sdc -o json | jq .checksum_errors")]
+    Show {
+        /// Number, path or file name, as `disk list` shows them
+        disk: String,
+    },
     /// Add a drive of any size to the pool, while it is in use
     ///
     /// All it holds is lost. A drive with a partition table, a file system or another pool on it is refused without --force. New data
@@ -53,6 +59,31 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Call the removal of a drive off, as long as it is not gone: it takes data again
+    #[command(after_help = "Example:\n  ashlar disk remove 3 --no-wait && ashlar disk keep 3")]
+    Keep {
+        /// Number, path or file name, as `disk list` shows them
+        disk: String,
+    },
+    /// Put a new drive in the place of another, while the pool is in use
+    ///
+    /// Adds NEW, as `disk add`, then moves everything off OLD and lets it go, as `disk remove`. Of an OLD that failed or is missing, what it
+    /// held is rebuilt on the others at once. If it was interrupted, the same command goes on where it was.
+    #[command(
+        after_help = "Examples:\n  ashlar disk replace 3 /dev/sdg\n  ashlar disk replace /dev/sdc /dev/sdg --force --no-wait"
+    )]
+    Replace {
+        /// Drive to be replaced: number, path or file name, as `disk list` shows them
+        old: String,
+        /// Drive to replace it: block device, partition, loop device or plain file
+        new: PathBuf,
+        /// Overwrite what is on NEW
+        #[arg(long)]
+        force: bool,
+        /// Only begin; `ashlar pool status` tells how far it is
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Give a drive up: what it held is rebuilt on the others at once
     ///
     /// Refused when data could not be read without it.
@@ -70,10 +101,15 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let disks: Vec<DiskInfo> = super::talk(client.get("/v1/disks"))?;
             show(global.output, &disks, |disks| table(disks, 0))?;
         }
+        Command::Show { disk } => {
+            let disk: DiskInfo = super::talk(async {
+                let id = find(&client, &disk).await?.id;
+                client.get(&format!("/v1/disks/{id}")).await
+            })?;
+            show(global.output, &disk, describe)?;
+        }
         Command::Add { path, force } => {
-            let path = std::path::absolute(&path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-            let request = DiskAdd { path: path.display().to_string(), force };
-            let disk: DiskInfo = super::talk(client.call(Method::POST, "/v1/disks", Some(&request)))?;
+            let disk = super::talk(add(&client, &absolute(&path)?, force))?;
             show(global.output, &disk, |d| format!("{} is disk {} now", d.path, d.id))?;
         }
         Command::Remove { disk, no_wait } => {
@@ -88,6 +124,17 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let what = if no_wait { "is being removed" } else { "was removed" };
             show(global.output, &disk, |d| format!("disk {} ({}) {what}", d.id, d.path))?;
         }
+        Command::Keep { disk } => {
+            let disk: DiskInfo = super::talk(async {
+                let id = find(&client, &disk).await?.id;
+                client.send(Method::POST, &format!("/v1/disks/{id}/keep")).await
+            })?;
+            show(global.output, &disk, |d| format!("disk {} ({}) stays, and takes data again", d.id, d.path))?;
+        }
+        Command::Replace { old, new, force, no_wait } => {
+            let replaced = super::talk(replace::replace(&client, &old, &absolute(&new)?, force, no_wait))?;
+            show(global.output, &replaced, replace::describe)?;
+        }
         Command::Fail { disk } => {
             let disk: DiskInfo = super::talk(async {
                 let id = find(&client, &disk).await?.id;
@@ -101,52 +148,61 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     Ok(Exit::Ok)
 }
 
+fn absolute(path: &Path) -> CommandResult<PathBuf> {
+    std::path::absolute(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+}
+
+async fn add(client: &Client, path: &Path, force: bool) -> CommandResult<DiskInfo> {
+    let request = DiskAdd { path: path.display().to_string(), force };
+    client.call(Method::POST, "/v1/disks", Some(&request)).await
+}
+
 /// The disk of a number, a path or a file name.
 async fn find(client: &Client, wanted: &str) -> CommandResult<DiskInfo> {
-    let disks: Vec<DiskInfo> = client.get("/v1/disks").await?;
-    let named = |d: &DiskInfo| {
+    pick(&client.get::<Vec<DiskInfo>>("/v1/disks").await?, wanted).cloned()
+}
+
+/// The one of these that a number, a path or a file name names.
+fn pick<'a>(disks: &'a [DiskInfo], wanted: &str) -> CommandResult<&'a DiskInfo> {
+    let exact = |d: &&DiskInfo| d.id.to_string() == wanted || d.path == wanted;
+    let named = |d: &&DiskInfo| {
         let path = Path::new(&d.path);
-        d.id.to_string() == wanted
-            || d.path == wanted
-            || path.file_name().is_some_and(|n| n == wanted)
-            || path.file_stem().is_some_and(|n| n == wanted)
+        path.file_name().is_some_and(|n| n == wanted) || path.file_stem().is_some_and(|n| n == wanted)
     };
-    let found: Vec<DiskInfo> = disks.into_iter().filter(named).collect();
-    match <[DiskInfo; 1]>::try_from(found) {
-        Ok([disk]) => Ok(disk),
-        Err(all) if all.is_empty() => Err(Failure::from_body(ErrorBody {
-            kind: ErrorKind::NotFound,
-            message: format!("there is no disk '{wanted}'; `ashlar disk list` shows their number and path"),
-        })),
-        Err(_) => {
+    let mut found: Vec<&DiskInfo> = disks.iter().filter(exact).collect();
+    if found.is_empty() {
+        found = disks.iter().filter(named).collect();
+    }
+    match found[..] {
+        [disk] => Ok(disk),
+        [] => Err(Failure::not_found(format!(
+            "there is no disk '{wanted}'; `ashlar disk list` shows their number and path"
+        ))),
+        _ => {
             Err(Failure::usage(format!("'{wanted}' fits several disks: use the number that `ashlar disk list` shows")))
         }
     }
 }
 
-/// Waits until a disk that is being removed is gone, with a bar when somebody watches.
-async fn until_gone(client: &Client, disk: &DiskInfo) -> CommandResult {
-    let bar = super::job::bar();
-    loop {
-        let status: PoolStatus = client.get("/v1/pool").await?;
-        if !status.disks.iter().any(|d| d.uuid == disk.uuid) {
-            bar.finish_and_clear();
-            return Ok(());
-        }
-        if let Some(rebuild) = &status.rebuild {
-            bar.set_message(format!("disk {}", disk.id));
-            bar.set_length(rebuild.total);
-            bar.set_position(rebuild.done);
-        }
-        if status.health == "failed"
-            || status.alerts.iter().any(|a| ["pool.rebuild.no_room", "pool.damaged"].contains(&a.code.as_str()))
-        {
-            bar.finish_and_clear();
-            let why: Vec<String> = status.alerts.into_iter().map(|a| a.message).collect();
-            return Err(Failure::other(format!("disk {} cannot be emptied now: {}", disk.id, why.join("; "))));
-        }
-        tokio::time::sleep(POLL).await;
-    }
+/// All there is about one drive.
+fn describe(disk: &DiskInfo) -> String {
+    let mut lines = vec![
+        ("disk", disk.id.to_string()),
+        ("identity", disk.uuid.to_string()),
+        ("path", if disk.path.is_empty() { "not known".into() } else { disk.path.clone() }),
+        ("state", state_word(disk.state).into()),
+    ];
+    lines.extend(disk.reason.clone().map(|why| ("reason", why)));
+    let share = percent(disk.allocated, disk.size);
+    lines.extend([
+        ("size", size(disk.size)),
+        ("allocated", format!("{} ({share} %)", size(disk.allocated))),
+        ("behind", if disk.behind == 0 { "nothing".into() } else { format!("about {}", size(disk.behind)) }),
+        ("read errors", disk.read_errors.to_string()),
+        ("write errors", disk.write_errors.to_string()),
+        ("checksum errors", disk.checksum_errors.to_string()),
+    ]);
+    pairs(&lines, 0)
 }
 
 /// One word for a drive's state.
@@ -186,4 +242,51 @@ pub fn table(disks: &[DiskInfo], indent: usize) -> String {
         ]);
     }
     table.render(indent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    fn disk(id: u16, path: &str) -> DiskInfo {
+        DiskInfo { id, path: path.into(), ..DiskInfo::default() }
+    }
+
+    #[test]
+    fn disks_are_named_by_number_path_and_file_name() {
+        let all = [disk(0, "/a/disk0.img"), disk(1, "/b/disk0.img"), disk(7, "/b/3"), disk(3, "/dev/sdc"), disk(4, "")];
+        for (wanted, id) in
+            [("0", 0), ("/b/disk0.img", 1), ("3", 3), ("/b/3", 7), ("sdc", 3), ("/dev/sdc", 3), ("4", 4)]
+        {
+            assert_eq!(pick(&all, wanted).unwrap().id, id, "{wanted}");
+        }
+        for (wanted, exit) in
+            [("disk0", Exit::Usage), ("disk0.img", Exit::Usage), ("9", Exit::NotFound), ("sd", Exit::NotFound)]
+        {
+            assert_eq!(pick(&all, wanted).unwrap_err().exit, exit, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn one_drive_is_described_in_full() {
+        let disk = DiskInfo {
+            state: DiskState::Failed,
+            reason: Some("it burnt".into()),
+            size: 2 << 30,
+            allocated: 1 << 29,
+            behind: 3 << 20,
+            read_errors: 11,
+            write_errors: 22,
+            checksum_errors: 33,
+            ..disk(5, "/dev/sdx")
+        };
+        let text = describe(&disk);
+        for part in
+            ["5\n", "/dev/sdx", "failed", "it burnt", "2 GiB", "512 MiB (25 %)", "about 3 MiB", "11", "22", "33"]
+        {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        assert!(describe(&DiskInfo::default()).contains("not known"));
+    }
 }

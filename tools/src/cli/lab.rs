@@ -1,24 +1,30 @@
 //! `ashlar lab`.
 
+use std::time::Duration;
+
 use blockdev::report::{Compression, DiskInfo, Tolerance};
 use hyper::Method;
+use serde::de::DeserializeOwned;
 
 use super::Global;
 use super::pool::{parse_tolerance, tolerance_word};
 use crate::client::segment;
 use crate::exit::{CommandResult, Exit};
 use crate::lab::{self, Report, Wanted};
-use crate::output::{Format, pairs, say, show, size};
-use crate::values::{parse_pool_name, parse_size};
+use crate::output::{Format, micros, pairs, say, show, size};
+use crate::values::{parse_delay, parse_pool_name, parse_size};
+use crate::wire::lab::{CORRUPT_BYTES, CORRUPT_COUNT, DiskCorrupt, DiskCorrupted, DiskFault, DiskSlow};
 
 const EXAMPLES: &str = "\
 Examples:
   ashlar lab up --dir /tmp/lab --disks 6 --disk-size 2G --tolerance double
   ashlar --dir /tmp/lab volume create data --size 10G
-  ashlar lab disk-fail --dir /tmp/lab 2          # pull a drive
+  ashlar lab disk-pull --dir /tmp/lab 2          # data stays readable and writable
+  ashlar lab disk-push --dir /tmp/lab 2          # it is back, and what it missed is written to it
+  ashlar lab disk-slow --dir /tmp/lab 3 --delay 20ms
+  ashlar lab disk-corrupt --dir /tmp/lab 4       # rot: the pool notices, and reads what is right
   ashlar lab kill --dir /tmp/lab                 # a power cut
   ashlar lab start --dir /tmp/lab                # attached volumes are attached again
-  ashlar lab disk-restore --dir /tmp/lab 2
   ashlar lab down --dir /tmp/lab                 # nothing is left";
 
 #[derive(Debug, clap::Subcommand)]
@@ -62,15 +68,55 @@ pub enum Command {
     Status,
     /// Take everything away: daemon, mounts, loop devices, files
     Down,
-    /// Let a disk answer every request with an error, until it is restored
-    DiskFail {
+    /// Pull a disk: it answers every request with an error until it is pushed back
+    ///
+    /// It stays out across a restart. When it is out for longer than `failed_grace` (30 s), what it held is rebuilt on the others.
+    #[command(after_help = "Example:\n  ashlar lab disk-pull --dir /tmp/lab 2 && ashlar --dir /tmp/lab pool status")]
+    DiskPull {
         /// Index or name as in `disk list`
         disk: String,
     },
-    /// Let a failed disk work again
-    DiskRestore {
+    /// Push a disk back that was pulled: it works again, with what it held, and the pool takes it in
+    #[command(after_help = "Example:\n  ashlar lab disk-push --dir /tmp/lab 2 && ashlar --dir /tmp/lab disk show 2")]
+    DiskPush {
         /// Index or name as in `disk list`
         disk: String,
+    },
+    /// Overwrite random places of a disk with random bytes, behind the pool's back
+    ///
+    /// Only where the disk's file holds something, and only where data lies. Not all of that is in use, and what is in memory is not read
+    /// again: `pool check` finds what matters. A block that is written at the same moment may be lost, as on a drive that rots.
+    #[command(after_help = "Examples:\n  ashlar lab disk-corrupt --dir /tmp/lab 4\n  \
+        ashlar lab disk-corrupt --dir /tmp/lab 4 --count 5000 --bytes 4K\n  \
+        ashlar lab disk-corrupt --dir /tmp/lab 4 --seed 7        # the same places again\n  \
+        ashlar lab disk-corrupt --dir /tmp/lab 4 --anywhere      # labels and log, too")]
+    DiskCorrupt {
+        /// Index or name as in `disk list`
+        disk: String,
+        /// Places to overwrite
+        #[arg(long, value_name = "N", default_value_t = CORRUPT_COUNT)]
+        count: u64,
+        /// Size of each place
+        #[arg(long, value_name = "SIZE", default_value_t = CORRUPT_BYTES.to_string(), value_parser = checked_size)]
+        bytes: String,
+        /// Draws the same places and bytes again [default: drawn]
+        #[arg(long, value_name = "NUMBER")]
+        seed: Option<u64>,
+        /// Also labels, superblocks, catalogue and log
+        #[arg(long)]
+        anywhere: bool,
+    },
+    /// Let a disk answer every request late
+    ///
+    /// It stays slow across a restart.
+    #[command(after_help = "Examples:\n  ashlar lab disk-slow --dir /tmp/lab 3 --delay 20ms\n  \
+        ashlar lab disk-slow --dir /tmp/lab 3 --delay 0          # as fast as it is")]
+    DiskSlow {
+        /// Index or name as in `disk list`
+        disk: String,
+        /// By how much, such as 20ms, 500us, 2s; 0 turns it off
+        #[arg(long, value_name = "TIME", value_parser = parse_delay)]
+        delay: Duration,
     },
 }
 
@@ -108,7 +154,7 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             told(format, &report, if killed { "killed" } else { "was not running" })?;
         }
         Command::Status => {
-            let report = lab::report(&lab::Lab::open(&dir)?)?;
+            let report = lab::status(&dir)?;
             show(format, &report, describe)?;
             return Ok(lab::status_exit(&report));
         }
@@ -122,16 +168,56 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
                 text
             })?;
         }
-        Command::DiskFail { disk } => set_fault(global, &disk, "fail")?,
-        Command::DiskRestore { disk } => set_fault(global, &disk, "restore")?,
+        Command::DiskPull { disk } => set_pulled(global, &disk, "pull")?,
+        Command::DiskPush { disk } => set_pulled(global, &disk, "push")?,
+        Command::DiskSlow { disk, delay } => {
+            let delay_us = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+            let fault: DiskFault = inject(global, &disk, "slow", &DiskSlow { delay_us })?;
+            show(format, &fault, describe_fault)?;
+        }
+        Command::DiskCorrupt { disk, count, bytes, seed, anywhere } => {
+            let request = DiskCorrupt { count, bytes: parse_size(&bytes)?, seed, anywhere };
+            let done: DiskCorrupted = inject(global, &disk, "corrupt", &request)?;
+            show(format, &done, describe_corrupted)?;
+        }
     }
     Ok(Exit::Ok)
 }
 
-fn set_fault(global: &Global, disk: &str, what: &str) -> CommandResult {
+fn set_pulled(global: &Global, disk: &str, what: &str) -> CommandResult {
     let path = format!("/v1/lab/disks/{}/{what}", segment(disk));
     let disks: Vec<DiskInfo> = super::talk(global.client().send(Method::POST, &path))?;
     show(global.output, &disks, |disks| super::disk::table(disks, 0))
+}
+
+fn inject<T: DeserializeOwned>(
+    global: &Global,
+    disk: &str,
+    what: &str,
+    request: &impl serde::Serialize,
+) -> CommandResult<T> {
+    let path = format!("/v1/lab/disks/{}/{what}", segment(disk));
+    super::talk(global.client().call(Method::POST, &path, Some(request)))
+}
+
+/// One drive and what is wrong with it, on purpose.
+fn describe_fault(fault: &DiskFault) -> String {
+    let slow = (fault.slow_us > 0).then(|| format!("slow by {}", micros(fault.slow_us)));
+    let all: Vec<String> = fault.pulled.then(|| "pulled".to_owned()).into_iter().chain(slow).collect();
+    let what = if all.is_empty() { "without faults".into() } else { all.join(", ") };
+    format!("{}: {what}", fault.disk)
+}
+
+fn describe_corrupted(done: &DiskCorrupted) -> String {
+    let what = if done.anywhere { "that it holds" } else { "that it holds of data" };
+    format!(
+        "{}: {} bytes at {} places, of {} {what}, were overwritten with random ones; --seed {} repeats it",
+        done.disk,
+        done.bytes,
+        done.places,
+        size(done.held),
+        done.seed
+    )
 }
 
 fn told(format: Format, report: &Report, what: &str) -> CommandResult {
@@ -142,6 +228,7 @@ fn told(format: Format, report: &Report, what: &str) -> CommandResult {
 }
 
 fn describe(report: &Report) -> String {
+    let faults: Vec<String> = report.faults.iter().map(describe_fault).collect();
     let daemon = report.pid.map_or("not running".into(), |pid| format!("running, process {pid}"));
     pairs(
         &[
@@ -152,6 +239,7 @@ fn describe(report: &Report) -> String {
             ("tolerance", tolerance_word(report.tolerance).into()),
             ("socket", report.socket.display().to_string()),
             ("log", report.log.display().to_string()),
+            ("faults", if faults.is_empty() { "none".into() } else { faults.join("; ") }),
         ],
         0,
     )

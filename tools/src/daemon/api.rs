@@ -23,6 +23,8 @@ use crate::wire::{
     AttachRequest, Attachment, ConfigRow, DiskAdd, ErrorBody, Health, Job, Volume, VolumeCreate, VolumeResize,
 };
 
+mod lab;
+
 type Shared = State<Arc<Appliance>>;
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -99,15 +101,15 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(pool_damage))
         .routes(routes!(pool_scrub, pool_scrub_stop))
         .routes(routes!(disks, disk_add))
-        .routes(routes!(disk_remove))
+        .routes(routes!(disk, disk_remove))
+        .routes(routes!(disk_keep))
         .routes(routes!(disk_give_up))
         .routes(routes!(volumes, volume_create))
         .routes(routes!(volume, volume_resize, volume_delete))
         .routes(routes!(volume_attach, volume_detach))
         .routes(routes!(jobs))
         .routes(routes!(job))
-        .routes(routes!(disk_fail))
-        .routes(routes!(disk_restore))
+        .merge(lab::routes())
         .routes(routes!(shutdown))
         .with_state(appliance)
         .split_for_parts();
@@ -235,6 +237,16 @@ async fn disk_add(State(app): Shared, Body(request): Body<DiskAdd>) -> Result<im
     Ok((StatusCode::CREATED, Json(info.await?)))
 }
 
+/// One drive.
+#[utoipa::path(get, path = "/v1/disks/{id}", tag = "pool", params(("id" = u16, Path)),
+    responses((status = 200, body = DiskInfo), (status = 404, body = ErrorBody)))]
+async fn disk(State(app): Shared, Path(id): Path<String>) -> Answer<DiskInfo> {
+    let id = disk_id(&id)?;
+    let found = app.engine.status().await.disks.into_iter().find(|d| d.id == id);
+    let missing = || Error::new(ErrorKind::NotFound, format!("there is no disk {id}; `ashlar disk list` shows them"));
+    Ok(Json(found.ok_or_else(missing)?))
+}
+
 /// Begins to remove a drive: what lies on it moves to the others, then it is let go and its label is wiped.
 #[utoipa::path(delete, path = "/v1/disks/{id}", tag = "pool", params(("id" = u16, Path)),
     responses((status = 202, body = DiskInfo), (status = 404, body = ErrorBody), (status = 507, body = ErrorBody)))]
@@ -242,6 +254,15 @@ async fn disk_remove(State(app): Shared, Path(id): Path<String>) -> Result<impl 
     let id = disk_id(&id)?;
     let info = to_the_end(async move { app.engine.remove_disk(id).await }).await?;
     Ok((StatusCode::ACCEPTED, Json(info)))
+}
+
+/// Calls the removal of a drive off: it takes data again.
+#[utoipa::path(post, path = "/v1/disks/{id}/keep", tag = "pool", params(("id" = u16, Path)),
+    responses((status = 200, body = DiskInfo), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
+async fn disk_keep(State(app): Shared, Path(id): Path<String>) -> Answer<DiskInfo> {
+    let id = disk_id(&id)?;
+    Ok(Json(to_the_end(async move { app.engine.keep_disk(id).await }).await?))
 }
 
 /// Declares a drive failed: what it held is rebuilt on the others at once.
@@ -347,34 +368,6 @@ async fn jobs(State(app): Shared) -> Json<Vec<Job>> {
 async fn job(State(app): Shared, Path(id): Path<String>) -> Answer<Job> {
     let id = id.parse().map_err(|_| Error::invalid(format!("'{id}' is not the number of a job")))?;
     Ok(Json(app.jobs.get(id)?))
-}
-
-/// Laboratory: the disk answers every request with an error from now on.
-#[utoipa::path(post, path = "/v1/lab/disks/{disk}/fail", tag = "lab", params(("disk" = String, Path)),
-    responses((status = 200, body = [DiskInfo]), (status = 404, body = ErrorBody), (status = 501, body = ErrorBody)))]
-async fn disk_fail(State(app): Shared, Path(disk): Path<String>) -> Answer<Vec<DiskInfo>> {
-    set_fault(app, disk, true).await
-}
-
-/// Laboratory: the disk works again.
-#[utoipa::path(post, path = "/v1/lab/disks/{disk}/restore", tag = "lab", params(("disk" = String, Path)),
-    responses((status = 200, body = [DiskInfo]), (status = 404, body = ErrorBody), (status = 501, body = ErrorBody)))]
-async fn disk_restore(State(app): Shared, Path(disk): Path<String>) -> Answer<Vec<DiskInfo>> {
-    set_fault(app, disk, false).await
-}
-
-async fn set_fault(app: Arc<Appliance>, disk: String, fail: bool) -> Answer<Vec<DiskInfo>> {
-    let disks = to_the_end(async move {
-        let known = app.engine.status().await.disks;
-        app.faults()?.set(&disk, &known, fail)?;
-        // The disk is pulled even if the pool cannot go on without it.
-        match app.engine.rescan_disks().await {
-            Err(e) if !fail => return Err(e),
-            _ => {}
-        }
-        Ok(app.engine.status().await.disks)
-    });
-    Ok(Json(disks.await?))
 }
 
 #[cfg(test)]

@@ -63,6 +63,10 @@ impl Engine for MemoryEngine {
         Err(Error::new(ErrorKind::NotFound, format!("there is no disk {id}")))
     }
 
+    async fn keep_disk(&self, id: u16) -> Result<DiskInfo> {
+        Err(Error::new(ErrorKind::NotFound, format!("there is no disk {id}")))
+    }
+
     async fn fail_disk(&self, id: u16) -> Result<DiskInfo> {
         Err(Error::new(ErrorKind::NotFound, format!("there is no disk {id}")))
     }

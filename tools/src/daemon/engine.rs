@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use blockdev::disk::uring::attach_runtime;
@@ -18,15 +19,16 @@ use blockdev::volume::recovery::read_label;
 use tokio::runtime::Handle;
 
 use super::config::Config;
-use super::faults::{Drive, Faults, Pullable};
-use super::known_disks;
+use super::faults::{Drive, Faults, Faulty};
+use super::{corrupt, known_disks};
+use crate::wire::lab::{DiskCorrupt, DiskCorrupted};
 
 /// Called with steps done and steps in all.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 /// How often, and after which pause, a disk is asked for again that is still in use.
 const RELEASE_TRIES: usize = 30;
-const RELEASE_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 
 /// An open pool.
 #[async_trait]
@@ -63,6 +65,8 @@ pub trait Engine: Send + Sync + 'static {
     async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo>;
     /// Begins to remove a disk.
     async fn remove_disk(&self, id: u16) -> Result<DiskInfo>;
+    /// Calls the removal of a disk off.
+    async fn keep_disk(&self, id: u16) -> Result<DiskInfo>;
     /// Declares a disk failed.
     async fn fail_disk(&self, id: u16) -> Result<DiskInfo>;
     /// Takes disks back that failed or were missing and now answer.
@@ -103,7 +107,7 @@ pub fn create(new: &NewPool) -> Result<()> {
 }
 
 /// Which file or device a path leads to.
-fn identity(path: &Path) -> Option<(u64, u64)> {
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
     let meta = std::fs::metadata(path).ok()?;
     Some(if meta.rdev() != 0 { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) })
 }
@@ -205,10 +209,10 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     let options = PoolConfig {
         memory: config.engine_memory(),
         compression: config.compression.value,
-        failed_grace: std::time::Duration::from_secs(config.failed_grace.value),
-        missing_grace: std::time::Duration::from_secs(config.missing_grace.value),
-        scrub_interval: std::time::Duration::from_secs(config.scrub_days.value.saturating_mul(24 * 3600)),
+        scrub_interval: Duration::from_secs(config.scrub_days.value.saturating_mul(24 * 3600)),
         error_limit: config.error_limit.value.try_into().unwrap_or(u32::MAX),
+        failed_grace: Duration::from_secs(config.failed_grace.value),
+        missing_grace: Duration::from_secs(config.missing_grace.value),
         known_disks: known.collect(),
         ..PoolConfig::default()
     };
@@ -242,9 +246,22 @@ pub async fn open_new(path: &Path, lab: bool) -> Result<(Arc<dyn Disk>, Option<D
     Ok((disk, Some(drive)))
 }
 
-impl Pullable for Arc<FaultDisk> {
+#[async_trait]
+impl Faulty for Arc<FaultDisk> {
     fn set_pulled(&self, pulled: bool) {
-        if pulled { self.fail() } else { self.restore() }
+        match (pulled, self.is_failed()) {
+            (true, false) => self.fail(),
+            (false, true) => self.restore(),
+            _ => {}
+        }
+    }
+
+    fn set_delay(&self, delay: Duration) {
+        FaultDisk::set_delay(self, delay);
+    }
+
+    async fn corrupt(&self, path: &Path, wanted: &DiskCorrupt) -> Result<DiskCorrupted> {
+        corrupt::corrupt(self, path, wanted).await
     }
 }
 
@@ -260,6 +277,10 @@ impl Engine for Pool {
 
     async fn remove_disk(&self, id: u16) -> Result<DiskInfo> {
         self.remove_disk(id).await
+    }
+
+    async fn keep_disk(&self, id: u16) -> Result<DiskInfo> {
+        self.keep_disk(id).await
     }
 
     async fn fail_disk(&self, id: u16) -> Result<DiskInfo> {

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 pub mod api;
 pub mod attach;
 pub mod config;
+pub mod corrupt;
 pub mod engine;
 pub mod faults;
 pub mod fronts;

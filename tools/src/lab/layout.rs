@@ -7,7 +7,7 @@
 //! DIR/run/               api.sock, nbd.sock, pid
 //! DIR/mnt/               volumes attached by FUSE
 //! DIR/log/daemon.log     what the daemon says
-//! DIR/pulled-disks       drives that are failed on purpose
+//! DIR/disk-faults.json    drives that are pulled or slow on purpose
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -193,9 +193,10 @@ impl Lab {
     pub fn remove(self) -> CommandResult<Vec<PathBuf>> {
         let mut files = self.disks();
         files.extend([self.log(), self.old_log(), self.pid_file()]);
-        let names = ["run/api.sock", "run/nbd.sock", "pulled-disks", crate::daemon::config::FILE_NAME];
+        let names = ["run/api.sock", "run/nbd.sock", crate::daemon::config::FILE_NAME];
         files.extend(names.map(|name| self.dir.join(name)));
         files.extend(crate::daemon::known_disks::files(&self.dir));
+        files.extend(crate::daemon::faults::files(&self.dir));
         for path in files {
             remove(&path, std::fs::remove_file)?;
         }

@@ -16,9 +16,11 @@ pub use layout::{Lab, is_lab};
 
 use crate::daemon::config::{self, Config, Flags, Machine, Sources, check_socket_path};
 use crate::daemon::engine::{self, NewPool};
+use crate::daemon::faults;
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::output::size;
 use crate::values::parse_size;
+use crate::wire::lab::DiskFault;
 use layout::Manifest;
 
 /// Most drives of a laboratory: what a pool can have.
@@ -62,6 +64,8 @@ pub struct Report {
     pub socket: PathBuf,
     /// The daemon's log.
     pub log: PathBuf,
+    /// Faults of drives that are on.
+    pub faults: Vec<DiskFault>,
 }
 
 /// What is known of a laboratory without asking its daemon.
@@ -78,7 +82,16 @@ pub fn report(lab: &Lab) -> CommandResult<Report> {
         tolerance: m.tolerance,
         socket: crate::client::socket_in(&lab.dir),
         log: lab.log(),
+        // Who wants to stop a daemon need not hear that they cannot be read: `lab status` and the start of a daemon say it.
+        faults: faults::load(&lab.dir).unwrap_or_default(),
     })
+}
+
+/// What `lab status` shows. Fails when the faults on file are not understood.
+pub fn status(dir: &Path) -> CommandResult<Report> {
+    let lab = Lab::open(dir)?;
+    faults::load(&lab.dir)?;
+    report(&lab)
 }
 
 /// Makes a laboratory and starts it; one that is there and fits what is wanted is only started.

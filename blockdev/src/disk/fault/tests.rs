@@ -84,3 +84,32 @@ fn requests_under_way_fail_with_the_disk() {
         assert!(disk.read(0, BLOCK).await.unwrap().iter().all(|b| *b == 0));
     });
 }
+
+#[test]
+fn what_is_on_the_disk_rots_silently() {
+    let (env, disk) = new();
+    env.run(async {
+        disk.write(0, vec![filled(16 * BLOCK, 5)], true).await.unwrap();
+        let before = disk.counters();
+        // Within a block, over the border of two, whole blocks, and on a disk that is gone.
+        disk.corrupt(100, &[9; 512]).await.unwrap();
+        disk.corrupt(3 * BLOCK as u64 - 1, &[7, 8]).await.unwrap();
+        disk.corrupt(6 * BLOCK as u64, &[6; 2 * BLOCK]).await.unwrap();
+        disk.fail();
+        disk.corrupt(16 * BLOCK as u64 - 1, &[1]).await.unwrap();
+        assert!(disk.beneath().read(0, BLOCK).await.is_ok());
+        disk.restore();
+        assert_eq!(disk.counters(), before, "it was noticed");
+        let mut expected = vec![5; 16 * BLOCK];
+        expected[100..612].fill(9);
+        expected[3 * BLOCK - 1..=3 * BLOCK].copy_from_slice(&[7, 8]);
+        expected[6 * BLOCK..8 * BLOCK].fill(6);
+        expected[16 * BLOCK - 1] = 1;
+        assert!(disk.read(0, 16 * BLOCK).await.unwrap() == expected);
+        // Nothing is there beyond the end.
+        for beyond in [16 * BLOCK as u64 - 1, u64::MAX] {
+            assert!(matches!(disk.corrupt(beyond, &[1, 2]).await, Err(DiskError::Medium(_))), "{beyond}");
+        }
+        assert!(disk.read(0, 16 * BLOCK).await.unwrap() == expected);
+    });
+}

@@ -129,8 +129,18 @@ async fn bad_requests_are_explained() {
     assert_error(d.get("/v1/jobs/x").await, StatusCode::BAD_REQUEST, "invalid_argument", "'x'");
     let answer = d.call(Method::DELETE, "/v1/pool", Value::Null).await;
     assert_error(answer, StatusCode::METHOD_NOT_ALLOWED, "unsupported", "method");
-    let answer = d.call(Method::POST, "/v1/lab/disks/0/fail", Value::Null).await;
-    assert_error(answer, StatusCode::NOT_IMPLEMENTED, "unsupported", "laboratory");
+    for (what, body) in
+        [("pull", Value::Null), ("push", Value::Null), ("slow", json!({ "delay_us": 1 })), ("corrupt", json!({}))]
+    {
+        let answer = d.call(Method::POST, &format!("/v1/lab/disks/0/{what}"), body).await;
+        assert_error(answer, StatusCode::NOT_IMPLEMENTED, "unsupported", "laboratory");
+    }
+    assert_error(d.get("/v1/lab/disks").await, StatusCode::NOT_IMPLEMENTED, "unsupported", "laboratory");
+    let answer = d.call(Method::POST, "/v1/lab/disks/0/corrupt", json!({ "places": 1 })).await;
+    assert_error(answer, StatusCode::BAD_REQUEST, "invalid_argument", "unknown field `places`");
+    assert_error(d.get("/v1/disks/7").await, StatusCode::NOT_FOUND, "not_found", "no disk 7");
+    assert_error(d.get("/v1/disks/x").await, StatusCode::BAD_REQUEST, "invalid_argument", "'x'");
+    assert_eq!(d.get("/v1/disks/0").await.1["path"], "/lab/disks/disk0.img");
 }
 
 #[tokio::test]
@@ -284,7 +294,7 @@ async fn the_description_fits_the_api() {
             assert!(!answer["message"].as_str().unwrap_or("").contains("no such resource"), "{method} {path}");
         }
     }
-    assert_eq!(operations.len(), 21, "{operations:?}");
+    assert_eq!(operations.len(), 29, "{operations:?}");
     for reference in document.to_string().split("\"$ref\":\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
         assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not described");
