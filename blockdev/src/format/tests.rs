@@ -190,7 +190,7 @@ fn unknown_versions_are_refused_with_a_message_that_says_so() {
         (kind.seal)(&mut bytes);
         let (error, text) = message((kind.read)(&bytes));
         assert_eq!(error, ErrorKind::Unsupported, "{text}");
-        assert!(text.contains(kind.name.trim_end_matches("-entry")) && text.contains("version 3"), "{text}");
+        assert!(text.contains(kind.name.trim_end_matches("-entry")) && text.contains("version 4"), "{text}");
     }
 }
 
