@@ -8,10 +8,11 @@ use utoipa::ToSchema;
 use crate::units::Uuid;
 
 /// How many drives may fail at once without loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Tolerance {
     /// No redundancy.
+    #[default]
     None,
     /// One drive (P).
     Single,
@@ -20,6 +21,11 @@ pub enum Tolerance {
 }
 
 impl Tolerance {
+    /// The tolerance of so many drives.
+    pub fn of(drives: u8) -> Option<Self> {
+        [Self::None, Self::Single, Self::Double].into_iter().find(|t| t.drives() == usize::from(drives))
+    }
+
     /// Parity columns per redundancy extent, which is also the number of drives that may be lost.
     pub fn drives(self) -> usize {
         match self {
@@ -74,6 +80,9 @@ pub struct DiskInfo {
     pub path: String,
     /// State.
     pub state: DiskState,
+    /// Resiliency set: failures in different sets do not add up.
+    #[serde(default)]
+    pub set: u16,
     /// Why it does not serve, when it does not.
     pub reason: Option<String>,
     /// Bytes of the device.
@@ -217,8 +226,17 @@ pub struct PoolStatus {
     /// `healthy`; `degraded`: everything works, but not all data is fully protected; `critical`: some data cannot be read or
     /// writes wait; `failed`: the pool takes no writes.
     pub health: String,
-    /// Drive failures tolerated.
+    /// Drive failures tolerated in each resiliency set.
     pub tolerance: Tolerance,
+    /// Drive failures that new data survives; another value than `tolerance` while that is being raised.
+    #[serde(default)]
+    pub tolerance_wanted: Tolerance,
+    /// Number of resiliency sets.
+    #[serde(default)]
+    pub sets: usize,
+    /// Data may lie across sets: until it was moved failures in all of them count together.
+    #[serde(default)]
+    pub mixed: bool,
     /// Redundancy being restored; not there when there is nothing to restore.
     #[serde(default)]
     pub rebuild: Option<Rebuild>,

@@ -8,6 +8,7 @@ use super::layout::DISK_SIZE_MAX;
 use super::page::{DIRECTORY_FANOUT, PagePtr, TABLE_FANOUT, VIRTUAL_BLOCKS_MAX};
 use super::record::{SegmentRecord, VolumeRecord};
 use crate::error::{Context, Error, Result};
+use crate::report::Tolerance;
 use crate::units::{DiskId, Uuid};
 
 const MAGIC: u32 = 0x4348_5341; // "ASHC"
@@ -20,7 +21,7 @@ const DIRECTORIES_AHEAD: u64 = 64;
 pub const DISK_IDS: u16 = 128;
 
 /// Fewest bytes of an encoded [`DiskRecord`].
-const DISK_RECORD_MIN: usize = 23;
+const DISK_RECORD_MIN: usize = 24;
 
 /// What a pool expects of a disk. The numbers are on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub struct DiskRecord {
     pub last_checkpoint: u64,
     /// What is expected of it.
     pub service: Service,
+    /// Its resiliency set.
+    pub set: u16,
     /// What it did wrong since it joined.
     pub errors: DiskErrors,
 }
@@ -131,6 +134,12 @@ pub struct Catalogue {
     pub stored_bytes: u64,
     /// The newest scrub.
     pub scrub: ScrubRecord,
+    /// Drive failures that new data survives.
+    pub tolerance: Tolerance,
+    /// Drive failures that all data survives; by it failures are counted.
+    pub guaranteed: Tolerance,
+    /// Segments or log entries may lie across resiliency sets: failures in all of them count together.
+    pub mixed: bool,
 }
 
 impl Catalogue {
@@ -149,6 +158,7 @@ impl Catalogue {
             body.put_varint(d.size);
             body.put_varint(d.last_checkpoint);
             body.put_u8(d.service as u8);
+            body.put_varint(d.set.into());
             for v in [d.errors.read, d.errors.write, d.errors.checksum] {
                 body.put_varint(v);
             }
@@ -163,6 +173,9 @@ impl Catalogue {
         for v in [s.begun_s, s.ended_s, s.next, s.end, s.repaired, s.damaged] {
             body.put_varint(v);
         }
+        body.put_u8(self.tolerance.drives() as u8);
+        body.put_u8(self.guaranteed.drives() as u8);
+        body.put_u8(self.mixed.into());
 
         let packed =
             zstd::bulk::compress(&body, 1).map_err(|e| Error::io(format!("catalogue: compressing failed: {e}")))?;
@@ -204,6 +217,7 @@ impl Catalogue {
                 size: get.below(DISK_SIZE_MAX + 1, "disk size")?,
                 last_checkpoint: get.below(COUNTER_LIMIT, "checkpoint")?,
                 service: Service::decode(get.u8()?)?,
+                set: get.varint16()?,
                 errors: DiskErrors {
                     read: get.below(COUNTER_LIMIT, "read errors")?,
                     write: get.below(COUNTER_LIMIT, "write errors")?,
@@ -227,6 +241,14 @@ impl Catalogue {
             end: get.below(COUNTER_LIMIT, "last segment of the scrub")?,
             repaired: get.below(COUNTER_LIMIT, "columns repaired")?,
             damaged: get.below(COUNTER_LIMIT, "segments damaged")?,
+        };
+        let tolerance = |n| Tolerance::of(n).ok_or_else(|| Error::corrupt(format!("tolerance {n} is unknown")));
+        out.tolerance = tolerance(get.u8()?)?;
+        out.guaranteed = tolerance(get.u8()?)?;
+        out.mixed = match get.u8()? {
+            0 => false,
+            1 => true,
+            n => return Err(Error::corrupt(format!("mixed sets: {n} is neither yes nor no"))),
         };
         get.finish()?;
         if let Some(disk) = out.disks.iter().find(|d| d.id.0 >= DISK_IDS) {

@@ -21,7 +21,7 @@ pub struct Label {
     pub id: DiskId,
     /// Writer epoch of the last opening for writing.
     pub epoch: Epoch,
-    /// Drive failures tolerated.
+    /// Drive failures tolerated, for messages; the catalogue decides.
     pub tolerance: Tolerance,
     /// Sizes of regions.
     pub geometry: PoolGeometry,
@@ -58,12 +58,9 @@ impl Label {
         let pool = get.uuid()?;
         let disk = get.uuid()?;
         let id = DiskId(get.u16()?);
-        let tolerance = match get.u8()? {
-            0 => Tolerance::None,
-            1 => Tolerance::Single,
-            2 => Tolerance::Double,
-            n => return Err(Error::corrupt(format!("label: tolerance {n} is unknown"))),
-        };
+        let drives = get.u8()?;
+        let tolerance =
+            Tolerance::of(drives).ok_or_else(|| Error::corrupt(format!("label: tolerance {drives} is unknown")))?;
         let epoch = Epoch(counter(get.u64()?, "label: epoch")?);
         let size = get.u64()?;
         let geometry = PoolGeometry {

@@ -152,18 +152,26 @@ impl Log {
         let (online, unreliable) = (self.array.online(), self.array.unreliable() | self.array.closed());
         // Copies on disks that the labels call absent are not replayed, and a disk that is to be removed must not be needed.
         let counts = |disk: DiskId| unreliable.checked_shr(disk.0.into()).unwrap_or(0) & 1 == 0;
-        let mut disks: Vec<(DiskId, Vec<u32>)> =
-            online.iter().filter(|m| counts(m.id)).map(|m| (m.id, free(m.id))).collect();
-        let wanted = (self.array.tolerance.drives() + 1).min(disks.len());
-        // Equal disks take turns.
-        let turn = inner.next_extent as usize * wanted % disks.len().max(1);
-        disks.rotate_left(turn);
-        disks.sort_by_key(|(_, free)| std::cmp::Reverse(free.len()));
-        let mirrors: Vec<Mirror> =
-            disks.iter().take(wanted).filter_map(|(disk, free)| free.first().map(|&s| (*disk, s))).collect();
-        if mirrors.len() < wanted || mirrors.is_empty() {
-            return false;
+        let mut sets: BTreeMap<u16, Vec<(DiskId, Vec<u32>)>> = BTreeMap::new();
+        for m in online.iter().filter(|m| counts(m.id)) {
+            sets.entry(m.set()).or_default().push((m.id, free(m.id)));
         }
+        // All copies within one set, which by itself survives its failures: one with enough disks, and of these one with room. Sets take turns.
+        let copies = self.array.tolerance().drives() + 1;
+        let wanted = sets.values().map(Vec::len).max().unwrap_or(0).min(copies);
+        let mut sets: Vec<Vec<(DiskId, Vec<u32>)>> = sets.into_values().filter(|disks| disks.len() >= wanted).collect();
+        let turn = inner.next_extent as usize % sets.len().max(1);
+        sets.rotate_left(turn);
+        let mirrors = sets.into_iter().find_map(|mut disks| {
+            // Equal disks take turns.
+            let turn = inner.next_extent as usize * wanted % disks.len().max(1);
+            disks.rotate_left(turn);
+            disks.sort_by_key(|(_, free)| std::cmp::Reverse(free.len()));
+            let found = disks.iter().take(wanted).filter_map(|(disk, free)| free.first().map(|&s| (*disk, s)));
+            let mirrors: Vec<Mirror> = found.collect();
+            (mirrors.len() == wanted && wanted > 0).then_some(mirrors)
+        });
+        let Some(mirrors) = mirrors else { return false };
         let number = inner.next_extent;
         inner.next_extent += 1;
         inner.extents.insert(number, mirrors.clone());
@@ -200,7 +208,7 @@ impl Log {
 
     /// Share of the log that records of so many bytes will take, about: every copy of them.
     pub fn share(&self, bytes: usize) -> f64 {
-        let copies = self.array.tolerance.drives() + 1;
+        let copies = self.array.tolerance().drives() + 1;
         (bytes * copies) as f64 / (self.slots() as f64 * f64::from(self.array.geometry.log_extent_size))
     }
 

@@ -8,7 +8,7 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::layout::LABEL_SIZE;
 use crate::redundancy::array::{CONDEMNED, Member};
-use crate::report::DiskInfo;
+use crate::report::{DiskInfo, Tolerance};
 use crate::segment::table::disks_min;
 use crate::units::DiskId;
 use crate::volume::recovery::{OLDER_STATE, check_size, read_label, superblocks};
@@ -61,6 +61,17 @@ impl Pool {
             }
         }
         Ok(())
+    }
+
+    /// Changes how many failures in each set the pool survives.
+    pub async fn set_tolerance(&self, tolerance: Tolerance) -> Result<()> {
+        let _turn = self.0.administration.lock().await;
+        self.0.engine.set_tolerance(tolerance).await
+    }
+
+    /// Spreads data evenly over the disks, in the background.
+    pub async fn rebalance(&self) -> Result<()> {
+        self.0.engine.rebalance().await
     }
 
     fn member(&self, id: u16) -> Result<Arc<Member>> {
@@ -122,7 +133,7 @@ impl Pool {
         if !member.is_leaving() || member.is_failing() {
             let staying = |m: &&Arc<Member>| m.id != member.id && m.online().is_some() && !m.is_leaving();
             let (left, least) =
-                (engine.array.members().iter().filter(staying).count(), disks_min(engine.array.tolerance));
+                (engine.array.members().iter().filter(staying).count(), disks_min(engine.array.tolerance()));
             if left < least {
                 return Err(Error::invalid(format!(
                     "pool {} needs {least} working disks for its tolerance, and without disk {id} {left} would be left: add one first",
@@ -160,13 +171,16 @@ impl Pool {
         let _turn = self.0.administration.lock().await;
         let member = self.member(id)?;
         if member.online().is_some() {
-            let gone = engine.array.members().iter().filter(|m| m.online().is_none() && m.is_counted()).count();
+            let mixed = engine.array.is_mixed();
+            let counts =
+                |m: &&Arc<Member>| m.online().is_none() && m.is_counted() && (mixed || m.set() == member.set());
+            let gone = engine.array.members().iter().filter(counts).count();
             let absent = engine.array.absent() | 1u128.checked_shl(id.into()).unwrap_or(0);
             let loses =
                 engine.state.read().segments.iter().any(|s| {
                     s.record.live > 0 && s.extent.lost_columns(absent).count_ones() as usize > s.extent.parity
                 });
-            if loses || gone + 1 > engine.array.tolerance.drives() {
+            if loses || gone + 1 > engine.array.guaranteed().drives() {
                 return Err(Error::new(
                     ErrorKind::Busy,
                     format!(

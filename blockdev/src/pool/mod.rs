@@ -25,7 +25,7 @@ use crate::format::record::{Op, VolumeRecord};
 use crate::frontend::BlockDevice;
 use crate::map::tree::{VOLUME_BLOCKS_MAX, levels_for};
 use crate::redundancy::array::{DiskArray, Member};
-use crate::redundancy::layout::width;
+use crate::redundancy::layout::{Grouped, regroup, width};
 use crate::report::{CheckReport, Damage, Scrub, Tolerance, VolumeInfo};
 use crate::segment::table::disks_min;
 use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, VolumeId};
@@ -157,9 +157,13 @@ impl Pool {
             check_large_enough(disk, &geometry)?;
         }
         let pool = uuid(&env);
-        let members = disks.into_iter().enumerate().map(|(i, disk)| {
+        let joining = |i: usize| Grouped { id: DiskId(i as u16), set: None, used: 0 };
+        let sets = regroup(&(0..disks.len()).map(joining).collect::<Vec<_>>(), tolerance);
+        let members = disks.into_iter().zip(sets).map(|(disk, (id, set))| {
             let size = disk.geometry().size;
-            Member::new(DiskId(i as u16), uuid(&env), size, Some(disk), false)
+            let member = Member::new(id, uuid(&env), size, Some(disk), false);
+            member.set_set(set);
+            member
         });
         let array = DiskArray::new(env.clone(), geometry, tolerance, members.collect());
         let epoch = next_epoch(&env, Epoch(0));
@@ -167,6 +171,8 @@ impl Pool {
             next_incarnation: 1,
             next_volume: 1,
             disks: disk_records(&array, &|_| false),
+            tolerance,
+            guaranteed: tolerance,
             // There is nothing to look at: the calendar begins.
             scrub: ScrubRecord { begun_s: env.wall_clock_s(), ended_s: env.wall_clock_s(), ..ScrubRecord::default() },
             ..Catalogue::default()

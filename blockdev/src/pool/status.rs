@@ -1,5 +1,6 @@
 //! What a pool tells about itself: status, alerts, counters.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::Pool;
@@ -190,7 +191,10 @@ impl Pool {
             name: engine.name.clone(),
             uuid: engine.uuid,
             health: health.into(),
-            tolerance: engine.array.tolerance,
+            tolerance: engine.array.guaranteed(),
+            tolerance_wanted: engine.array.tolerance(),
+            sets: engine.array.sets().values().collect::<BTreeSet<_>>().len(),
+            mixed: engine.array.is_mixed(),
             rebuild,
             scrub,
             damaged_segments: hurt,

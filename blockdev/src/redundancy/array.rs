@@ -1,7 +1,8 @@
 //! The set of disks under a pool: who is in, who failed, and I/O that survives the loss of some of them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -84,8 +85,12 @@ pub struct DiskArray {
     env: Arc<dyn Env>,
     /// Sizes of regions.
     pub geometry: PoolGeometry,
-    /// Drive failures tolerated.
-    pub tolerance: Tolerance,
+    /// Drive failures that new data survives.
+    tolerance: AtomicU8,
+    /// Drive failures that all data survives.
+    guaranteed: AtomicU8,
+    /// Segments or log entries may lie across sets.
+    mixed: AtomicBool,
     members: RwLock<Vec<Arc<Member>>>,
     /// Raised whenever a disk is declared failed; readers compare it to notice.
     failures: AtomicU64,
@@ -110,7 +115,9 @@ impl DiskArray {
         Self {
             env,
             geometry,
-            tolerance,
+            tolerance: AtomicU8::new(tolerance.drives() as u8),
+            guaranteed: AtomicU8::new(tolerance.drives() as u8),
+            mixed: AtomicBool::new(false),
             members: RwLock::new(members.into_iter().map(Arc::new).collect()),
             failures: AtomicU64::new(0),
             changes: AtomicU64::new(0),
@@ -121,6 +128,54 @@ impl DiskArray {
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
         }
+    }
+
+    /// Drive failures that new data survives.
+    pub fn tolerance(&self) -> Tolerance {
+        Tolerance::of(self.tolerance.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    /// Changes what new data survives.
+    pub fn set_tolerance(&self, tolerance: Tolerance) {
+        self.tolerance.store(tolerance.drives() as u8, Ordering::Release);
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changed.notify_one();
+    }
+
+    /// Drive failures that all data survives: more than these in one set, and the pool is not served.
+    pub fn guaranteed(&self) -> Tolerance {
+        Tolerance::of(self.guaranteed.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    /// Changes what all data survives.
+    pub fn set_guaranteed(&self, tolerance: Tolerance) {
+        self.guaranteed.store(tolerance.drives() as u8, Ordering::Release);
+    }
+
+    /// Whether segments or log entries may lie across sets: then failures in all of them count together.
+    pub fn is_mixed(&self) -> bool {
+        self.mixed.load(Ordering::Acquire)
+    }
+
+    /// See [`Self::is_mixed`].
+    pub fn set_mixed(&self, mixed: bool) {
+        self.mixed.store(mixed, Ordering::Release);
+    }
+
+    /// Puts members into sets.
+    pub fn set_sets(&self, sets: &[(DiskId, u16)]) {
+        for (id, set) in sets {
+            if let Some(member) = self.member(*id) {
+                member.set.store(*set, Ordering::Release);
+            }
+        }
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changed.notify_one();
+    }
+
+    /// The set of each member.
+    pub fn sets(&self) -> BTreeMap<DiskId, u16> {
+        self.members.read().iter().map(|m| (m.id, m.set())).collect()
     }
 
     /// All members.
@@ -224,8 +279,10 @@ impl DiskArray {
     /// Fails when more disks are gone than the tolerance allows; says which, and what to do.
     pub fn check_quorum(&self) -> Result<()> {
         let members = self.members.read();
+        let (tolerance, mixed) = (self.guaranteed().drives(), self.is_mixed());
         let gone: Vec<&Arc<Member>> = members.iter().filter(|m| m.online().is_none() && m.is_counted()).collect();
-        if gone.len() <= self.tolerance.drives() {
+        let together = |m: &Member| gone.iter().filter(|other| mixed || other.set() == m.set()).count();
+        if gone.len() <= tolerance || gone.iter().all(|m| together(m) <= tolerance) {
             return Ok(());
         }
         let names: Vec<String> = gone.iter().map(|m| m.describe_gone()).collect();
@@ -236,7 +293,7 @@ impl DiskArray {
                  data from a backup",
                 gone.len(),
                 members.len(),
-                self.tolerance.drives(),
+                tolerance,
                 names.join("; ")
             ),
         ))

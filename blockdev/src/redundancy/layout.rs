@@ -1,8 +1,11 @@
 //! How wide extents are, how drives form resiliency sets, and where a byte of a segment lies in its stripes.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::report::Tolerance;
+use crate::units::DiskId;
 
 /// Columns of a redundancy extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -72,15 +75,71 @@ pub fn set_limit(tolerance: Tolerance) -> usize {
     }
 }
 
-/// Number of resiliency sets `disks` drives form.
-pub fn resiliency_sets(disks: usize, tolerance: Tolerance) -> usize {
-    disks.div_ceil(set_limit(tolerance))
+/// A drive as [`regroup`] looks at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grouped {
+    /// The drive.
+    pub id: DiskId,
+    /// Its set; none when it joins.
+    pub set: Option<u16>,
+    /// Chunks in use on it: those with few change their set at least cost.
+    pub used: u64,
 }
 
-/// Sizes of the resiliency sets `disks` drives form: as equal as can be, larger ones first.
-pub fn set_sizes(disks: usize, tolerance: Tolerance) -> Vec<usize> {
-    let sets = resiliency_sets(disks, tolerance);
-    (0..sets).map(|i| disks / sets + usize::from(i < disks % sets)).collect()
+/// Sets of drives after some joined or left: as few change their set as can be. Sets are as equal as that allows, at most [`set_limit`] large, and a
+/// set that has shrunk to a quarter of that joins another one.
+pub fn regroup(drives: &[Grouped], tolerance: Tolerance) -> Vec<(DiskId, u16)> {
+    let limit = set_limit(tolerance);
+    let mut sets: BTreeMap<u16, Vec<Grouped>> = BTreeMap::new();
+    let mut joining = Vec::new();
+    for drive in drives {
+        match drive.set {
+            Some(set) => sets.entry(set).or_default().push(*drive),
+            None => joining.push(*drive),
+        }
+    }
+    let free_number = |sets: &BTreeMap<u16, Vec<Grouped>>| (0..).find(|n| !sets.contains_key(n)).unwrap_or(u16::MAX);
+    // Too large: as when the tolerance became another one.
+    while let Some((&large, _)) = sets.iter().find(|(_, drives)| drives.len() > limit) {
+        let number = free_number(&sets);
+        let drives = sets.entry(large).or_default();
+        drives.sort_by_key(|d| (Reverse(d.used), d.id));
+        let moved = drives.split_off(drives.len().div_ceil(2));
+        sets.insert(number, moved);
+    }
+    for drive in joining {
+        let smallest =
+            sets.iter().filter(|(_, drives)| drives.len() < limit).min_by_key(|(n, drives)| (drives.len(), **n));
+        let number = match smallest.map(|(n, _)| *n) {
+            Some(number) => number,
+            None => {
+                let number = free_number(&sets);
+                let share = (sets.values().map(Vec::len).sum::<usize>() + 1) / (sets.len() + 1);
+                let mut new = Vec::new();
+                while new.len() + 1 < share {
+                    let largest = sets.values_mut().max_by_key(|drives| drives.len());
+                    let Some(largest) = largest else { break };
+                    largest.sort_by_key(|d| (Reverse(d.used), d.id));
+                    new.extend(largest.pop());
+                }
+                sets.insert(number, new);
+                number
+            }
+        };
+        sets.entry(number).or_default().push(drive);
+    }
+    loop {
+        let smallest = sets.iter().min_by_key(|(n, drives)| (drives.len(), **n)).map(|(n, drives)| (*n, drives.len()));
+        let Some((number, size)) = smallest.filter(|(_, size)| sets.len() > 1 && *size <= limit / 4) else { break };
+        let other = sets.iter().filter(|(n, drives)| **n != number && drives.len() + size <= limit);
+        let Some(other) = other.min_by_key(|(n, drives)| (drives.len(), **n)).map(|(n, _)| *n) else { break };
+        let moved = sets.remove(&number).unwrap_or_default();
+        sets.entry(other).or_default().extend(moved);
+    }
+    let mut out: Vec<(DiskId, u16)> =
+        sets.into_iter().flat_map(|(n, drives)| drives.into_iter().map(move |d| (d.id, n))).collect();
+    out.sort_unstable();
+    out
 }
 
 /// How a segment's data space lies over the columns of its extent.
@@ -261,25 +320,74 @@ mod tests {
         assert_eq!(first(Tolerance::None), [0; 0]);
     }
 
+    fn sizes(sets: &[(DiskId, u16)]) -> Vec<usize> {
+        let numbers: std::collections::BTreeSet<u16> = sets.iter().map(|(_, n)| *n).collect();
+        numbers.iter().map(|n| sets.iter().filter(|(_, m)| m == n).count()).collect()
+    }
+
+    fn grouped(sets: &[(DiskId, u16)]) -> Vec<Grouped> {
+        sets.iter().map(|&(id, set)| Grouped { id, set: Some(set), used: u64::from(id.0) }).collect()
+    }
+
     #[test]
     fn sets_split_at_their_limit() {
-        assert_eq!(set_sizes(25, Tolerance::Single), [25]);
-        assert_eq!(set_sizes(26, Tolerance::Single), [13, 13]);
-        assert_eq!(set_sizes(51, Tolerance::Single), [17, 17, 17]);
-        assert_eq!(set_sizes(96, Tolerance::Single), [24, 24, 24, 24]);
-        assert_eq!(set_sizes(50, Tolerance::Double), [50]);
-        assert_eq!(set_sizes(51, Tolerance::Double), [26, 25]);
-        assert_eq!(set_sizes(96, Tolerance::None), [96]);
-        assert_eq!(resiliency_sets(0, Tolerance::Single), 0);
-        assert_eq!(set_sizes(0, Tolerance::Single), [0; 0]);
-        for tolerance in [Tolerance::None, Tolerance::Single, Tolerance::Double] {
-            for disks in 1..=200 {
-                let sizes = set_sizes(disks, tolerance);
-                assert_eq!(sizes.iter().sum::<usize>(), disks);
-                assert!(sizes.iter().all(|&s| s <= set_limit(tolerance)));
-                assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1);
+        let new = |disks: u16| -> Vec<Grouped> {
+            (0..disks).map(|i| Grouped { id: DiskId(i), set: None, used: 0 }).collect()
+        };
+        for (disks, tolerance, expected) in [
+            (0, Tolerance::Single, vec![]),
+            (25, Tolerance::Single, vec![25]),
+            (26, Tolerance::Single, vec![13, 13]),
+            (51, Tolerance::Single, vec![17, 17, 17]),
+            (96, Tolerance::Single, vec![24, 24, 24, 24]),
+            (50, Tolerance::Double, vec![50]),
+            (51, Tolerance::Double, vec![26, 25]),
+            (96, Tolerance::None, vec![96]),
+        ] {
+            let mut found = sizes(&regroup(&new(disks), tolerance));
+            found.sort_unstable_by(|a, b| b.cmp(a));
+            assert_eq!(found, expected, "{disks} drives");
+        }
+    }
+
+    #[test]
+    fn drives_that_come_and_go_change_few_sets() {
+        let mut rng = crate::env::Rng::new(5);
+        for tolerance in [Tolerance::Single, Tolerance::Double] {
+            let limit = set_limit(tolerance);
+            let mut sets: Vec<(DiskId, u16)> = Vec::new();
+            let mut next = 0;
+            for _ in 0..2000 {
+                let mut drives = grouped(&sets);
+                let joins = sets.len() < 4 || sets.len() < 96 && rng.chance(11, 20);
+                if joins {
+                    drives.push(Grouped { id: DiskId(next), set: None, used: 0 });
+                    next += 1;
+                } else {
+                    drives.remove(rng.index(drives.len()));
+                }
+                let after = regroup(&drives, tolerance);
+                assert_eq!(after.len(), drives.len());
+                assert!(sizes(&after).iter().all(|&n| n <= limit), "{after:?}");
+                let changed = after.iter().filter(|(id, n)| sets.iter().any(|(old, m)| old == id && m != n)).count();
+                let (before, now) = (sizes(&sets).len(), sizes(&after).len());
+                // Only a set that comes or goes moves drives, and never more than fill it.
+                assert!(
+                    changed == 0 || before != now && changed <= limit / 2 + 1,
+                    "{changed} of {} changed",
+                    sets.len()
+                );
+                assert!(now <= after.len().div_ceil(limit / 2).max(1) + 2, "{now} sets of {} drives", after.len());
+                sets = after;
             }
         }
+    }
+
+    #[test]
+    fn a_lower_tolerance_halves_sets_that_are_too_large() {
+        let sets: Vec<(DiskId, u16)> = (0..50).map(|i| (DiskId(i), 0)).collect();
+        assert_eq!(sizes(&regroup(&grouped(&sets), Tolerance::Single)), [25, 25]);
+        assert_eq!(sizes(&regroup(&grouped(&sets), Tolerance::Double)), [50]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One disk of a pool: whether it serves, what is expected of it, what it has cost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -50,6 +50,8 @@ pub struct Member {
     condemned: AtomicBool,
     /// It was added, and no checkpoint names it yet.
     pub(super) joining: AtomicBool,
+    /// Its resiliency set.
+    pub(super) set: AtomicU16,
     /// How often it was taken back.
     pub(super) returns: AtomicU64,
     /// Why it does not serve, as far as that is known.
@@ -109,6 +111,7 @@ impl Member {
             failing: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
             joining: AtomicBool::new(false),
+            set: AtomicU16::new(0),
             returns: AtomicU64::new(0),
             trouble: RwLock::default(),
             writes: AtomicU64::new(0),
@@ -130,6 +133,16 @@ impl Member {
     /// Whether it serves, and a checkpoint tells what it lacks.
     pub fn is_settled(&self) -> bool {
         self.online().is_some() && !self.unsettled.load(Ordering::Acquire)
+    }
+
+    /// Its resiliency set.
+    pub fn set(&self) -> u16 {
+        self.set.load(Ordering::Acquire)
+    }
+
+    /// Puts it into a set, before it is a member.
+    pub fn set_set(&self, set: u16) {
+        self.set.store(set, Ordering::Release);
     }
 
     /// Whether what it holds is rebuilt elsewhere.
@@ -331,6 +344,7 @@ impl Member {
             uuid: self.uuid,
             path: self.path.read().clone(),
             state: self.state(),
+            set: self.set(),
             reason: self.reason(),
             size: self.size,
             allocated: 0,

@@ -1,6 +1,7 @@
 //! Which segments exist, how much of each is live, and which chunks of the disks are free.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,7 +9,7 @@ use crate::format::layout::PoolGeometry;
 use crate::format::page::Location;
 use crate::format::record::{ColumnMove, SegmentRecord, Stream};
 use crate::redundancy::array::{DiskArray, Extent, Member};
-use crate::redundancy::layout::{Width, has_spare, resiliency_sets, width_now};
+use crate::redundancy::layout::{Width, has_spare, width_now};
 use crate::redundancy::placement::{DiskSpace, max_extents, place};
 use crate::report::{Redundancy, Tolerance};
 use crate::units::{ChunkIndex, DiskId, SegmentId};
@@ -236,7 +237,7 @@ impl SegmentTable {
 
     /// How well live data is protected with the disks that are there.
     pub fn redundancy(&self, array: &DiskArray) -> Redundancy {
-        let (absent, tolerance) = (array.absent(), array.tolerance.drives());
+        let (absent, tolerance) = (array.absent(), array.tolerance().drives());
         let mut out = Redundancy::default();
         for s in self.iter() {
             let lost = s.extent.lost_columns(absent).count_ones() as usize;
@@ -265,12 +266,11 @@ impl SegmentTable {
     /// free. None when there is no such disk.
     pub fn target(&self, array: &DiskArray, record: &SegmentRecord) -> Option<DiskId> {
         let spaces = self.spaces(array);
-        let set_of = |disk: DiskId| spaces.iter().find(|s| s.id == disk).map(|s| s.set);
-        let sets: Vec<u16> = record.columns.iter().filter_map(|(disk, _)| set_of(*disk)).collect();
+        let home = home(record, &array.sets());
         let holds = |disk: DiskId| record.columns.iter().any(|(other, _)| *other == disk);
-        let fits = |s: &&DiskSpace| s.free_chunks > 0 && !holds(s.id) && sets.contains(&s.set);
+        let fits = |s: &&DiskSpace| s.free_chunks > 0 && !holds(s.id) && Some(s.set) == home;
         let share = |s: &DiskSpace| (u64::from(s.free_chunks) << 32) / u64::from(s.total_chunks.max(1));
-        spaces.iter().filter(fits).max_by_key(|s| (share(s), std::cmp::Reverse(s.id))).map(|s| s.id)
+        spaces.iter().filter(fits).max_by_key(|s| (share(s), Reverse(s.id))).map(|s| s.id)
     }
 
     /// Whether a column of some segment lies on a disk, or was left there not long ago.
@@ -291,24 +291,24 @@ impl SegmentTable {
         self.version += 1;
     }
 
-    /// Chunks of the disks of a set that are not to be removed.
-    fn staying<'a>(&'a self, array: &DiskArray, set: usize) -> impl Iterator<Item = &'a Chunks> {
-        let leaving: Vec<DiskId> = array.members().iter().filter(|m| m.is_leaving()).map(|m| m.id).collect();
-        let own = self.chunks.iter().skip(set).step_by(self.sets(array));
-        own.filter(move |c| !leaving.contains(&c.id))
+    /// Chunks of the disks that are not to be removed, by set.
+    fn staying(&self, array: &DiskArray) -> BTreeMap<u16, Vec<&Chunks>> {
+        let members = array.members();
+        let mut out: BTreeMap<u16, Vec<&Chunks>> = BTreeMap::new();
+        for member in members.iter().filter(|m| !m.is_leaving() && !m.is_condemned()) {
+            out.entry(member.set()).or_default().extend(self.chunks.iter().find(|c| c.id == member.id));
+        }
+        out
     }
 
-    fn sets(&self, array: &DiskArray) -> usize {
-        resiliency_sets(self.chunks.len(), array.tolerance).max(1)
-    }
-
-    fn spaces(&self, array: &DiskArray) -> Vec<DiskSpace> {
+    /// How full the disks are, by set.
+    pub fn spaces(&self, array: &DiskArray) -> Vec<DiskSpace> {
         let closed = array.closed();
         let open = |id: DiskId| closed.checked_shr(id.0.into()).unwrap_or(0) & 1 == 0;
-        let sets = self.sets(array);
-        let spaces = self.chunks.iter().enumerate().map(|(i, c)| DiskSpace {
+        let sets = array.sets();
+        let spaces = self.chunks.iter().map(|c| DiskSpace {
             id: c.id,
-            set: (i % sets) as u16,
+            set: sets.get(&c.id).copied().unwrap_or_default(),
             total_chunks: c.used.len() as u32,
             free_chunks: if open(c.id) { c.free } else { 0 },
             wear: 0,
@@ -318,20 +318,35 @@ impl SegmentTable {
 
     /// Layout of segments opened now. With too few disks left for the tolerance, as much redundancy as they allow.
     pub fn width(&self, array: &DiskArray) -> Option<Width> {
-        let sets = self.sets(array);
         let members = array.members();
-        let count = |which: &dyn Fn(&Member) -> bool| members.iter().filter(|m| which(m)).count() / sets;
-        let (disks, here) = (count(&|m| !m.is_leaving()), count(&|m| m.takes_data()));
-        let lesser = [array.tolerance, Tolerance::Single, Tolerance::None];
-        lesser.into_iter().filter(|t| t.drives() <= array.tolerance.drives()).find_map(|t| width_now(disks, here, t))
+        let sets: BTreeSet<u16> = members.iter().map(|m| m.set()).collect();
+        let count = |which: &dyn Fn(&Member) -> bool| members.iter().filter(|m| which(m)).count();
+        // Each set could have its own; the narrowest is for all, so that segments are worth the same. A set of too few disks gets none.
+        let of_set = |set: u16, tolerance: Tolerance| {
+            let disks = count(&|m| m.set() == set && !m.is_leaving() && !m.is_condemned());
+            width_now(disks, count(&|m| m.set() == set && m.takes_data()), tolerance)
+        };
+        let narrowest = |t: Tolerance| sets.iter().filter_map(|set| of_set(*set, t)).min_by_key(|w| w.data);
+        let lesser = [array.tolerance(), Tolerance::Single, Tolerance::None];
+        lesser.into_iter().filter(|t| t.drives() <= array.tolerance().drives()).find_map(narrowest)
+    }
+
+    /// Whether columns of a segment that is in use lie in several sets.
+    pub fn straddles(&self, sets: &BTreeMap<DiskId, u16>) -> bool {
+        self.iter().any(|s| s.record.live > 0 && strays(&s.record, sets) != 0)
+    }
+
+    /// Whether a segment in use has less parity than that.
+    pub fn has_less_parity(&self, parity: usize) -> bool {
+        self.iter().any(|s| s.record.live > 0 && usize::from(s.record.parity) < parity)
     }
 
     /// Segments that could still be opened with the disks that are online, of the present width.
     pub fn free(&self, array: &DiskArray) -> u64 {
         let Some(width) = self.width(array) else { return 0 };
         let spaces = self.spaces(array);
-        let sets = spaces.iter().map(|s| s.set).max().map_or(0, |m| m + 1);
-        (0..sets)
+        let sets: BTreeSet<u16> = spaces.iter().map(|s| s.set).collect();
+        sets.into_iter()
             .map(|set| {
                 let chunks: Vec<u32> = spaces.iter().filter(|s| s.set == set).map(|s| s.free_chunks).collect();
                 max_extents(&chunks, width.columns())
@@ -343,16 +358,15 @@ impl SegmentTable {
     /// have room any more if the largest disk of each set were gone.
     pub fn total(&self, array: &DiskArray) -> (u64, u64) {
         let Some(width) = self.width(array) else { return (0, 0) };
-        let (sets, closed) = (self.sets(array), array.closed());
+        let closed = array.closed();
         let here = |id: DiskId| closed.checked_shr(id.0.into()).unwrap_or(0) & 1 == 0;
         let (mut total, mut spare) = (0, 0);
-        for set in 0..sets {
-            let own: Vec<&Chunks> = self.staying(array, set).collect();
+        for own in self.staying(array).into_values() {
             let count = |c: &&&Chunks| c.used.len() as u32;
             let now: Vec<u32> = own.iter().filter(|c| here(c.id)).map(|c| count(&c)).collect();
             let now = max_extents(&now, width.columns());
             total += now;
-            if has_spare(own.len(), array.tolerance) {
+            if has_spare(own.len(), array.tolerance()) {
                 // What was promised when the pool was whole: the same with a disk away.
                 let mut promised: Vec<u32> = own.iter().map(|c| count(&c)).collect();
                 promised.sort_unstable();
@@ -366,10 +380,9 @@ impl SegmentTable {
     /// Segments of the present width that the largest disk of each set makes the difference for, when all are there.
     pub fn spare_wanted(&self, array: &DiskArray) -> u64 {
         let Some(width) = self.width(array) else { return 0 };
-        let sets = self.sets(array);
-        let worth = |set: usize| {
-            let mut chunks: Vec<u32> = self.staying(array, set).map(|c| c.used.len() as u32).collect();
-            if !has_spare(chunks.len(), array.tolerance) {
+        let worth = |own: Vec<&Chunks>| {
+            let mut chunks: Vec<u32> = own.iter().map(|c| c.used.len() as u32).collect();
+            if !has_spare(chunks.len(), array.tolerance()) {
                 return 0;
             }
             chunks.sort_unstable();
@@ -377,7 +390,7 @@ impl SegmentTable {
             chunks.pop();
             all - max_extents(&chunks, width.columns())
         };
-        (0..sets).map(worth).sum()
+        self.staying(array).into_values().map(worth).sum()
     }
 
     /// Chooses the place of a new segment and reserves its chunks; None when there is no room.
@@ -435,6 +448,22 @@ impl SegmentTable {
         let worth = self.worth(array, segment);
         self.iter().map(|s| s.record.live.max(worth(&s.record))).sum()
     }
+}
+
+/// The set that holds most columns of a segment.
+pub fn home(record: &SegmentRecord, sets: &BTreeMap<DiskId, u16>) -> Option<u16> {
+    let mut counts: BTreeMap<u16, usize> = BTreeMap::new();
+    for set in record.columns.iter().filter_map(|(disk, _)| sets.get(disk)) {
+        *counts.entry(*set).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(set, count)| (*count, Reverse(*set))).map(|(set, _)| set)
+}
+
+/// Bit per column of a segment that lies in another set than most.
+pub fn strays(record: &SegmentRecord, sets: &BTreeMap<DiskId, u16>) -> u32 {
+    let home = home(record, sets);
+    let stray = |(_, (disk, _)): &(usize, &(DiskId, ChunkIndex))| sets.get(disk).copied() != home;
+    record.columns.iter().enumerate().filter(stray).fold(0, |bits, (i, _)| bits | 1 << i)
 }
 
 /// Disks that a pool of this tolerance needs at least.

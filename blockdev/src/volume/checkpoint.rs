@@ -34,7 +34,7 @@ use crate::format::superblock::Superblock;
 use crate::map::table::{page_of, slot_of};
 use crate::planted::{self, Bug};
 use crate::redundancy::array::DiskArray;
-use crate::report::Compression;
+use crate::report::{Compression, Tolerance};
 use crate::segment::appender::Appender;
 use crate::segment::table::SegmentTable;
 use crate::units::{DiskId, Epoch, SegmentId, Seqno, Uuid, VirtualBlock};
@@ -77,6 +77,12 @@ struct Frozen {
     unique_bytes: u64,
     stored_bytes: u64,
     interval: u32,
+    /// The sets of the disks, and what new data survives.
+    sets: BTreeMap<DiskId, u16>,
+    tolerance: Tolerance,
+    /// Whether segments lie in several sets, or have less parity than new ones.
+    straddles: bool,
+    less_parity: bool,
     /// Disks that were gone and given up: no log entry and no segment of later can lie on them.
     given_up: Vec<DiskId>,
     open: Vec<Arc<Appender>>,
@@ -179,6 +185,14 @@ impl Engine {
         if planted::active(Bug::SegmentReusedEarly) {
             self.give_back(&freed, frozen.interval);
         }
+        // Behind the instant the log has begun anew, with the sets and the tolerance of then.
+        let same = frozen.sets == self.array.sets();
+        let held = self.in_transition.load(Ordering::Acquire);
+        let mixed = self.array.is_mixed() && (held || !same || frozen.straddles);
+        let guaranteed = match self.array.tolerance() {
+            now if !held && now == frozen.tolerance && !frozen.less_parity => now,
+            _ => self.array.guaranteed(),
+        };
         let catalogue = Catalogue {
             record: frozen.record,
             seqno: frozen.seqno.0,
@@ -192,6 +206,9 @@ impl Engine {
             unique_bytes: frozen.unique_bytes,
             stored_bytes: frozen.stored_bytes,
             scrub: *self.scrub.lock(),
+            tolerance: self.array.tolerance(),
+            guaranteed,
+            mixed,
         };
         self.check_fence().await?;
         // A task that ended half-way must not become the truth.
@@ -203,6 +220,8 @@ impl Engine {
         write_root(&self.array, self.uuid, self.epoch, number, log_start, &catalogue).await?;
 
         self.noted_failures.store(own.failures, Ordering::Release);
+        self.array.set_mixed(mixed);
+        self.array.set_guaranteed(guaranteed);
         for disk in catalogue.disks.iter().filter(|d| d.service == Service::Empty) {
             if let Some(member) = self.array.member(disk.id).filter(|m| !m.is_empty()) {
                 tracing::warn!(disk = disk.id.0, "nothing lies on the disk any more that was given up");
@@ -303,7 +322,12 @@ impl Engine {
         own.unflushed = (open.iter().map(|a| a.extent.segment).collect(), state.segments.next_incarnation);
         let members = self.array.members();
         let given_up = members.iter().filter(|m| m.online().is_none() && m.is_given_up());
+        let (sets, tolerance) = (self.array.sets(), self.array.tolerance());
         let frozen = Frozen {
+            straddles: self.array.is_mixed() && state.segments.straddles(&sets),
+            less_parity: self.array.guaranteed() != tolerance && state.segments.has_less_parity(tolerance.drives()),
+            sets,
+            tolerance,
             maps: state.maps.pages.freeze(),
             table: state.table.pages.freeze().into_iter().collect(),
             directory: state.table.directory.freeze().into_iter().collect(),
@@ -569,6 +593,7 @@ pub fn disk_records(array: &DiskArray, unused: &dyn Fn(DiskId) -> bool) -> Vec<D
             service => service,
         },
         errors: m.errors(),
+        set: m.set(),
     };
     array.members().into_iter().map(record).collect()
 }

@@ -1,6 +1,7 @@
 //! Disks that join a pool, and disks that leave it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::recovery::write_label;
@@ -9,6 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{DISK_IDS, Service};
 use crate::format::layout::{EDGE, LABEL_SIZE};
 use crate::redundancy::array::Member;
+use crate::redundancy::layout::{Grouped, regroup};
+use crate::report::Tolerance;
+use crate::segment::table::disks_min;
 use crate::units::{DiskId, Uuid};
 
 impl Engine {
@@ -26,6 +30,7 @@ impl Engine {
             let uuid =
                 Uuid((u128::from(self.env.random_u64()) << 64 | u128::from(self.env.random_u64())).to_le_bytes());
             let member = Member::new(id, uuid, size, Some(disk.clone()), false);
+            member.set_set(self.regroup(Some(id)).await?);
             let failed = |e| Error::io(format!("{}: {e}", disk.name()));
             // What an earlier life left in the log region, or in the superblocks, must not be found.
             let (start, end) = (geometry.log_extent(0), geometry.log_extent(geometry.log_extents));
@@ -121,6 +126,7 @@ impl Engine {
         }
         self.checkpoint().await?;
         self.label_absent().await?;
+        self.regroup(None).await?;
         if let Some(disk) = member.handle() {
             self.candidates.write().retain(|d| !Arc::ptr_eq(d, &disk));
         }
@@ -132,6 +138,126 @@ impl Engine {
         }
         tracing::info!(pool = self.name, disk = member.id.0, "disk removed");
         Ok(())
+    }
+}
+
+impl Engine {
+    /// Puts disks into sets anew, with one that is about to join, or after one has left; gives the set of the new one.
+    async fn regroup(self: &Arc<Self>, joining: Option<DiskId>) -> Result<u16> {
+        let before = self.array.sets();
+        let mut drives: Vec<Grouped> = {
+            let state = self.state.read();
+            let grouped =
+                |(id, set): (&DiskId, &u16)| Grouped { id: *id, set: Some(*set), used: state.segments.allocated(*id) };
+            before.iter().map(grouped).collect()
+        };
+        drives.extend(joining.map(|id| Grouped { id, set: None, used: 0 }));
+        let after = regroup(&drives, self.array.tolerance());
+        let own = after.iter().find(|(id, _)| Some(*id) == joining).map_or(0, |(_, set)| *set);
+        if after.iter().any(|(id, set)| before.get(id).is_some_and(|old| old != set)) {
+            let _transition = self.begin_transition().await?;
+            self.array.set_sets(&after);
+        }
+        Ok(own)
+    }
+
+    /// Until the end of what it returns the pool counts failures in all sets together, and a durable checkpoint says so. What is being filled is
+    /// closed by the next one.
+    async fn begin_transition(self: &Arc<Self>) -> Result<Transition> {
+        let transition = {
+            // Not while a checkpoint decides about it.
+            let mut own = self.checkpoints.lock().await;
+            own.forced = true;
+            self.array.set_mixed(true);
+            Transition::of(self)
+        };
+        self.checkpoint().await?;
+        let mut own = self.checkpoints.lock().await;
+        (own.forced, own.close_segments) = (true, true);
+        Ok(transition)
+    }
+
+    /// Changes how many failures new data survives. What is there follows in the background when it survives fewer. Fails, and changes nothing,
+    /// when there are too few disks or too little room.
+    pub async fn set_tolerance(self: &Arc<Self>, wanted: Tolerance) -> Result<()> {
+        let before = self.array.tolerance();
+        if wanted == before {
+            return Ok(());
+        }
+        let disks = self.array.members().iter().filter(|m| m.takes_data()).count();
+        if disks < disks_min(wanted) {
+            return Err(Error::invalid(format!(
+                "a tolerance of {} needs at least {} working disks, pool {} has {disks}: add some first",
+                wanted.drives(),
+                disks_min(wanted),
+                self.name
+            )));
+        }
+        let space = {
+            let room = self.space();
+            self.array.set_tolerance(wanted);
+            let space = self.space();
+            self.array.set_tolerance(before);
+            tracing::debug!(
+                before = room.usable,
+                after = space.usable,
+                used = space.used,
+                "space with another tolerance"
+            );
+            space
+        };
+        if space.used > space.usable {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "with a tolerance of {} pool {} has room for {} MiB, and {} MiB are in use: delete volumes, discard data or add a drive first",
+                    wanted.drives(),
+                    self.name,
+                    space.usable >> 20,
+                    space.used >> 20
+                ),
+            ));
+        }
+        if wanted.drives() < self.array.guaranteed().drives() {
+            let _transition = {
+                let mut own = self.checkpoints.lock().await;
+                own.forced = true;
+                self.array.set_guaranteed(wanted);
+                Transition::of(self)
+            };
+            self.checkpoint().await?;
+            self.array.set_tolerance(wanted);
+        } else {
+            self.array.set_tolerance(wanted);
+        }
+        // The largest size of a set is another one.
+        self.regroup(None).await?;
+        {
+            let mut own = self.checkpoints.lock().await;
+            (own.forced, own.close_segments) = (true, true);
+        }
+        self.checkpoint().await?;
+        *self.labelled_changes.lock().await = u64::MAX;
+        self.label_absent().await?;
+        tracing::info!(pool = self.name, from = before.drives(), to = wanted.drives(), "tolerance of new data changed");
+        self.array.changed.notify_one();
+        Ok(())
+    }
+}
+
+/// Sets or tolerance change, for as long as it lives.
+struct Transition(Arc<Engine>);
+
+impl Transition {
+    fn of(engine: &Arc<Engine>) -> Self {
+        engine.in_transition.store(true, Ordering::Release);
+        Self(engine.clone())
+    }
+}
+
+impl Drop for Transition {
+    fn drop(&mut self) {
+        self.0.in_transition.store(false, Ordering::Release);
     }
 }
 

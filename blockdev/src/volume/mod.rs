@@ -3,6 +3,7 @@
 //! `intake` (acknowledge, overlay) → `destage` (find duplicates, compress, in parallel) → `commit` (one after another: places, records,
 //! state) → `group_commit` (log, flush) and, in the background, `checkpoint` and `cleaner`. `recovery` is the way back after a crash.
 
+pub mod balance;
 pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
@@ -252,6 +253,10 @@ pub struct Engine {
     pub(crate) set_aside: AtomicUsize,
     /// The newest scrub.
     pub(crate) scrub: Mutex<ScrubRecord>,
+    /// Sets or tolerance are about to change: the pool stays mixed, and its guarantee where it is.
+    pub(crate) in_transition: AtomicBool,
+    /// Whether data is being spread.
+    pub(crate) balance: Mutex<balance::Balance>,
     /// Wakes who scrubs: one was asked for, or is to stop.
     pub(crate) scrub_wanted: Notify,
     /// Volumes that take no writes, and why: a page of their map cannot be read.

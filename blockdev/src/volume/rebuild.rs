@@ -2,6 +2,7 @@
 //! back or into the spare on others. `docs/design/0005-rebuild.md` has the invariants.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::format::record::{ColumnMove, Op, Record, SegmentRecord};
 use crate::planted::{self, Bug};
 use crate::redundancy::array::{Extent, Member};
 use crate::report::Rebuild;
-use crate::segment::table::Segment;
+use crate::segment::table::{Segment, strays};
 use crate::units::{ChunkIndex, DiskId};
 
 /// Bytes of all columns of a segment read at once, about.
@@ -38,7 +39,19 @@ const CLEANER_MARGIN: u64 = 2;
 /// Segments of which less is live are emptied: that moves less than a column has.
 const LIVE_MIN: f64 = 0.15;
 
+/// Why a segment is worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It lacks columns, or some of them are to be elsewhere.
+    Repair,
+    /// Disks are to be filled evenly.
+    Balance,
+    /// It is to be written again in the present width.
+    Restripe,
+}
+
 /// A segment with columns to be written anew.
+#[derive(Clone)]
 pub(super) struct Degraded {
     pub(super) record: SegmentRecord,
     pub(super) extent: Arc<Extent>,
@@ -48,6 +61,10 @@ pub(super) struct Degraded {
     pub(super) wanted: u32,
     /// Bit per wanted column that is there, but not what it should be: it goes to a fresh chunk, of the same disk if that has one.
     pub(super) bad: u32,
+    /// Bit per wanted column that is whole, and is to be on another disk.
+    pub(super) moving: u32,
+    /// Why.
+    pub(super) kind: Kind,
 }
 
 impl Degraded {
@@ -74,29 +91,45 @@ impl Degraded {
 struct View {
     members: Vec<Arc<Member>>,
     absent: u128,
+    /// The set of each disk, when segments may lie in several.
+    sets: Option<BTreeMap<DiskId, u16>>,
 }
 
 impl View {
     fn of(engine: &Engine) -> Self {
-        Self { members: engine.array.members(), absent: engine.array.absent() }
+        let array = &engine.array;
+        let sets = array.is_mixed().then(|| array.sets());
+        Self { members: array.members(), absent: array.absent(), sets }
     }
 
     /// What a sealed segment lacks.
     fn look(&self, s: &Segment, parity: usize) -> Option<Degraded> {
         let r = &s.record;
         let lost = s.extent.lost_columns(self.absent);
-        let wanted = |(i, (disk, _)): (usize, &_)| {
-            let member = self.members.iter().find(|m| m.id == *disk)?;
-            if lost >> i & 1 == 0 {
-                return member.is_leaving().then_some(1 << i);
+        let stray = self.sets.as_ref().map_or(0, |sets| strays(r, sets));
+        let (mut wanted, mut moving) = (0, 0);
+        for (i, (disk, _)) in r.columns.iter().enumerate() {
+            let Some(member) = self.members.iter().find(|m| m.id == *disk) else { continue };
+            let bit = 1 << i;
+            if lost & bit == 0 {
+                moving |= if member.is_leaving() { bit } else { stray & bit };
+            } else if member.is_settled() || member.online().is_none() && member.is_given_up() {
+                wanted |= bit;
             }
-            (member.is_settled() || member.online().is_none() && member.is_given_up()).then_some(1 << i)
-        };
-        let wanted = r.columns.iter().enumerate().filter_map(wanted).fold(0, |bits, bit| bits | bit);
+        }
+        wanted |= moving;
         // It was written when there were too few disks for the tolerance.
         let thin = usize::from(r.parity) < parity;
         let extent = s.extent.clone();
-        (r.live > 0 && (wanted != 0 || thin)).then(|| Degraded { record: r.clone(), extent, lost, wanted, bad: 0 })
+        (r.live > 0 && (wanted != 0 || thin)).then(|| Degraded {
+            record: r.clone(),
+            extent,
+            lost,
+            wanted,
+            bad: 0,
+            moving,
+            kind: Kind::Repair,
+        })
     }
 }
 
@@ -222,13 +255,30 @@ impl Engine {
         let room = self.room();
         if !found.is_empty() && *stuck == Some(room) {
             // None of them found room, and there is no more than there was.
-            self.note_progress(left, left, false);
+            self.note_progress(left, left, self.rebuild_cause());
             return Ok(false);
         }
-        self.note_progress(left, 0, found.is_empty());
+        let mut found = found;
         if found.is_empty() {
-            return self.forget_empty_disks().await;
+            if self.forget_empty_disks().await? {
+                return Ok(true);
+            }
+            found = self.unbalanced(aside);
         }
+        let balancing = found.first().is_some_and(|d| d.kind != Kind::Repair);
+        let left: u64 = found.iter().map(Degraded::bytes).sum();
+        if found.is_empty() {
+            self.end_progress();
+            // Sets that are no longer mixed, and a guarantee that can be raised, wait for a checkpoint.
+            let pending = self.array.is_mixed() || self.array.guaranteed() != self.array.tolerance();
+            if pending && !self.in_transition.load(Ordering::Acquire) {
+                self.checkpoints.lock().await.forced = true;
+                self.checkpoint().await?;
+            }
+            return Ok(false);
+        }
+        let cause = if balancing { "data is spread over all disks".into() } else { self.rebuild_cause() };
+        self.note_progress(left, 0, cause);
         // Segments that a checkpoint sealed have all their columns on stable storage, on the disks that were there.
         self.checkpoints.lock().await.forced = true;
         self.checkpoint().await?;
@@ -270,7 +320,11 @@ impl Engine {
             self.set_left(left, waiting);
         }
         drop(jobs);
-        *stuck = (!progress && waiting > 0).then_some(room);
+        if balancing && (!progress || waiting > 0) {
+            self.stop_balancing();
+        } else {
+            *stuck = (!progress && waiting > 0).then_some(room);
+        }
         match failure {
             Some(e) => Err(e),
             None => Ok(progress && !self.is_dead()),
@@ -308,7 +362,11 @@ impl Engine {
         let state = self.state.read();
         let parity = state.segments.width(&self.array).map_or(0, |w| w.parity);
         let same = state.segments.get(d.record.id).filter(|s| s.record.incarnation == d.record.incarnation)?;
-        view.look(same, parity)
+        if d.kind == Kind::Repair {
+            return view.look(same, parity);
+        }
+        let whole = same.extent.lost_columns(view.absent) == 0 && same.record.columns == d.record.columns;
+        (whole && same.record.live > 0).then(|| d.clone())
     }
 
     /// Whether segments that are not closed yet lack columns that could be written.
@@ -360,30 +418,30 @@ impl Engine {
         Ok(self.array.members().iter().any(waits))
     }
 
-    fn note_progress(&self, left: u64, waiting: u64, ended: bool) {
-        let mut progress = self.rebuild.lock();
-        if ended {
-            if let Some(p) = progress.take() {
-                let seconds = self.env.now().saturating_sub(p.started).as_secs();
-                let aside = self.set_aside.load(Ordering::Relaxed);
-                tracing::info!(
-                    pool = self.name,
-                    bytes = p.total,
-                    seconds,
-                    aside,
-                    "all redundancy is restored that can be now"
-                );
-            }
-            return;
+    fn end_progress(&self) {
+        if let Some(p) = self.rebuild.lock().take() {
+            let seconds = self.env.now().saturating_sub(p.started).as_secs();
+            let aside = self.set_aside.load(Ordering::Relaxed);
+            let (cause, bytes) = (p.cause, p.total);
+            tracing::info!(
+                pool = self.name,
+                cause,
+                bytes,
+                seconds,
+                aside,
+                "all is where it should be, as far as that can be now"
+            );
         }
-        let cause = self.rebuild_cause();
-        match &mut *progress {
+    }
+
+    fn note_progress(&self, left: u64, waiting: u64, cause: String) {
+        match &mut *self.rebuild.lock() {
             Some(p) => {
                 p.total = p.total.max(p.total - p.left.min(p.total) + left);
                 (p.left, p.cause, p.waiting) = (left, cause, waiting);
             }
-            None => {
-                tracing::info!(pool = self.name, bytes = left, cause, "restoring redundancy");
+            progress => {
+                tracing::info!(pool = self.name, bytes = left, cause, "moving data");
                 let started = self.env.now();
                 *progress = Some(Progress { cause, total: left, left, started, waiting });
             }
@@ -414,10 +472,13 @@ impl Engine {
         if !leaving.is_empty() {
             return format!("disk {} is being removed", leaving.join(", "));
         }
-        if gone.is_empty() {
-            "disks that came back catch up".into()
-        } else {
-            format!("disk {} is gone", gone.join(", "))
+        match gone.is_empty() {
+            false => format!("disk {} is gone", gone.join(", ")),
+            true if self.array.is_mixed() => "data moves to its resiliency set".into(),
+            true if self.array.guaranteed().drives() < self.array.tolerance().drives() => {
+                "the tolerance is raised".into()
+            }
+            true => "disks that came back catch up".into(),
         }
     }
 
@@ -488,7 +549,7 @@ impl Engine {
                     };
                     at.filter(|at| fits(&mut state, at))
                 }
-                Some(m) if m.is_settled() && !m.is_leaving() => (stale >> column & 1 == 1).then_some(from),
+                Some(m) if m.is_settled() && d.moving >> column & 1 == 0 => (stale >> column & 1 == 1).then_some(from),
                 _ => {
                     let target = state.segments.target(&self.array, &record);
                     let at = target.and_then(|disk| Some((disk, state.segments.reserve(disk)?)));

@@ -33,6 +33,7 @@ use crate::format::superblock::Superblock;
 use crate::log::{Log, replay};
 use crate::planted::{self, Bug};
 use crate::redundancy::array::{DiskArray, Extent, Member};
+use crate::report::Tolerance;
 use crate::segment::appender::Appender;
 use crate::segment::table::SegmentTable;
 use crate::units::{Epoch, SegmentId, Uuid};
@@ -263,6 +264,7 @@ pub fn assemble(
         let sure = record.last_checkpoint.max(seen.saturating_sub(1));
         member.last_checkpoint.store(sure, Ordering::Relaxed);
         member.set_errors(record.errors);
+        member.set_set(record.set);
         if member.online().is_none()
             || matches!(record.service, Service::Leaving | Service::Failing | Service::Condemned)
         {
@@ -277,7 +279,9 @@ pub fn assemble(
             "disk left out: it was removed from the pool, or never wholly added"
         );
     }
-    let array = DiskArray::new(env.clone(), label.geometry, label.tolerance, members);
+    let array = DiskArray::new(env.clone(), label.geometry, catalogue.tolerance, members);
+    array.set_guaranteed(catalogue.guaranteed);
+    array.set_mixed(catalogue.mixed);
     array.check_quorum().map_err(|e| {
         // One of these may be among those that are gone, but which one it is cannot be told.
         let nameless: Vec<String> =
@@ -353,6 +357,8 @@ impl Engine {
             cleaner_wanted: Notify::new(),
             set_aside: AtomicUsize::new(0),
             scrub: Mutex::new(catalogue.scrub),
+            in_transition: false.into(),
+            balance: Mutex::default(),
             scrub_wanted: Notify::new(),
             broken: Mutex::default(),
             rebuild: Mutex::new(None),
@@ -649,7 +655,7 @@ pub fn next_epoch(env: &Arc<dyn Env>, seen: Epoch) -> Epoch {
 pub async fn write_labels(array: &DiskArray, pool: &Label, epoch: Epoch, absent: u128) -> Result<()> {
     let absent = absent | array.unreliable();
     let writes = array.online().into_iter().map(|m| async move {
-        let data = label_of(&m, pool, epoch, absent);
+        let data = label_of(&m, pool, epoch, absent, array.tolerance());
         let tail = array.geometry.tail(m.size);
         // A crash may have torn the copy at the end: then it is written first, so that one copy is intact at any time.
         let intact = array.read_disk(m.id, tail, LABEL_SIZE).await.is_ok_and(|old| Label::decode(&old).is_ok());
@@ -662,8 +668,8 @@ pub async fn write_labels(array: &DiskArray, pool: &Label, epoch: Epoch, absent:
     array.check_quorum()
 }
 
-fn label_of(m: &Member, pool: &Label, epoch: Epoch, absent: u128) -> Bytes {
-    let label = Label { disk: m.uuid, id: m.id, size: m.size, epoch, absent, ..pool.clone() };
+fn label_of(m: &Member, pool: &Label, epoch: Epoch, absent: u128, tolerance: Tolerance) -> Bytes {
+    let label = Label { disk: m.uuid, id: m.id, size: m.size, epoch, absent, tolerance, ..pool.clone() };
     AlignedBuf::padded(&label.encode()).freeze()
 }
 
@@ -676,7 +682,7 @@ pub(super) async fn write_label(
     member: &Member,
     disk: &Arc<dyn Disk>,
 ) -> Result<()> {
-    let data = label_of(member, pool, epoch, absent);
+    let data = label_of(member, pool, epoch, absent, array.tolerance());
     for at in [0, array.geometry.tail(member.size)] {
         let written = disk.write(at, vec![data.clone()], true).await;
         written.map_err(|e| Error::io(format!("{}: {e}", disk.name())))?;

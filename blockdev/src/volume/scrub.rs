@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 
 use super::Engine;
 use super::load::ways_around;
-use super::rebuild::{Degraded, Outcome, WINDOW};
+use super::rebuild::{Degraded, Kind, Outcome, WINDOW};
 use super::verify::{Check, Verifier};
 use crate::disk::Disk;
 use crate::env::compute;
@@ -157,7 +157,7 @@ impl Engine {
         }
     }
 
-    async fn keep_on_record(self: &Arc<Self>) -> Result<()> {
+    pub(super) async fn keep_on_record(self: &Arc<Self>) -> Result<()> {
         self.checkpoints.lock().await.forced = true;
         self.checkpoint().await
     }
@@ -289,7 +289,8 @@ impl Engine {
             // A checkpoint that has it sealed has all its columns on stable storage.
             self.keep_on_record().await?;
             let lost = extent.lost_columns(self.array.absent()) | found.bad;
-            let d = Degraded { record, extent: extent.clone(), lost, wanted: found.bad, bad: found.bad };
+            let (wanted, bad, moving, kind) = (found.bad, found.bad, 0, Kind::Repair);
+            let d = Degraded { record, extent: extent.clone(), lost, wanted, bad, moving, kind };
             let within = found.damaged == 0 && lost.count_ones() <= u32::from(d.record.parity);
             let mut outcome = if within { self.rewrite_columns(&d).await? } else { Outcome::Damaged };
             // Each frame by itself finds its way, and its room.
@@ -480,7 +481,7 @@ impl Engine {
         let staying = members.iter().filter(|m| m.id != member.id && m.online().is_some() && !m.is_leaving()).count();
         // Not at the price of narrower extents.
         let width = self.state.read().segments.width(&self.array).map_or(0, |w| w.columns());
-        let enough = staying >= width.max(crate::segment::table::disks_min(self.array.tolerance));
+        let enough = staying >= width.max(crate::segment::table::disks_min(self.array.tolerance()));
         match if enough {
             self.empty_disk(member.id, Service::Failing).await
         } else {

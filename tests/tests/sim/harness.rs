@@ -27,6 +27,10 @@ pub enum Change {
     Remove(usize),
     /// All is scrubbed.
     Scrub,
+    /// Another tolerance.
+    Tolerance(Tolerance),
+    /// Data is spread evenly.
+    Rebalance,
 }
 
 /// How often redundancy is looked at before it must be restored.
@@ -235,6 +239,8 @@ impl Appliance {
                 (Change::Scrub, _) => {
                     pool.start_scrub().await.map_err(|e| format!("scrub: {e}"))?;
                 }
+                (Change::Tolerance(t), _) => pool.set_tolerance(t).await.map_err(|e| format!("tolerance: {e}"))?,
+                (Change::Rebalance, _) => pool.rebalance().await.map_err(|e| format!("rebalance: {e}"))?,
                 (_, Some(disk)) => drop(pool.add_disk(disk, false).await.map_err(|e| format!("adding: {e}"))?),
                 _ => {}
             }
@@ -370,7 +376,8 @@ impl Appliance {
 async fn lacking(pool: &Pool) -> Option<String> {
     let status = pool.status().await;
     let r = status.redundancy;
-    let idle = status.rebuild.is_none() && !status.scrub.running && r.reduced + r.none + r.lost == 0;
+    let settled = !status.mixed && status.tolerance == status.tolerance_wanted;
+    let idle = settled && status.rebuild.is_none() && !status.scrub.running && r.reduced + r.none + r.lost == 0;
     let members = pool.engine().array.members();
     let counted = members.iter().any(|m| m.online().is_none() && !m.is_empty() || m.is_leaving());
     (!idle || counted).then(|| format!("{:?}, {r:?}, {:?}, {:?}", status.rebuild, status.disks, status.alerts))

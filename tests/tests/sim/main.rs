@@ -1,6 +1,7 @@
 //! The whole engine under the simulator: random work, crashes at any point, failing disks; the state after each recovery must be the
 //! state of one instant, not before the last completed flush. `ASHLAR_SIM_SEEDS` sets how many seeds run, `ASHLAR_SIM_SEED` one of them.
 
+mod changes;
 mod concurrent;
 mod cut_short;
 mod exhaustive;

@@ -113,6 +113,7 @@ fn catalogue() {
         size: 1 << 30,
         last_checkpoint: 8,
         service,
+        set: id + 1,
         errors: DiskErrors { read: 1, write: 2, checksum: 128 },
     };
     let catalogue = Catalogue {
@@ -133,17 +134,20 @@ fn catalogue() {
         unique_bytes: 8192,
         stored_bytes: 3000,
         scrub: ScrubRecord { begun_s: 200, ended_s: 201, next: 3, end: 4, repaired: 5, damaged: 6 },
+        tolerance: Tolerance::Double,
+        guaranteed: Tolerance::Single,
+        mixed: true,
     };
     let bytes = catalogue.encode().unwrap();
     let body = super::generate::body_of(&bytes);
     assert_eq!(hex(&bytes[..16]), format!("4153484304000000{}", hex(&(body.len() as u64).to_le_bytes())));
     let expected = format!(
         "e807 d00f ad02 04 8002 8040 b817
-         03 00 00000000000000000000000000000000 8080808004 08 00 01 02 8001
-            01 01010101010101010101010101010101 8080808004 08 01 01 02 8001
-            02 02020202020202020202020202020202 8080808004 08 03 01 02 8001
+         03 00 00000000000000000000000000000000 8080808004 08 00 01 01 02 8001
+            01 01010101010101010101010101010101 8080808004 08 01 02 01 02 8001
+            02 02020202020202020202020202020202 8080808004 08 03 03 01 02 8001
          01 {SEGMENT} 01 {VOLUME} 01 01000000 02000000 0300 02 00 05000000 0400000000000000
-         c801 c901 03 04 05 06"
+         c801 c901 03 04 05 06 02 01 01"
     );
     assert_eq!(hex(&body), digits(&expected));
 }
