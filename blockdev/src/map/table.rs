@@ -93,6 +93,11 @@ impl BlockTable {
         };
     }
 
+    /// What could not be read may be there again.
+    pub fn forget_lost(&mut self) {
+        self.lost = Default::default();
+    }
+
     /// Pages that could not be read.
     pub fn lost(&self) -> usize {
         self.lost.0.len() + self.lost.1.len()
@@ -129,6 +134,17 @@ impl BlockTable {
             None if self.pointer(page)?.is_none() => Ok(BlockEntry::default()),
             None => Err(Miss::Table(page)),
         }
+    }
+
+    /// What [`Self::ensure`] would ask for.
+    pub fn lacks(&self, block: VirtualBlock) -> Option<Miss> {
+        let page = page_of(block);
+        let directory = page / DIR_FANOUT;
+        if !self.directory.contains(directory) {
+            return (!self.root(directory).is_none()).then_some(Miss::Directory(directory));
+        }
+        let stored = !self.pages.contains(page) && self.pointer(page).is_ok_and(|p| !p.is_none());
+        stored.then_some(Miss::Table(page))
     }
 
     /// Makes the pages above and of `block` resident, creating them where nothing was ever written.

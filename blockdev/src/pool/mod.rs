@@ -465,9 +465,10 @@ async fn refuse_foreign(disk: &Arc<dyn Disk>) -> Result<()> {
 async fn delete_in_background(engine: Arc<Engine>, id: VolumeId) {
     let result = async {
         engine.flush().await?;
-        let blocks = engine.state.read().volumes.get(&id).map_or(0, |v| v.blocks);
-        engine.commit_unmap(id, Lba(0), blocks, Seqno(0)).await?;
-        engine.commit_ops(vec![Op::DropVolume(id)]).await
+        engine.unmap_readable(id).await?;
+        engine.commit_ops(vec![Op::DropVolume(id)]).await?;
+        engine.broken.lock().remove(&id);
+        Ok::<(), Error>(())
     };
     if let Err(e) = result.await
         && !engine.is_dead()

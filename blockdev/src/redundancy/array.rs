@@ -390,12 +390,25 @@ impl DiskArray {
         }
     }
 
-    /// Lays a checksum mismatch to a disk.
-    pub fn blame(&self, id: DiskId) {
-        if let Some(member) = self.member(id) {
+    /// Lays a checksum mismatch to disks: those of the given columns of a segment, at an offset of its data space. One that is not new is not
+    /// counted.
+    pub fn blame(&self, extent: &Extent, columns: u32, offset: u32) {
+        let row = offset / extent.stripe_size(&self.geometry);
+        for (column, (disk, chunk)) in extent.columns.iter().enumerate() {
+            if columns >> column & 1 == 1 {
+                let strip = u64::from(self.geometry.strip_size);
+                self.blame_place(*disk, self.geometry.chunk(chunk.0) + u64::from(row) * strip);
+            }
+        }
+    }
+
+    /// As [`Self::blame`], for a place of a disk.
+    pub fn blame_place(&self, id: DiskId, offset: u64) {
+        if let Some(member) = self.member(id)
+            && member.note_error(self.env.now(), offset / u64::from(self.geometry.strip_size))
+        {
             member.checksum_errors.fetch_add(1, Ordering::Relaxed);
-            member.note_error(self.env.now());
-            tracing::warn!(disk = id.0, "a checksum did not match; the data was reconstructed from redundancy");
+            tracing::warn!(disk = id.0, offset, "a disk gave back something else than was written");
         }
     }
 
@@ -447,7 +460,7 @@ impl DiskArray {
             Err(e) => {
                 // A place that cannot be read says nothing about the rest of the disk.
                 member.read_errors.fetch_add(1, Ordering::Relaxed);
-                member.note_error(self.env.now());
+                member.note_error(self.env.now(), offset / u64::from(self.geometry.strip_size));
                 if matches!(e, DiskError::Failed(_)) {
                     self.fail(id, &e.to_string());
                 }

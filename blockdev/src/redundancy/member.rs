@@ -1,5 +1,6 @@
 //! One disk of a pool: whether it serves, what is expected of it, what it has cost.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +17,9 @@ pub const CONDEMNED: &str = "it made too many errors; what it held was moved to 
 
 /// Errors count half after this time.
 const ERRORS_HALVE: Duration = Duration::from_secs(3600);
+
+/// Bad places of a disk that are remembered.
+const PLACES_MAX: usize = 4096;
 
 /// What a count of errors as of a time has become.
 fn decayed((then, count): (Duration, f64), now: Duration) -> f64 {
@@ -68,6 +72,8 @@ pub struct Member {
     earlier: Mutex<DiskErrors>,
     /// Errors of late, as of a time: the count halves with every [`ERRORS_HALVE`].
     errors_of_late: Mutex<(Duration, f64)>,
+    /// Places that were counted, since a time: a place counts once.
+    places: Mutex<(Duration, BTreeSet<u64>)>,
     /// Writes that wait because the file system below this file-backed disk is full.
     pub(super) stalled: AtomicU64,
 }
@@ -121,6 +127,7 @@ impl Member {
             checksum_errors: AtomicU64::new(0),
             earlier: Mutex::default(),
             errors_of_late: Mutex::default(),
+            places: Mutex::default(),
             stalled: AtomicU64::new(0),
         }
     }
@@ -170,10 +177,20 @@ impl Member {
         self.condemned.load(Ordering::Acquire)
     }
 
-    /// Takes note of an error when reading. Halving makes the count one of late.
-    pub(super) fn note_error(&self, now: Duration) {
+    /// Takes note of an error when reading at a place. Halving makes the count one of late. Says whether the place was not known to be bad.
+    pub(super) fn note_error(&self, now: Duration, place: u64) -> bool {
+        {
+            let mut places = self.places.lock();
+            if now.saturating_sub(places.0) > ERRORS_HALVE || places.1.len() >= PLACES_MAX {
+                *places = (now, BTreeSet::new());
+            }
+            if !places.1.insert(place) {
+                return false;
+            }
+        }
         let mut known = self.errors_of_late.lock();
         *known = (now, decayed(*known, now) + 1.0);
+        true
     }
 
     /// Errors of late.
@@ -199,6 +216,7 @@ impl Member {
     /// Its errors of late do not count.
     pub fn forgive(&self) {
         *self.errors_of_late.lock() = Default::default();
+        *self.places.lock() = Default::default();
     }
 
     /// It was taken back: what it did wrong before says nothing about what comes.

@@ -10,7 +10,7 @@ use crate::format::page::{MAP_FANOUT, MapPage};
 use crate::format::record::VolumeRecord;
 use crate::map::Miss;
 use crate::report::{Damage, DamagedRange};
-use crate::units::{BLOCK_BYTES, Lba, SegmentId, VirtualBlock, VolumeId};
+use crate::units::{BLOCK_BYTES, Lba, SegmentId, Seqno, VirtualBlock, VolumeId};
 
 /// Ranges that are listed.
 const RANGES_MAX: usize = 10_000;
@@ -143,6 +143,36 @@ impl Engine {
             }
         }
         Ok(list.damage)
+    }
+
+    /// Gives all of a volume back that its map can be read for; it must be in nobody's use. What lies behind pages that cannot be read stays
+    /// counted, and takes its space.
+    pub async fn unmap_readable(self: &Arc<Self>, id: VolumeId) -> Result<()> {
+        let Some(volume) = self.state.read().volumes.get(&id).cloned() else { return Ok(()) };
+        match self.commit_unmap(id, Lba(0), volume.blocks, Seqno(0)).await {
+            Err(e) if is_unreadable(&e) && !self.is_dead() => {}
+            other => return other,
+        }
+        let Some(volume) = self.state.read().volumes.get(&id).cloned() else { return Ok(()) };
+        let mut stack = Vec::new();
+        if !volume.root.is_none() {
+            stack.push((volume.root, volume.levels - 1, 0u64));
+        }
+        while let Some((block, level, index)) = stack.pop() {
+            let Page::Read(page) = self.map_page(&volume, (block, level, index)).await? else { continue };
+            if level == 0 {
+                let (first, count) = (index * MAP_FANOUT as u64, MAP_FANOUT as u64);
+                let count = count.min(volume.blocks.saturating_sub(first));
+                match self.commit_unmap(id, Lba(first), count, Seqno(0)).await {
+                    Err(e) if is_unreadable(&e) && !self.is_dead() => {}
+                    other => other?,
+                }
+                continue;
+            }
+            let used = page.entries.iter().enumerate().filter(|(_, entry)| !entry.is_none());
+            stack.extend(used.map(|(slot, entry)| (*entry, level - 1, index * MAP_FANOUT as u64 + slot as u64)));
+        }
+        Ok(())
     }
 
     async fn map_page(&self, volume: &VolumeRecord, (block, level, index): (VirtualBlock, u8, u64)) -> Result<Page> {

@@ -85,9 +85,8 @@ impl Engine {
             let Ok(stored) = self.read_stored(&extent, at.offset, at.len.into(), avoid).await else { continue };
             if let Some(raw) = decode(&stored) {
                 self.counters.repaired.fetch_add(1, Ordering::Relaxed);
-                for &c in columns.iter().filter(|&&c| avoid & (1 << c) != 0) {
-                    self.array.blame(extent.columns[c].0);
-                }
+                let lost = extent.lost_columns(self.array.absent());
+                self.array.blame(&extent, avoid & !lost, at.offset);
                 self.array.suspect(&extent, avoid);
                 return Ok(raw);
             }

@@ -96,7 +96,8 @@ impl Engine {
         {
             // A disk is let go under the same lock.
             let mut own = self.checkpoints.lock().await;
-            if self.array.member(member.id).is_none_or(|m| m.uuid != member.uuid) {
+            let here = self.array.member(member.id).is_some_and(|m| m.uuid == member.uuid);
+            if !here || !member.is_leaving() || member.online().is_none() {
                 return Ok(false);
             }
             member.forgive();

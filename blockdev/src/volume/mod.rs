@@ -253,6 +253,8 @@ pub struct Engine {
     pub(crate) set_aside: AtomicUsize,
     /// The newest scrub.
     pub(crate) scrub: Mutex<ScrubRecord>,
+    /// Scrubs begun since the pool was opened.
+    pub(crate) scrub_runs: AtomicU64,
     /// Sets or tolerance are about to change: the pool stays mixed, and its guarantee where it is.
     pub(crate) in_transition: AtomicBool,
     /// Whether data is being spread.

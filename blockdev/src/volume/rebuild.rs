@@ -15,7 +15,7 @@ use super::Engine;
 use super::commit::Draft;
 use super::scrub::ERRORS_MANY;
 use super::state::State;
-use super::verify::Verifier;
+use super::verify::{LiveFrames, Verifier};
 use crate::error::{ErrorKind, Result};
 use crate::format::record::{ColumnMove, Op, Record, SegmentRecord};
 use crate::planted::{self, Bug};
@@ -189,7 +189,7 @@ impl Engine {
             if self.array.changes() != changes {
                 // A disk that came back may have what could not be read.
                 aside.clear();
-                self.broken.lock().clear();
+                self.state.write().table.forget_lost();
                 changes = self.array.changes();
             }
             if self.array.give_up_overdue(self.config.failed_grace, self.config.missing_grace) {
@@ -584,7 +584,10 @@ impl Engine {
             })
             .collect();
         let Some(targets) = targets.filter(|t| t.iter().all(Target::is_steady)) else { return Ok(Outcome::Changed) };
-        let Some(checks) = self.live_frames(&d.record).await? else { return Ok(Outcome::Damaged) };
+        // What cannot be looked up cannot be verified; its columns are computed like all others.
+        let (LiveFrames::All(checks) | LiveFrames::Part(checks)) = self.live_frames(&d.record).await? else {
+            return Ok(Outcome::Damaged);
+        };
         let mut verifier = Verifier::new(checks);
         let geometry = self.array.geometry;
         let strip = u64::from(geometry.strip_size);

@@ -357,6 +357,7 @@ impl Engine {
             cleaner_wanted: Notify::new(),
             set_aside: AtomicUsize::new(0),
             scrub: Mutex::new(catalogue.scrub),
+            scrub_runs: AtomicU64::new(0),
             in_transition: false.into(),
             balance: Mutex::default(),
             scrub_wanted: Notify::new(),
@@ -382,9 +383,8 @@ impl Engine {
         // The low half is random: of two writers that each saw only some of the disks, neither takes the other's log for its own.
         let epoch = next_epoch(&env, seen);
         // Disks that came back since the newest label was written lack what was logged meanwhile.
-        let named = |d: &&Labelled| catalogue.disks.iter().any(|r| r.uuid == d.label.disk);
-        let newest = disks.iter().filter(named).filter(|d| d.label.epoch.0 >> 32 == seen.0 >> 32);
-        let absent = newest.fold(0, |bits, d| bits | d.label.absent);
+        let newest: Vec<&Label> = disks.iter().map(|d| &d.label).filter(|l| l.epoch.0 >> 32 == seen.0 >> 32).collect();
+        let absent = absent_by_labels(&newest, &catalogue);
         write_labels(&array, &label, epoch, absent).await?;
         // Whoever opens the pool next must go on from here, or from what comes of it. Disks that did not show their superblocks this time may
         // hold that of another checkpoint, which a crash cut short and whose space is about to be written to; and this checkpoint itself may
@@ -647,6 +647,22 @@ impl OpenEnd {
 /// The epoch after `seen`: one more in the upper half, chance in the lower.
 pub fn next_epoch(env: &Arc<dyn Env>, seen: Epoch) -> Epoch {
     Epoch(((seen.0 >> 32) + 1) << 32 | env.random_u64() >> 32)
+}
+
+/// Disks whose copies of the log cannot be relied on, as the newest labels say: a bit per disk.
+///
+/// A disk that went itself kept an older label, which knows nothing of disks that came back since: it does not count when the catalogue, or a disk that nobody
+/// calls absent, says that it was away.
+fn absent_by_labels(labels: &[&Label], catalogue: &Catalogue) -> u128 {
+    let bit = |l: &Label| 1u128.checked_shl(l.id.0.into()).unwrap_or(0);
+    let here = |l: &&&Label| {
+        let record = catalogue.disks.iter().find(|r| r.uuid == l.disk);
+        record.is_some_and(|r| matches!(r.service, Service::Serving | Service::Leaving | Service::Failing))
+    };
+    let labels: Vec<&&Label> = labels.iter().filter(here).collect();
+    let called = labels.iter().fold(0, |bits, l| bits | l.absent);
+    let trusted = labels.iter().filter(|l| called & bit(l) == 0).fold(0, |bits, l| bits | l.absent);
+    labels.iter().filter(|l| trusted & bit(l) == 0).fold(0, |bits, l| bits | l.absent)
 }
 
 /// Writes every disk's label with a new epoch, one copy after the other.

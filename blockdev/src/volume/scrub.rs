@@ -1,7 +1,7 @@
 //! Scrub and healing: all of a segment is read and compared with its checksums and its parity, and columns that are not what they should be are
 //! written anew elsewhere. `docs/design/0006-scrub-and-damage.md` has the invariants.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use super::Engine;
 use super::load::ways_around;
 use super::rebuild::{Degraded, Kind, Outcome, WINDOW};
-use super::verify::{Check, Verifier};
+use super::verify::{Check, LiveFrames, Verifier};
 use crate::disk::Disk;
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +34,10 @@ const ROUND: usize = 4;
 const PAUSE: Duration = Duration::from_secs(60);
 /// A suspect that found no room is looked at again after this time.
 const RETRY: Duration = Duration::from_secs(30);
+/// A damaged one after this time, unless disks come or go before.
+const RETRY_DAMAGED: Duration = Duration::from_secs(3600);
+/// Suspects looked at before other work has its turn.
+const SUSPECTS: usize = 8;
 /// From so many errors of late on a disk should be replaced.
 pub(crate) const ERRORS_MANY: f64 = 8.0;
 
@@ -63,7 +67,7 @@ impl Engine {
         let mut changes = self.array.changes();
         // Suspects that found no room, and until when they wait.
         let mut later: FxHashMap<u64, Duration> = FxHashMap::default();
-        let mut refused = None;
+        let mut refused = BTreeMap::new();
         loop {
             let (suspected, wanted) = (self.array.suspected.notified(), self.scrub_wanted.notified());
             if self.array.changes() != changes {
@@ -74,9 +78,9 @@ impl Engine {
             }
             self.judge_disks(&mut refused).await;
             let result = async {
-                self.heal_suspects(&mut later).await?;
+                let more = self.heal_suspects(&mut later).await?;
                 self.begin_scrub_if_due().await?;
-                self.scrub_some().await
+                Ok::<_, Error>(self.scrub_some().await? || more)
             };
             match result.await {
                 Ok(true) if !self.is_dead() => continue,
@@ -111,6 +115,7 @@ impl Engine {
             self.checkpoint().await?;
             let end = self.state.read().segments.next_incarnation;
             let begun_s = self.env.wall_clock_s().max(1);
+            self.scrub_runs.fetch_add(1, Ordering::AcqRel);
             *self.scrub.lock() = ScrubRecord { begun_s, next: 0, end, ..ScrubRecord::default() };
             tracing::info!(pool = self.name, "scrub began");
             self.scrub_roots().await?;
@@ -172,10 +177,12 @@ impl Engine {
 
     /// Looks at the next segments of the running scrub. False when there is none.
     async fn scrub_some(self: &Arc<Self>) -> Result<bool> {
-        let scrub = *self.scrub.lock();
+        let (scrub, run) = (*self.scrub.lock(), self.scrub_runs.load(Ordering::Acquire));
         if !scrub.is_running() {
             return Ok(false);
         }
+        // It may be stopped, and another one begun.
+        let same = |s: &ScrubRecord| s.is_running() && self.scrub_runs.load(Ordering::Acquire) == run;
         let at_once = (self.segments_at_once() / 2).max(1);
         let mut due: Vec<(u64, SegmentId)> = {
             let state = self.state.read();
@@ -193,6 +200,9 @@ impl Engine {
         // All are waited for: one that is dropped half way would leave chunks taken.
         while let Some((incarnation, look)) = looks.next().await {
             let mut scrub = self.scrub.lock();
+            if !same(&scrub) {
+                continue;
+            }
             match look {
                 Ok(look) => {
                     if failure.is_none() {
@@ -214,8 +224,7 @@ impl Engine {
         if last {
             let ended = {
                 let mut scrub = self.scrub.lock();
-                // It may have been stopped meanwhile.
-                let ended = scrub.is_running();
+                let ended = same(&scrub);
                 if ended {
                     scrub.next = scrub.end;
                     scrub.ended_s = self.env.wall_clock_s().max(1);
@@ -230,9 +239,9 @@ impl Engine {
         Ok(true)
     }
 
-    /// Looks at segments in which a read did not find what it should.
-    async fn heal_suspects(self: &Arc<Self>, later: &mut FxHashMap<u64, Duration>) -> Result<()> {
-        let now = self.env.now();
+    /// Looks at segments in which a read did not find what it should, at some of them: says whether there are perhaps more.
+    async fn heal_suspects(self: &Arc<Self>, later: &mut FxHashMap<u64, Duration>) -> Result<bool> {
+        let (now, mut looked) = (self.env.now(), 0);
         later.retain(|_, until| *until > now);
         let suspects = || -> Vec<(u64, SegmentId, bool)> {
             let state = self.state.read();
@@ -241,7 +250,8 @@ impl Engine {
             let open = |r: &SegmentRecord| !r.sealed || appenders.contains_key(&r.id);
             suspect.map(|s| (s.record.incarnation, s.record.id, open(&s.record))).collect()
         };
-        if suspects().iter().any(|(.., open)| *open) {
+        let space = self.space();
+        if suspects().iter().any(|(.., open)| *open) && space.free_segments >= self.low_water(&space) {
             let mut own = self.checkpoints.lock().await;
             (own.forced, own.close_segments) = (true, true);
             drop(own);
@@ -251,11 +261,18 @@ impl Engine {
             if open || later.contains_key(&incarnation) || self.is_dead() {
                 continue;
             }
-            if self.look_into(id, incarnation).await? == Look::Later {
-                later.insert(incarnation, now + RETRY);
+            let pause = match self.look_into(id, incarnation).await? {
+                Look::Sound(_) => None,
+                Look::Later => Some(RETRY),
+                Look::Damaged => Some(RETRY_DAMAGED),
+            };
+            later.extend(pause.map(|pause| (incarnation, now + pause)));
+            looked += 1;
+            if looked >= SUSPECTS {
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// What could not be read may be there again.
@@ -300,18 +317,22 @@ impl Engine {
             match outcome {
                 Outcome::Done => repaired += found.bad.count_ones(),
                 Outcome::Changed | Outcome::Later => {}
-                Outcome::NoRoom => {
-                    extent.suspect.fetch_or(suspect | found.bad, Ordering::AcqRel);
-                    return Ok(Look::Later);
-                }
-                Outcome::Damaged => {
-                    extent.damaged.store(true, Ordering::Release);
-                    self.keep_on_record().await?;
-                    return Ok(Look::Damaged);
+                Outcome::NoRoom | Outcome::Damaged => {
+                    let damaged = outcome == Outcome::Damaged || found.damaged > 0;
+                    // So that it is looked at again.
+                    extent.suspect.fetch_or(suspect | found.bad | 1, Ordering::AcqRel);
+                    if damaged {
+                        extent.damaged.store(true, Ordering::Release);
+                        self.keep_on_record().await?;
+                    }
+                    return Ok(if damaged { Look::Damaged } else { Look::Later });
                 }
             }
         }
-        Ok(if repaired > 0 { Look::Sound(repaired) } else { Look::Later })
+        if let Some((_, extent)) = self.sealed_segment(id, incarnation) {
+            extent.suspect.fetch_or(1, Ordering::AcqRel);
+        }
+        Ok(Look::Later)
     }
 
     /// A segment in use that is complete on disk.
@@ -325,8 +346,7 @@ impl Engine {
     /// Reads all columns of a segment and compares; none when it is no longer what it was.
     async fn survey(&self, record: &SegmentRecord, extent: &Arc<Extent>) -> Result<Option<Findings>> {
         let mut found = Findings::default();
-        let Some(checks) = self.live_frames(record).await? else {
-            // A summary, or the entries of what it lists, cannot be read.
+        let (LiveFrames::All(checks) | LiveFrames::Part(checks)) = self.live_frames(record).await? else {
             return Ok(self.is_live(record).then_some(Findings { damaged: 1, ..found }));
         };
         let mut verifier = Verifier::new(checks);
@@ -371,11 +391,11 @@ impl Engine {
         if planted::active(Bug::ScrubNoParity) {
             differ.clear();
         }
-        for (_, bits) in differ.into_iter().filter(|(stripe, _)| !hurt.contains(stripe)) {
+        for (stripe, bits) in differ.into_iter().filter(|(stripe, _)| !hurt.contains(stripe)) {
             found.bad |= bits;
             // Both of two differ when data that nobody refers to has changed: nobody knows whose it was. With one it is as unclear.
             if bits.count_ones() < extent.parity as u32 {
-                self.array.blame(extent.columns[bits.trailing_zeros() as usize].0);
+                self.array.blame(extent, bits, stripe * stripe_size);
             }
         }
         Ok(Some(found))
@@ -393,12 +413,10 @@ impl Engine {
         for avoid in std::iter::once(0).chain(ways_around(&columns, extent)) {
             let stored = self.array.read_avoiding(extent, check.offset, check.len.into(), avoid).await;
             if stored.is_ok_and(|stored| check.passes(&stored, &mut raw)) {
-                for (column, (disk, _)) in extent.columns.iter().enumerate() {
-                    if avoid >> column & 1 == 1 {
-                        self.array.blame(*disk);
-                    }
-                }
-                return Some(Some(avoid));
+                // What is lost anyway is nobody's fault.
+                let bad = avoid & !extent.lost_columns(self.array.absent());
+                self.array.blame(extent, bad, check.offset);
+                return Some(Some(bad));
             }
         }
         let passes = |stored: &[u8]| check.passes(stored, &mut Vec::new()).then_some(());
@@ -416,7 +434,7 @@ impl Engine {
                 let root = self.has_root(&member, &disk, own.number).await;
                 if !labels || !root {
                     tracing::warn!(disk = member.id.0, labels, root, "metadata of a disk is not what it should be");
-                    self.array.blame(member.id);
+                    self.array.blame_place(member.id, 0);
                 }
                 relabel |= !labels;
                 again |= !root;
@@ -464,20 +482,16 @@ impl Engine {
     }
 
     /// Begins to empty a disk that makes too many errors, if the others have room.
-    async fn judge_disks(self: &Arc<Self>, refused: &mut Option<(DiskId, u64)>) {
+    async fn judge_disks(self: &Arc<Self>, refused: &mut BTreeMap<DiskId, u64>) {
         let limit = f64::from(self.config.error_limit);
         if limit <= 0.0 {
             return;
         }
         let now = self.env.now();
         let members = self.array.members();
-        let failing =
-            members.iter().find(|m| m.online().is_some() && !m.is_leaving() && m.errors_of_late(now) >= limit);
-        let Some(member) = failing else { return };
-        let attempt = (member.id, self.array.changes());
-        if *refused == Some(attempt) {
-            return;
-        }
+        let changes = self.array.changes();
+        let bad = |m: &&Arc<Member>| m.online().is_some() && !m.is_leaving() && m.errors_of_late(now) >= limit;
+        let Some(member) = members.iter().filter(bad).find(|m| refused.get(&m.id) != Some(&changes)) else { return };
         let staying = members.iter().filter(|m| m.id != member.id && m.online().is_some() && !m.is_leaving()).count();
         // Not at the price of narrower extents.
         let width = self.state.read().segments.width(&self.array).map_or(0, |w| w.columns());
@@ -493,7 +507,10 @@ impl Engine {
             ),
             Err(e) => {
                 tracing::warn!(disk = member.id.0, error = %e, "a disk makes too many errors, and is kept for now");
-                *refused = Some((member.id, self.array.changes()));
+                // What refused others before holds still.
+                let now = self.array.changes();
+                refused.values_mut().filter(|at| **at == changes).for_each(|at| *at = now);
+                refused.insert(member.id, now);
             }
         }
     }

@@ -86,13 +86,13 @@ impl State {
                     for old in entries.into_iter().flatten().take(range.len()) {
                         let page = page_of(*old);
                         if page != last && !self.table.is_lost(*old) {
-                            out.extend(self.table.entry(*old).err());
+                            out.extend(self.table.lacks(*old));
                             last = page;
                         }
                     }
                     let mut path = Vec::new();
                     if self.maps.path(volume, lba, &mut path).is_ok() {
-                        out.extend(path.into_iter().filter_map(|page| self.table.entry(page).err()));
+                        out.extend(path.into_iter().filter_map(|page| self.table.lacks(page)));
                     }
                 }
                 Err(miss) => out.push(miss),

@@ -60,6 +60,16 @@ impl Check {
     }
 }
 
+/// What is known of the live content of a segment.
+pub(super) enum LiveFrames {
+    /// What all of it must be.
+    All(Vec<Check>),
+    /// Some of what refers to it cannot be read.
+    Part(Vec<Check>),
+    /// A summary cannot be read.
+    NoSummary,
+}
+
 /// Takes a segment's rows one after another and checks what is complete.
 pub(super) struct Verifier {
     /// In order of their offsets.
@@ -111,26 +121,26 @@ impl Verifier {
 }
 
 impl Engine {
-    /// Everything live in a sealed segment, and its summaries; None when a summary or an entry cannot be read.
-    pub(super) async fn live_frames(&self, record: &SegmentRecord) -> Result<Option<Vec<Check>>> {
-        let mut out = Vec::new();
+    /// Everything live in a sealed segment, and its summaries.
+    pub(super) async fn live_frames(&self, record: &SegmentRecord) -> Result<LiveFrames> {
+        let (mut out, mut all) = (Vec::new(), true);
         let mut at = record.last_part;
         while at.len > 0 {
             let _pass = self.gate.enter();
-            let Some(part) = self.read_part(record.id, at.offset).await else { return Ok(None) };
+            let Some(part) = self.read_part(record.id, at.offset).await else { return Ok(LiveFrames::NoSummary) };
             let expected = Expected::Summary(record.id, record.incarnation);
             out.push(Check { offset: at.offset, len: at.len, expected });
             for item in &part.items {
                 match self.with_state(|s| expected_of(s, record.id, item)).await {
                     Ok(Some(expected)) => out.push(Check { offset: item.offset, len: item.len, expected }),
                     Ok(None) => {}
-                    Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => return Ok(None),
+                    Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => all = false,
                     Err(e) => return Err(e),
                 }
             }
             at = part.previous;
         }
-        Ok(Some(out))
+        Ok(if all { LiveFrames::All(out) } else { LiveFrames::Part(out) })
     }
 }
 

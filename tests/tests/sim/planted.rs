@@ -67,7 +67,7 @@ catches! {
     stale_column_read: StaleColumnRead, 400, |seed| run(strict_returns(seed));
     move_unconditional: MoveUnconditional, 60, |seed| run(pressure(seed));
     rebuild_not_flushed: RebuildNotFlushed, 400, rebuild::run;
-    rebuild_unverified: RebuildUnverified, 200, rebuild::run_with_rot;
+    rebuild_unverified: RebuildUnverified, 200, scrub::run_with_return;
     scrub_no_parity: ScrubNoParity, 100, scrub::run;
     reference_leaked: ReferenceLeaked, 200, |seed| run(Scenario::random(seed));
 }

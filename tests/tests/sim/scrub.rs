@@ -80,6 +80,44 @@ fn scrub_heals_rot_1() {
     sweep(1, 2, 300, run);
 }
 
+/// As many disks go as the pool tolerates, and of what is left one rots: not all can be rebuilt. When the disks that went are back, everything is there:
+/// nothing that was computed from rot took the place of what they hold.
+pub fn run_with_return(seed: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed ^ 0x2E70);
+    let mut scenario = scenario(seed);
+    scenario.config.error_limit = 0;
+    let tolerance = scenario.tolerance.drives();
+    let mut a = Appliance::new(scenario)?;
+    a.set_frail(Vec::new());
+    a.live(None)?;
+    a.heal(None)?;
+    let mut order: Vec<usize> = (0..a.disks.len()).collect();
+    rng.shuffle(&mut order);
+    let places = rng.between(1, 200);
+    spoil(&a, order[0], places, &mut rng);
+    let gone = order[1..=tolerance].to_vec();
+    gone.iter().for_each(|&d| a.disks[d].fail());
+    let scope = a.next_life();
+    let env = scope.env();
+    let without = async {
+        let opened = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await;
+        // What opening needs may be among what rotted.
+        let Ok(pool) = opened else { return Ok(()) };
+        env.sleep(std::time::Duration::from_secs(rng.between(1, 20))).await;
+        pool.close().await.map_err(|e| e.to_string())
+    };
+    scope.run_until(without, STEPS).map_err(|e| format!("without: {e:?}"))?.map_err(|e| format!("without: {e}"))?;
+    scope.kill_all_tasks();
+    gone.iter().for_each(|&d| a.disks[d].restore());
+    a.heal_after(Change::Scrub, None)?;
+    a.finish()
+}
+
+#[test]
+fn what_is_back_is_not_replaced_by_rot() {
+    sweep(0, 1, 300, run_with_return);
+}
+
 /// What one block of a volume gives.
 #[derive(Clone, Debug, PartialEq)]
 enum Block {
@@ -367,4 +405,107 @@ fn bad_sectors_in_different_places_are_put_together() {
         scope.run_until(work, STEPS).expect("in time");
         scope.kill_all_tasks();
     }
+}
+
+/// One disk, on which each of two volumes has 64 blocks; `spoil` makes a place of it bad, given where the map page and the first block of the first
+/// volume lie.
+fn one_disk(seed: u64, spoil: impl Fn(&Appliance, u64, u64)) -> Appliance {
+    let mut scenario = scenario(seed);
+    (scenario.tolerance, scenario.disks, scenario.volumes, scenario.blocks) = (Tolerance::None, 1, 2, 64);
+    (scenario.faults, scenario.config.memory) = (Faults::None, 16 << 20);
+    let mut a = Appliance::new(scenario).expect("a pool");
+    let scope = a.next_life();
+    let env = scope.env();
+    let places = scope.run_until(
+        async {
+            let pool = Pool::open(env, a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+            for volume in 0..2 {
+                let device = pool.open_volume(&name(volume)).expect("a volume");
+                let data: Vec<u8> = (0..64).flat_map(|i| content(5 * ((1 << 40) + i + 100 * volume as u64))).collect();
+                device.write(0, data.into(), true).await.expect("written");
+            }
+            pool.close().await.expect("closed");
+            let engine = pool.engine();
+            let state = engine.state.read();
+            let volume = state.volume_named("v0").expect("there").clone();
+            let block = state.maps.lookup(&volume, blockdev::units::Lba(0)).expect("in memory");
+            let place = |block| {
+                let frame = state.table.entry(block).expect("in memory").frame;
+                let s = state.segments.get(frame.segment).expect("in use");
+                engine.array.geometry.chunk(s.record.columns[0].1.0) + u64::from(frame.offset)
+            };
+            (place(volume.root), place(block))
+        },
+        STEPS,
+    );
+    let (map, block) = places.expect("in time");
+    scope.kill_all_tasks();
+    spoil(&a, map, block);
+    a
+}
+
+/// A page of a map is lost: what is written to its volume is refused from the flush on that comes too late, and stays refused whatever disks do; other
+/// volumes go on, and the volume can be deleted and made anew.
+#[test]
+fn a_lost_map_page_stops_its_volume_only() {
+    let mut a = one_disk(5, |a, map, _| a.disks[0].corrupt(map, 8));
+    let scope = a.next_life();
+    let env = scope.env();
+    let work = async {
+        let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+        let (lost, whole) = (pool.open_volume("v0").expect("there"), pool.open_volume("v1").expect("there"));
+        lost.write(0, Bytes::from(vec![9; BLOCK_SIZE]), false).await.expect("buffered");
+        let refused = lost.flush().await.expect_err("the write was dropped");
+        assert!(refused.kind() == ErrorKind::Io && refused.to_string().contains("takes no writes"), "{refused}");
+        // As when a disk goes or comes.
+        pool.engine().array.set_sets(&[]);
+        env.sleep(std::time::Duration::from_secs(120)).await;
+        assert_eq!(lost.flush().await.expect_err("for good").kind(), ErrorKind::Io);
+        assert_eq!(lost.discard(0, 4096).await.expect_err("no change").kind(), ErrorKind::Io);
+        whole.write(0, Bytes::from(vec![9; BLOCK_SIZE]), true).await.expect("goes on");
+        let (list, read_only) = listed(&pool).await.expect("a list");
+        assert_eq!((list.len(), read_only.into_iter().collect::<Vec<_>>()), (64, vec!["v0".to_owned()]));
+        drop(lost);
+        pool.delete_volume("v0").await.expect("deleted");
+        while pool.create_volume("v0", 64 * BLOCK_BYTES).await.is_err() {
+            env.sleep(std::time::Duration::from_millis(100)).await;
+        }
+        let again = pool.open_volume("v0").expect("there");
+        again.write(0, Bytes::from(vec![3; BLOCK_SIZE]), true).await.expect("written");
+        assert_eq!(again.read(0, BLOCK_SIZE).await.expect("read"), vec![3; BLOCK_SIZE]);
+        pool.close().await.expect("closed");
+    };
+    scope.run_until(work, STEPS).expect("in time");
+    scope.kill_all_tasks();
+}
+
+/// A sector with live data answers with errors and nothing gives it back: the pool says so once, and then is quiet.
+#[test]
+fn damage_is_looked_at_once() {
+    let mut a = one_disk(6, |a, _, block| a.disks[0].damage(block, 4096));
+    let scope = a.next_life();
+    let env = scope.env();
+    let work = async {
+        let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+        let device = pool.open_volume("v0").expect("there");
+        for _ in 0..50 {
+            assert_eq!(device.read(0, BLOCK_SIZE).await.expect_err("lost").kind(), ErrorKind::Io);
+            env.sleep(std::time::Duration::from_secs(1)).await;
+        }
+        let stats = pool.stats().await;
+        env.sleep(std::time::Duration::from_secs(600)).await;
+        for _ in 0..50 {
+            assert_eq!(device.read(0, BLOCK_SIZE).await.expect_err("lost").kind(), ErrorKind::Io);
+        }
+        let after = pool.stats().await;
+        assert!(after.checkpoints - stats.checkpoints <= 3, "{} checkpoints", after.checkpoints - stats.checkpoints);
+        let status = pool.status().await;
+        assert_eq!((status.health.as_str(), status.damaged_segments), ("critical", 1));
+        // One place is one error, however often it is met.
+        let late = pool.engine().array.members()[0].errors_of_late(env.now());
+        assert!(late > 0.5 && late < 4.5, "{late} errors");
+        pool.close().await.expect("closed");
+    };
+    scope.run_until(work, 10 * STEPS).expect("in time");
+    scope.kill_all_tasks();
 }
