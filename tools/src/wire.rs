@@ -1,7 +1,7 @@
 //! What the REST API speaks besides the engine's own records. Sizes are bytes, times are seconds since 1970.
 
 use blockdev::error::ErrorKind;
-use blockdev::report::{CheckReport, Damage, VolumeInfo};
+use blockdev::report::{CheckReport, Damage, Tolerance, VolumeInfo};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -142,6 +142,13 @@ pub enum JobState {
     Succeeded,
     /// Ended with the error that is there.
     Failed,
+}
+
+/// Changes of the pool.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PoolChange {
+    /// Drive failures to be tolerated in each resiliency set.
+    pub tolerance: Tolerance,
 }
 
 /// Long work.

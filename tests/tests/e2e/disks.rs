@@ -25,7 +25,7 @@ fn states(lab: &Lab) -> Vec<String> {
 }
 
 /// Writes 96 MiB at a bounded rate, so that it takes several seconds, and verifies all of it afterwards.
-fn fio(lab: &Lab, uri: &str, seed: u32) -> Output {
+pub fn fio(lab: &Lab, uri: &str, seed: u32) -> Output {
     let fio = ashlar_tests::require::find("fio").unwrap_or_else(|| "fio".into());
     let mut command = std::process::Command::new(fio);
     command.current_dir(lab.dir()).args(["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bs=16k", "--size=96M"]);
@@ -35,7 +35,7 @@ fn fio(lab: &Lab, uri: &str, seed: u32) -> Output {
 }
 
 /// The first and only job of fio's report; fio writes a line or two of its own before the JSON.
-fn job(output: &Output) -> serde_json::Value {
+pub fn job(output: &Output) -> serde_json::Value {
     let json = output.stdout.find('{').map(|at| &output.stdout[at..]).unwrap_or_default();
     let report: serde_json::Value = serde_json::from_str(json).unwrap_or_else(|e| panic!("{e}: {output}"));
     report["jobs"][0].clone()

@@ -3,6 +3,7 @@
 //! Each test makes its own laboratory and takes it away. `ASHLAR_KILL_ROUNDS` sets how often the daemon is killed (25).
 
 mod bad_input;
+mod changes;
 mod crash;
 mod disks;
 mod filesystems;

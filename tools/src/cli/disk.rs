@@ -191,6 +191,7 @@ fn describe(disk: &DiskInfo) -> String {
         ("identity", disk.uuid.to_string()),
         ("path", if disk.path.is_empty() { "not known".into() } else { disk.path.clone() }),
         ("state", state_word(disk.state).into()),
+        ("resiliency set", disk.set.to_string()),
     ];
     lines.extend(disk.reason.clone().map(|why| ("reason", why)));
     let share = percent(disk.allocated, disk.size);
@@ -221,6 +222,7 @@ pub fn state_word(state: DiskState) -> &'static str {
 pub fn table(disks: &[DiskInfo], indent: usize) -> String {
     let mut table = Table::new(&[
         ("ID", Align::Right),
+        ("SET", Align::Right),
         ("STATE", Align::Left),
         ("SIZE", Align::Right),
         ("ALLOCATED", Align::Right),
@@ -232,6 +234,7 @@ pub fn table(disks: &[DiskInfo], indent: usize) -> String {
     for disk in disks {
         table.row([
             disk.id.to_string(),
+            disk.set.to_string(),
             state_word(disk.state).into(),
             size(disk.size),
             size(disk.allocated),

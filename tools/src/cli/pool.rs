@@ -12,7 +12,7 @@ use crate::daemon::engine::{self, NewPool};
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::output::{Align, Table, bar, duration, pairs, percent, ratio, show, size, timestamp};
 use crate::values::{parse_pool_name, parse_size};
-use crate::wire::Job;
+use crate::wire::{Job, PoolChange};
 
 /// Findings of a check that people are shown.
 const FINDINGS_SHOWN: usize = 30;
@@ -49,6 +49,28 @@ pub enum Command {
         /// End the one that is running
         #[arg(long)]
         stop: bool,
+    },
+    /// Change how many drive failures the pool survives, while it is in use
+    ///
+    /// New data follows at once, what is stored in the background. Refused when there are too few drives or too little room. Until all is
+    /// done `pool status` shows the tolerance that holds for all data.
+    #[command(after_help = "Examples:\n  ashlar pool set-tolerance double\n  ashlar pool set-tolerance single --wait")]
+    SetTolerance {
+        /// Drives of each resiliency set that may fail at once without loss
+        #[arg(value_parser = parse_tolerance, value_name = "none|single|double")]
+        tolerance: Tolerance,
+        /// Wait until it holds for all data
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Spread data evenly over all drives, and write old data again as wide as new data is
+    ///
+    /// It begins by itself, without the second part, when drives that came or went leave the others unevenly filled.
+    #[command(after_help = "Examples:\n  ashlar disk add /dev/sdh && ashlar pool rebalance --wait")]
+    Rebalance {
+        /// Wait until it is done
+        #[arg(long)]
+        wait: bool,
     },
     /// List what cannot be read and redundancy does not give back, by volume and range
     ///
@@ -139,6 +161,34 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             show(global.output, &scrub, describe_scrub)?;
             return Ok(if wait && scrub.damaged > 0 { Exit::Corrupt } else { Exit::Ok });
         }
+        Command::SetTolerance { tolerance, wait } => {
+            let status: PoolStatus = super::talk(async {
+                let change = PoolChange { tolerance };
+                let status = client.call(Method::PATCH, "/v1/pool", Some(&change)).await?;
+                if wait { until_moved(&client).await } else { Ok(status) }
+            })?;
+            show(global.output, &status, |s| match s.tolerance == s.tolerance_wanted {
+                true => format!("the tolerance is {}", tolerance_word(s.tolerance)),
+                false => format!(
+                    "the tolerance becomes {}; {} until all data has followed: `ashlar pool status` tells how far it is",
+                    tolerance_word(s.tolerance_wanted),
+                    tolerance_word(s.tolerance)
+                ),
+            })?;
+        }
+        Command::Rebalance { wait } => {
+            let status: PoolStatus = super::talk(async {
+                let status = client.send(Method::POST, "/v1/pool/rebalance").await?;
+                if wait { until_moved(&client).await } else { Ok(status) }
+            })?;
+            show(global.output, &status, |_| {
+                if wait {
+                    "data is spread evenly".into()
+                } else {
+                    "data is being spread; `ashlar pool status` tells how far it is".into()
+                }
+            })?;
+        }
         Command::Damage => {
             let job: Job = super::talk(async {
                 let job: Job = client.send(Method::POST, "/v1/pool/damage").await?;
@@ -197,7 +247,7 @@ fn describe(status: &PoolStatus) -> String {
         &[
             ("pool", format!("{} ({})", status.name, status.uuid)),
             ("health", status.health.clone()),
-            ("tolerance", format!("{}, layout {}", tolerance_word(status.tolerance), status.layout)),
+            ("tolerance", describe_tolerance(status)),
             (
                 "capacity",
                 format!(
@@ -264,6 +314,19 @@ fn describe_redundancy(status: &PoolStatus) -> String {
     if told.is_empty() { "no data yet".into() } else { told.join(", ") }
 }
 
+fn describe_tolerance(status: &PoolStatus) -> String {
+    let mut text = tolerance_word(status.tolerance).to_owned();
+    if status.tolerance_wanted != status.tolerance {
+        text.push_str(&format!(" (becomes {})", tolerance_word(status.tolerance_wanted)));
+    }
+    text.push_str(&format!(", layout {}", status.layout));
+    if status.sets > 1 {
+        let together = if status.mixed { ", failures count together until data has moved" } else { "" };
+        text.push_str(&format!(", {} resiliency sets{together}", status.sets));
+    }
+    text
+}
+
 fn describe_spare(status: &PoolStatus) -> String {
     let spare = &status.spare;
     match spare.wanted {
@@ -289,6 +352,35 @@ async fn until_scrubbed(client: &Client) -> CommandResult<Scrub> {
             } else {
                 Ok(scrub)
             };
+        }
+        tokio::time::sleep(SCRUB_POLL).await;
+    }
+}
+
+/// Waits until nothing moves any more, with a bar when somebody watches.
+async fn until_moved(client: &Client) -> CommandResult<PoolStatus> {
+    let bar = super::job::bar();
+    let mut quiet = 0;
+    loop {
+        let status: PoolStatus = client.get("/v1/pool").await?;
+        if let Some(rebuild) = &status.rebuild {
+            bar.set_message(rebuild.cause.clone());
+            bar.set_length(rebuild.total);
+            bar.set_position(rebuild.done);
+        }
+        let stuck =
+            status.rebuild.as_ref().is_some_and(|r| r.waiting > 0 && r.waiting >= r.total - r.done.min(r.total));
+        if status.health == "failed" || stuck {
+            bar.finish_and_clear();
+            let why: Vec<String> = status.alerts.into_iter().map(|a| a.message).collect();
+            return Err(Failure::other(format!("it cannot be done now: {}", why.join("; "))));
+        }
+        // What was asked for may not have begun yet.
+        let settled = status.rebuild.is_none() && status.tolerance == status.tolerance_wanted && !status.mixed;
+        quiet = if settled { quiet + 1 } else { 0 };
+        if quiet > 3 {
+            bar.finish_and_clear();
+            return Ok(status);
         }
         tokio::time::sleep(SCRUB_POLL).await;
     }

@@ -20,7 +20,8 @@ use super::known_disks;
 use super::state::Appliance;
 use crate::values::{check_name, check_volume_size};
 use crate::wire::{
-    AttachRequest, Attachment, ConfigRow, DiskAdd, ErrorBody, Health, Job, Volume, VolumeCreate, VolumeResize,
+    AttachRequest, Attachment, ConfigRow, DiskAdd, ErrorBody, Health, Job, PoolChange, Volume, VolumeCreate,
+    VolumeResize,
 };
 
 mod lab;
@@ -95,7 +96,8 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(health))
         .routes(routes!(config))
-        .routes(routes!(pool_status))
+        .routes(routes!(pool_status, pool_change))
+        .routes(routes!(pool_rebalance))
         .routes(routes!(pool_stats))
         .routes(routes!(pool_check))
         .routes(routes!(pool_damage))
@@ -161,6 +163,22 @@ async fn shutdown(State(app): Shared) -> impl IntoResponse {
 #[utoipa::path(get, path = "/v1/pool", tag = "pool", responses((status = 200, body = PoolStatus)))]
 async fn pool_status(State(app): Shared) -> Json<PoolStatus> {
     Json(app.status().await)
+}
+
+/// Changes how many failures the pool survives. What is stored follows in the background; `rebuild` of the status tells how far it is.
+#[utoipa::path(patch, path = "/v1/pool", tag = "pool", request_body = PoolChange,
+    responses((status = 202, body = PoolStatus), (status = 400, body = ErrorBody), (status = 507, body = ErrorBody)))]
+async fn pool_change(State(app): Shared, Body(request): Body<PoolChange>) -> Result<impl IntoResponse, ApiError> {
+    let engine = app.engine.clone();
+    to_the_end(async move { engine.set_tolerance(request.tolerance).await }).await?;
+    Ok((StatusCode::ACCEPTED, Json(app.status().await)))
+}
+
+/// Begins to spread data evenly over the drives; `rebuild` of the status tells how far it is.
+#[utoipa::path(post, path = "/v1/pool/rebalance", tag = "pool", responses((status = 202, body = PoolStatus)))]
+async fn pool_rebalance(State(app): Shared) -> Result<impl IntoResponse, ApiError> {
+    app.engine.rebalance().await?;
+    Ok((StatusCode::ACCEPTED, Json(app.status().await)))
 }
 
 /// Counters since the pool was opened.

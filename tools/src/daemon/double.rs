@@ -129,6 +129,14 @@ impl Engine for MemoryEngine {
         Ok(Scrub::default())
     }
 
+    async fn set_tolerance(&self, _: Tolerance) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "not in memory"))
+    }
+
+    async fn rebalance(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn damage(&self, progress: Progress) -> Result<Damage> {
         progress(2, 2);
         Ok(Damage { bytes: 4096, ..Damage::default() })

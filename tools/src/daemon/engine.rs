@@ -43,6 +43,10 @@ pub trait Engine: Send + Sync + 'static {
     async fn start_scrub(&self) -> Result<Scrub>;
     /// Ends a scrub before it is through.
     async fn stop_scrub(&self) -> Result<Scrub>;
+    /// Changes how many failures the pool survives.
+    async fn set_tolerance(&self, tolerance: Tolerance) -> Result<()>;
+    /// Begins to spread data evenly over the disks.
+    async fn rebalance(&self) -> Result<()>;
     /// Lists what cannot be read.
     async fn damage(&self, progress: Progress) -> Result<Damage>;
     /// Makes a volume of `size` bytes.
@@ -309,6 +313,14 @@ impl Engine for Pool {
 
     async fn stop_scrub(&self) -> Result<Scrub> {
         self.stop_scrub().await
+    }
+
+    async fn set_tolerance(&self, tolerance: Tolerance) -> Result<()> {
+        self.set_tolerance(tolerance).await
+    }
+
+    async fn rebalance(&self) -> Result<()> {
+        self.rebalance().await
     }
 
     async fn damage(&self, progress: Progress) -> Result<Damage> {
