@@ -116,6 +116,8 @@ pub struct Appliance {
     cleaned: u64,
     /// Disks that may fail.
     frail: Vec<usize>,
+    /// A disk that dies after so many requests of the next life in which redundancy is restored.
+    pub doomed: Option<(usize, u64)>,
 }
 
 /// Name of a volume.
@@ -137,7 +139,8 @@ impl Appliance {
             .into_iter()
             .take(if scenario.faults != Faults::None { scenario.tolerance.drives() } else { 0 })
             .collect();
-        let mut out = Self { scenario, disks, rng, model: Model::default(), lives: 0, trace: 0, cleaned: 0, frail };
+        let mut out =
+            Self { scenario, disks, rng, model: Model::default(), lives: 0, trace: 0, cleaned: 0, frail, doomed: None };
         let scope = out.next_life();
         let env = scope.env();
         let options = CreateOptions {
@@ -204,18 +207,23 @@ impl Appliance {
     }
 
     /// As [`Self::heal_after`] nothing in particular.
-    pub fn heal(&mut self, crash: Option<u64>) -> Result<(), String> {
+    pub fn heal(&mut self, crash: Option<u64>) -> Result<u64, String> {
         self.heal_after(Change::None, crash)
     }
 
     /// A life without work and without faults, in which the set of disks is changed, until all redundancy is restored and disks that are to be
     /// removed are gone (or until a crash at the `crash`-th disk write).
-    pub fn heal_after(&mut self, change: Change, crash: Option<u64>) -> Result<(), String> {
+    /// Returns how many writes the disks were asked for.
+    pub fn heal_after(&mut self, change: Change, crash: Option<u64>) -> Result<u64, String> {
         if change == Change::Add {
             let (name, seed) = (format!("disk{}", self.disks.len()), self.scenario.seed * 97 + self.disks.len() as u64);
             self.disks.push(SimDisk::new(name, self.scenario.disk_size, seed, FaultBudget::none()));
         }
         self.disks.iter().for_each(|d| d.set_budget(FaultBudget::none()));
+        if let Some((disk, requests)) = self.doomed.take() {
+            let death_after_ops = Some(self.disks[disk].ops_count() + requests);
+            self.disks[disk].set_budget(FaultBudget { death_after_ops, ..FaultBudget::none() });
+        }
         let scope = self.next_life();
         let trigger = CrashTrigger::new(crash.map_or(CrashPlan::NEVER, |after_writes| CrashPlan { after_writes }));
         self.disks.iter().for_each(|d| d.set_crash_trigger(Some(trigger.clone())));
@@ -273,7 +281,7 @@ impl Appliance {
         result.map_err(|e| format!("healing, life {}: {e}", self.lives))?;
         let mut rng = self.rng.fork();
         self.disks.iter().for_each(|d| d.crash(&mut rng));
-        Ok(())
+        Ok(trigger.count())
     }
 
     /// A digest of the steps of all lives so far.
