@@ -17,6 +17,7 @@ impl Pool {
     /// Takes a failed or missing disk back after checking that it is the one it claims to be.
     pub async fn reinstate_disk(&self, disk: Arc<dyn Disk>) -> Result<DiskInfo> {
         let engine = &self.0.engine;
+        engine.check_writable()?;
         let label = read_label(&disk).await?;
         let member = engine.array.members().into_iter().find(|m| m.uuid == label.disk && label.pool == engine.uuid);
         let Some(member) = member else {
@@ -65,6 +66,7 @@ impl Pool {
 
     /// Changes how many failures in each set the pool survives.
     pub async fn set_tolerance(&self, tolerance: Tolerance) -> Result<()> {
+        self.0.engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         self.0.engine.set_tolerance(tolerance).await
     }
@@ -85,6 +87,7 @@ impl Pool {
     /// Takes a new disk in, of any size that has room for some chunks. Without `force` a disk that holds anything is refused.
     pub async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo> {
         let engine = &self.0.engine;
+        engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let members = engine.array.members();
         if members.len() >= DISKS_MAX {
@@ -123,6 +126,7 @@ impl Pool {
     /// Begins to remove a disk: what lies on it moves to the others, then it is let go. One that is gone is removed once what it held was rebuilt.
     pub async fn remove_disk(&self, id: u16) -> Result<DiskInfo> {
         let engine = &self.0.engine;
+        engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let member = self.member(id)?;
         if member.is_empty() && member.online().is_none() {
@@ -148,6 +152,7 @@ impl Pool {
     /// Calls the removal of a disk off, as long as it is not gone: it takes data again.
     pub async fn keep_disk(&self, id: u16) -> Result<DiskInfo> {
         let engine = &self.0.engine;
+        engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let member = self.member(id)?;
         if !member.is_leaving() {
@@ -168,6 +173,7 @@ impl Pool {
     /// Declares a disk failed, and gives it up: what it held is rebuilt on the others at once. Refused when data would be lost.
     pub async fn fail_disk(&self, id: u16) -> Result<DiskInfo> {
         let engine = &self.0.engine;
+        engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let member = self.member(id)?;
         if member.online().is_some() {

@@ -206,9 +206,12 @@ impl Pool {
             let handle = |v: &VolumeRecord| Arc::new(Volume::new(engine.clone(), v.id, v.name.clone(), v.blocks));
             state.volumes.values().filter(|v| !v.deleting).map(|v| (v.id, handle(v))).collect()
         };
+        let reading = engine.config.read_only;
         let pool =
             Self(Arc::new(Inner { engine, volumes: Mutex::new(volumes), administration: tokio::sync::Mutex::new(()) }));
-        pool.resume_deletions();
+        if !reading {
+            pool.resume_deletions();
+        }
         Ok(pool)
     }
 
@@ -220,6 +223,10 @@ impl Pool {
     /// Makes everything durable, makes a checkpoint, and stops.
     pub async fn close(&self) -> Result<()> {
         let engine = &self.0.engine;
+        if engine.config.read_only {
+            engine.stop();
+            return Ok(());
+        }
         let result = async {
             engine.flush().await?;
             engine.checkpoint().await
@@ -242,6 +249,7 @@ impl Pool {
         check_name("volume", name)?;
         let blocks = blocks_of(name, size)?;
         let engine = &self.0.engine;
+        engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let id = {
             let state = engine.state.read();
@@ -273,6 +281,7 @@ impl Pool {
     pub async fn resize_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
         let blocks = blocks_of(name, size)?;
         let engine = &self.0.engine;
+        engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let record = self.record(name)?;
         let handle = self.handle(record.id, name)?;
@@ -291,6 +300,7 @@ impl Pool {
     /// Deletes a volume. Its space comes back in the background.
     pub async fn delete_volume(&self, name: &str) -> Result<()> {
         let engine = &self.0.engine;
+        engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let record = self.record(name)?;
         if !record.attachment.is_empty() {
@@ -388,6 +398,11 @@ impl Pool {
             return Err(Error::invalid("an attachment is described by at most 255 bytes"));
         }
         let record = VolumeRecord { attachment, ..record };
+        if self.0.engine.config.read_only {
+            // For as long as the pool is open.
+            self.0.engine.state.write().volumes.insert(record.id, record);
+            return Ok(());
+        }
         if !record.attachment.is_empty() {
             self.check_catalogue(&record)?;
         }
@@ -397,9 +412,11 @@ impl Pool {
     /// Walks a checkpoint on disk and verifies everything: references, space, checksums, parity. I/O goes on.
     pub async fn check(&self, progress: Arc<dyn Fn(u64, u64) + Send + Sync>) -> Result<CheckReport> {
         let engine = &self.0.engine;
-        engine.flush().await?;
         let _pin = Pin::on(engine);
-        engine.checkpoint().await?;
+        if !engine.config.read_only {
+            engine.flush().await?;
+            engine.checkpoint().await?;
+        }
         check::check_array(&engine.env, &engine.array, engine.uuid, progress).await
     }
 }

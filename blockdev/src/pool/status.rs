@@ -30,6 +30,16 @@ impl Pool {
         let mut add = |severity: &str, code: &str, message: String| {
             out.push(Alert { severity: severity.into(), code: code.into(), message });
         };
+        if engine.config.read_only {
+            add(
+                "warning",
+                "pool.read_only",
+                format!(
+                    "pool {} is open for reading only: it may be older than what was written last, and what cannot be read is listed by `ashlar pool damage`",
+                    engine.name
+                ),
+            );
+        }
         if let Some(e) = engine.failure() {
             add("critical", "pool.failed", format!("pool {} takes no writes: {e}", engine.name));
         }

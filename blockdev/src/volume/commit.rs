@@ -455,7 +455,7 @@ impl Engine {
 
     /// Commits changes of the catalogue; durable when this completes, and so is every host operation before it.
     pub async fn commit_ops(self: &Arc<Self>, ops: Vec<Op>) -> Result<()> {
-        self.check_alive()?;
+        self.check_writable()?;
         self.flush().await?;
         self.wait_for_log().await?;
         let number = {

@@ -92,7 +92,9 @@ impl Engine {
     /// Lists all ranges of volumes that cannot be read.
     pub async fn damage(self: &Arc<Self>, progress: Progress) -> Result<Damage> {
         // What waits to be committed takes the place of what it overwrites.
-        self.flush().await?;
+        if !self.config.read_only {
+            self.flush().await?;
+        }
         let volumes: Vec<VolumeRecord> = self.state.read().volumes.values().filter(|v| !v.deleting).cloned().collect();
         let name = |id: &VolumeId| volumes.iter().find(|v| v.id == *id).map(|v| v.name.clone());
         let read_only = self.broken.lock().iter().filter_map(|(id, why)| Some((name(id)?, why.clone()))).collect();

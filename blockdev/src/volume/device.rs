@@ -93,7 +93,7 @@ impl Volume {
 
     async fn write_bytes(&self, offset: u64, data: Bytes) -> Result<()> {
         self.check_range(offset, data.len() as u64)?;
-        self.engine.check_alive()?;
+        self.engine.check_writable()?;
         if offset.is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_SIZE) {
             let _shared = self.exclusive.read().await;
             // Again: the volume may have shrunk or gone while this waited.
@@ -148,6 +148,9 @@ impl Volume {
 
     async fn flush_all(&self) -> Result<()> {
         self.engine.counters.host_flushes.fetch_add(1, Ordering::Relaxed);
+        if self.engine.config.read_only {
+            return Ok(());
+        }
         self.engine.flush().await?;
         // What was taken before it was known is lost.
         self.engine.check_volume(self.id)
@@ -157,7 +160,7 @@ impl Volume {
         if count == 0 {
             return Ok(());
         }
-        self.engine.check_alive()?;
+        self.engine.check_writable()?;
         self.engine.check_volume(self.id)?;
         let answer = self.engine.intake.unmap(self.id, Lba(first), count);
         match answer.await {
@@ -230,7 +233,12 @@ pub struct VolumeDevice(pub Arc<Volume>);
 
 impl BlockDevice for VolumeDevice {
     fn geometry(&self) -> Geometry {
-        Geometry { size: *self.0.size.borrow(), block_size: BLOCK_SIZE as u32, optimal_io: 256 << 10, read_only: false }
+        Geometry {
+            size: *self.0.size.borrow(),
+            block_size: BLOCK_SIZE as u32,
+            optimal_io: 256 << 10,
+            read_only: self.0.engine.config.read_only,
+        }
     }
 
     fn read(&self, offset: u64, len: usize) -> BoxFuture<Result<Bytes>> {
@@ -279,7 +287,7 @@ impl BlockDevice for VolumeDevice {
             if volume.read_bytes(offset, expected.len()).await? != expected {
                 return Ok(false);
             }
-            volume.engine.check_alive()?;
+            volume.engine.check_writable()?;
             let (first, data) = volume.complete_blocks(offset, new).await?;
             volume.write_blocks(first, data).await?;
             Ok(true)

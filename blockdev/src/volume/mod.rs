@@ -83,6 +83,8 @@ pub struct PoolConfig {
     pub scrub_interval: Duration,
     /// A disk with so many errors of late is emptied and declared failed; never when zero.
     pub error_limit: u32,
+    /// Nothing is written: for pools that lack more disks than they tolerate, whatever can be read of them.
+    pub read_only: bool,
     /// Fingerprints are cut to this many bits: for tests that force collisions.
     pub fingerprint_bits: Option<u32>,
     /// What is known of disks from earlier, to name those that are missing now.
@@ -111,6 +113,7 @@ impl Default for PoolConfig {
             missing_grace: Duration::from_secs(300),
             scrub_interval: Duration::from_secs(28 * 24 * 3600),
             error_limit: 64,
+            read_only: false,
             fingerprint_bits: None,
             known_disks: BTreeMap::new(),
         }
@@ -287,6 +290,14 @@ impl Engine {
             }
             None => Ok(()),
         }
+    }
+
+    /// Fails with the reason when nothing may be changed.
+    pub fn check_writable(&self) -> Result<()> {
+        if self.config.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, format!("pool {} is open for reading only", self.name)));
+        }
+        self.check_alive()
     }
 
     /// Whether the pool is being stopped.

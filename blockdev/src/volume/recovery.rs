@@ -18,7 +18,7 @@ use super::frame_cache::FrameCache;
 use super::group_commit::LogQueue;
 use super::intake::Intake;
 use super::state::State;
-use super::{Counters, Durable, Engine, KnownDisk, PoolConfig};
+use super::{Counters, Durable, Engine, PoolConfig};
 use crate::dedupe::{DedupeIndex, ListId};
 use crate::disk::{AlignedBuf, Disk};
 use crate::env::Env;
@@ -36,7 +36,7 @@ use crate::redundancy::array::{DiskArray, Extent, Member};
 use crate::report::Tolerance;
 use crate::segment::appender::Appender;
 use crate::segment::table::SegmentTable;
-use crate::units::{Epoch, SegmentId, Uuid};
+use crate::units::{Epoch, SegmentId};
 
 /// A disk with its label.
 pub struct Labelled {
@@ -225,12 +225,7 @@ pub async fn newest_checkpoint(disks: &[Labelled]) -> Result<Root> {
 }
 
 /// The disks as the catalogue knows them, with those that were found.
-pub fn assemble(
-    env: &Arc<dyn Env>,
-    found: &Found,
-    catalogue: &Catalogue,
-    known: &BTreeMap<Uuid, KnownDisk>,
-) -> Result<DiskArray> {
+pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue, config: &PoolConfig) -> Result<DiskArray> {
     let disks = &found.disks;
     let label = &disks.first().ok_or_else(|| Error::invalid("no disks"))?.label;
     let mut members = Vec::new();
@@ -254,7 +249,7 @@ pub fn assemble(
         {
             member.set_trouble(unusable.why.to_string());
         }
-        if let (None, Some(known)) = (here, known.get(&record.uuid)) {
+        if let (None, Some(known)) = (here, config.known_disks.get(&record.uuid)) {
             member.set_path(known.path.clone());
             if let Some(trouble) = &known.trouble {
                 member.set_trouble(trouble.clone());
@@ -282,6 +277,9 @@ pub fn assemble(
     let array = DiskArray::new(env.clone(), label.geometry, catalogue.tolerance, members);
     array.set_guaranteed(catalogue.guaranteed);
     array.set_mixed(catalogue.mixed);
+    if config.read_only {
+        return Ok(array);
+    }
     array.check_quorum().map_err(|e| {
         // One of these may be among those that are gone, but which one it is cannot be told.
         let nameless: Vec<String> =
@@ -371,13 +369,51 @@ impl Engine {
         }
     }
 
-    /// Opens a pool for writing.
+    /// Opens a pool without writing anything to it, whatever it lacks: in the state of the newest checkpoint and of as much of the log as is there.
+    /// With more disks gone than the pool tolerates that may be less than was flushed.
+    async fn open_to_read(env: Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, config: PoolConfig) -> Result<Arc<Self>> {
+        let candidates = disks.clone();
+        let found = identify(disks).await?;
+        let Root { superblock, catalogue, .. } = newest_checkpoint(&found.disks).await?;
+        let array = Arc::new(assemble(&env, &found, &catalogue, &config)?);
+        let label = found.disks[0].label.clone();
+        let seen = found.disks.iter().map(|d| d.label.epoch).max().unwrap_or_default();
+        let newest: Vec<&Label> =
+            found.disks.iter().map(|d| &d.label).filter(|l| l.epoch.0 >> 32 == seen.0 >> 32).collect();
+        let absent = absent_by_labels(&newest, &catalogue) | array.absent();
+        let writer = (label.pool, superblock.log_epoch);
+        let mut replayed = replay::read(&array, writer, superblock.log_start, catalogue.record + 1, absent).await?;
+        let entries = std::mem::take(&mut replayed.entries);
+        let (epoch, at) = (superblock.epoch, (&superblock, &catalogue));
+        let engine = Arc::new(Self::at_checkpoint(env, array, &label, epoch, at, replayed, config));
+        *engine.candidates.write() = candidates;
+        tracing::warn!(pool = engine.name, entries = entries.len(), "opening for reading only");
+        let open = engine.replay(entries).await.context(format!("pool {}: replaying the log", label.pool_name))?;
+        engine.mark_stale(&open, absent);
+        for (id, end) in open {
+            let Ok(extent) = engine.extent(id) else { continue };
+            if extent.incarnation != end.incarnation {
+                continue;
+            }
+            let Ok((written, tail)) = engine.resume_at(&extent, &end).await else { continue };
+            let appender = Arc::new(Appender::new(extent, &engine.array.geometry, written, Location::default()));
+            appender.restore(written, &tail);
+            end.inline.iter().for_each(|inline| appender.restore(inline.offset, &inline.data));
+            engine.appenders.write().insert(id, appender);
+        }
+        Ok(engine)
+    }
+
+    /// Opens a pool for writing, unless it is to be read only.
     pub async fn open(env: Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, config: PoolConfig) -> Result<Arc<Self>> {
+        if config.read_only {
+            return Self::open_to_read(env, disks, config).await;
+        }
         let candidates = disks.clone();
         let found = identify(disks).await?;
         let disks = &found.disks;
         let Root { superblock, catalogue, encoded } = newest_checkpoint(disks).await?;
-        let array = Arc::new(assemble(&env, &found, &catalogue, &config.known_disks)?);
+        let array = Arc::new(assemble(&env, &found, &catalogue, &config)?);
         let label = disks[0].label.clone();
         let seen = disks.iter().map(|d| d.label.epoch).max().unwrap_or_default().max(superblock.epoch);
         // The low half is random: of two writers that each saw only some of the disks, neither takes the other's log for its own.

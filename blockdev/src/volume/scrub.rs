@@ -103,7 +103,7 @@ impl Engine {
 
     /// Begins a scrub; goes on with the one that is running, if there is one.
     pub async fn start_scrub(self: &Arc<Self>) -> Result<Scrub> {
-        self.check_alive()?;
+        self.check_writable()?;
         if !self.scrub.lock().is_running() {
             {
                 let mut own = self.checkpoints.lock().await;
@@ -127,7 +127,7 @@ impl Engine {
 
     /// Ends a scrub before it is through.
     pub async fn stop_scrub(self: &Arc<Self>) -> Result<Scrub> {
-        self.check_alive()?;
+        self.check_writable()?;
         {
             let mut scrub = self.scrub.lock();
             if scrub.is_running() {

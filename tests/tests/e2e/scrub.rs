@@ -156,3 +156,44 @@ fn what_is_beyond_redundancy_is_listed_and_heals_when_written_again() {
     assert!(!alerts(&lab).contains(&"pool.damaged".to_owned()), "{status}");
     expect_sound(&lab);
 }
+
+/// Too many drives are gone. The pool is not served, but read: what can be had is right, the rest is listed, nothing can be changed.
+#[test]
+fn what_is_left_of_a_pool_can_be_copied_off() {
+    let lab = Lab::up(&["--disks", "8", "--disk-size", "256M", "--tolerance", "single", "--memory", "256M"]);
+    create(&lab, "data", "64M");
+    attach(&lab, "data", &["nbd"]);
+    let data = noise(3);
+    let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
+    write_all(&mut client, &data);
+    drop(client);
+    lab.lab("stop", &[]).expect_ok();
+    let away = |disk: u32| lab.dir().join(format!("disks/disk{disk}.img"));
+    for disk in [2, 5] {
+        std::fs::rename(away(disk), away(disk).with_extension("away")).expect("moved away");
+    }
+    let refused = lab.lab("start", &[]);
+    assert!(!refused.ok() && refused.stderr.contains("2 of 8 disks are gone"), "{refused}");
+    lab.lab("start", &["--read-only"]).expect_ok();
+    let status = lab.json(&["pool", "status"]);
+    assert_eq!(status["health"], "critical", "{status}");
+    assert!(alerts(&lab).contains(&"pool.read_only".to_owned()), "{status}");
+    // Attached as it was, and to be read only.
+    let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
+    let lost = unreadable(&mut client, &data);
+    let damage = lab.ashlar(&["-o", "json", "pool", "damage"]);
+    let bytes = damage.json()["bytes"].as_u64();
+    assert_eq!(bytes, Some(lost.len() as u64 * BLOCK as u64), "{damage}");
+    assert!(client.one(Request::Write { offset: 0, data: vec![1; BLOCK], fua: true }).is_err());
+    let refused = lab.ashlar(&["volume", "create", "more", "--size", "1M"]);
+    assert!(!refused.ok() && refused.stderr.contains("for reading only"), "{refused}");
+    drop(client);
+    lab.lab("stop", &[]).expect_ok();
+    for disk in [2, 5] {
+        std::fs::rename(away(disk).with_extension("away"), away(disk)).expect("back");
+    }
+    lab.lab("start", &[]).expect_ok();
+    let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
+    assert!(unreadable(&mut client, &data).is_empty());
+    expect_sound(&lab);
+}

@@ -509,3 +509,90 @@ fn damage_is_looked_at_once() {
     scope.run_until(work, 10 * STEPS).expect("in time");
     scope.kill_all_tasks();
 }
+
+/// More disks are gone than the pool tolerates. It is not served, but can be opened to read: what is there is what was written, the rest is listed, and
+/// not a byte changes; when the disks are back nothing is missing.
+pub fn run_to_read(seed: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed ^ 0x5A1F);
+    let mut scenario = scenario(seed);
+    scenario.faults = Faults::None;
+    scenario.disks += 2;
+    let (volumes, tolerance) = (scenario.volumes, scenario.tolerance.drives());
+    let mut a = Appliance::new(scenario)?;
+    a.live(None)?;
+    a.heal(None)?;
+    let scope = a.next_life();
+    let env = scope.env();
+    let whole = async {
+        let pool =
+            Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.map_err(|e| e.to_string())?;
+        let all = read_each(&pool, volumes).await?;
+        if rng.chance(1, 2) {
+            pool.close().await.map_err(|e| format!("closing: {e}"))?;
+        }
+        Ok::<_, String>(all)
+    };
+    let whole = scope.run_until(whole, STEPS).map_err(|e| format!("before: {e:?}"))??;
+    scope.kill_all_tasks();
+    let mut order: Vec<usize> = (0..a.disks.len()).collect();
+    rng.shuffle(&mut order);
+    let gone = order[..(tolerance + 1 + rng.index(2)).min(order.len() - 1)].to_vec();
+    gone.iter().for_each(|&d| a.disks[d].fail());
+    let written: Vec<u64> = a.disks.iter().map(|d| d.counters().writes).collect();
+    let scope = a.next_life();
+    let env = scope.env();
+    let look = async {
+        let refused = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.err();
+        if refused.as_ref().map(|e| e.kind()) != Some(ErrorKind::Unavailable) {
+            return Err(format!("opened with too few disks: {refused:?}"));
+        }
+        let config = blockdev::pool::PoolConfig { read_only: true, ..a.scenario.config.clone() };
+        let opened = Pool::open(env.clone(), a.all_disks(), config).await;
+        let pool = match opened {
+            Ok(pool) => pool,
+            // The log may need a page of the maps that is lost.
+            Err(e) if matches!(e.kind(), ErrorKind::Io | ErrorKind::Corrupt) => return Ok(0),
+            Err(e) => return Err(format!("to read: {e}")),
+        };
+        let found = read_each(&pool, volumes).await?;
+        for (v, (found, expected)) in found.iter().zip(&whole).enumerate() {
+            for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+                if found != expected && *found != Block::Lost {
+                    return Err(format!("volume {v}, block {i}: {found:?}, not {expected:?}"));
+                }
+            }
+        }
+        let (list, _) = listed(&pool).await?;
+        if list != lost(&found) {
+            return Err(format!("listed as lost: {list:?}, lost: {:?}", lost(&found)));
+        }
+        let device = pool.open_volume(&name(0)).map_err(|e| e.to_string())?;
+        let refused = device.write(0, Bytes::from(vec![1; BLOCK_SIZE]), true).await.err();
+        if refused.as_ref().map(|e| e.kind()) != Some(ErrorKind::ReadOnly) || !device.geometry().read_only {
+            return Err(format!("a write was answered with {refused:?}"));
+        }
+        if pool.create_volume("more", 4096).await.err().map(|e| e.kind()) != Some(ErrorKind::ReadOnly) {
+            return Err("a volume was made".into());
+        }
+        device.flush().await.map_err(|e| format!("flush: {e}"))?;
+        pool.close().await.map_err(|e| e.to_string())?;
+        Ok(found.iter().flatten().filter(|b| **b != Block::Lost).count())
+    };
+    let readable = scope.run_until(look, STEPS).map_err(|e| format!("reading: {e:?}"))??;
+    scope.kill_all_tasks();
+    if verbose() {
+        eprintln!("{readable} blocks can be read");
+    }
+    let now: Vec<u64> = a.disks.iter().map(|d| d.counters().writes).collect();
+    if now != written {
+        return Err("something was written".into());
+    }
+    gone.iter().for_each(|&d| a.disks[d].restore());
+    a.heal(None)?;
+    a.finish()
+}
+
+#[test]
+fn a_pool_with_too_few_disks_can_be_read() {
+    sweep(0, 1, 200, run_to_read);
+}

@@ -55,7 +55,11 @@ pub enum Command {
         compression: Option<Compression>,
     },
     /// Start the daemon
-    Start,
+    Start {
+        /// Change nothing: to copy off what can be read when too many drives are gone
+        #[arg(long)]
+        read_only: bool,
+    },
     /// Stop the daemon in order
     Stop {
         /// Also while file systems on its volumes are mounted
@@ -141,8 +145,8 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let report = lab::up(&dir, &Wanted { name, disks, disk_size, tolerance, memory, compression })?;
             show(format, &report, |r| format!("{}\n{}", describe(r), next_commands(r)))?;
         }
-        Command::Start => {
-            let (report, started) = lab::start(&dir)?;
+        Command::Start { read_only } => {
+            let (report, started) = lab::start(&dir, read_only)?;
             told(format, &report, if started { "started" } else { "was running already" })?;
         }
         Command::Stop { force } => {

@@ -10,6 +10,7 @@ const EXAMPLES: &str = "\
 Examples:
   ashlar serve --config /etc/ashlar.toml
   ashlar serve --dir /srv/lab --memory 2G --log debug
+  ashlar serve --config /etc/ashlar.toml --read-only   # too many drives are gone: copy off what is left
 
 A configuration file:
   name = \"store\"                       # the pool's name

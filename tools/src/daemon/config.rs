@@ -178,6 +178,9 @@ pub struct Flags {
     /// What to log: error, warn, info, debug, trace, or a filter such as info,blockdev::log=debug
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
+    /// Change nothing: for a pool that lacks more drives than it tolerates, to copy off what can be read
+    #[arg(long)]
+    pub read_only: bool,
 }
 
 /// What the configuration is read from.
@@ -246,6 +249,8 @@ pub struct Config {
     pub scrub_days: Setting<u64>,
     /// A drive with so many errors of late is emptied and declared failed; never when 0.
     pub error_limit: Setting<u64>,
+    /// Whether nothing is to be changed.
+    pub read_only: bool,
     /// Whether faults can be injected.
     pub lab: Setting<bool>,
     /// Unix socket of the NBD server.
@@ -438,6 +443,7 @@ impl Config {
             )?,
             scrub_days: pick.text(pick.value(file.scrub_days, 28), ("ASHLAR_SCRUB_DAYS", ""), None, parse_count)?,
             error_limit: pick.text(pick.value(file.error_limit, 64), ("ASHLAR_ERROR_LIMIT", ""), None, parse_count)?,
+            read_only: flags.read_only,
             lab: pick.value(file.lab, false),
             nbd_socket: pick.path(file.nbd.socket, run.join("nbd.sock")),
             nbd_listen: pick.text(

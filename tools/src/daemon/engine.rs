@@ -217,6 +217,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
         error_limit: config.error_limit.value.try_into().unwrap_or(u32::MAX),
         failed_grace: Duration::from_secs(config.failed_grace.value),
         missing_grace: Duration::from_secs(config.missing_grace.value),
+        read_only: config.read_only,
         known_disks: known.collect(),
         ..PoolConfig::default()
     };

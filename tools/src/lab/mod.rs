@@ -110,7 +110,7 @@ pub fn up(dir: &Path, wanted: &Wanted) -> CommandResult<Report> {
         }
         None => make(dir, wanted, false)?,
     };
-    process::start(&lab)?;
+    process::start(&lab, false)?;
     report(&lab)
 }
 
@@ -215,9 +215,9 @@ fn fill(lab: &Lab, wanted: &Wanted) -> CommandResult {
 }
 
 /// Starts the daemon; whether it had to be started.
-pub fn start(dir: &Path) -> CommandResult<(Report, bool)> {
+pub fn start(dir: &Path, read_only: bool) -> CommandResult<(Report, bool)> {
     let lab = Lab::open(dir)?;
-    let (_, started) = process::start(&lab)?;
+    let (_, started) = process::start(&lab, read_only)?;
     Ok((report(&lab)?, started))
 }
 

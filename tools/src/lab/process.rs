@@ -36,7 +36,7 @@ pub fn client(lab: &Lab) -> Client {
 }
 
 /// Starts the daemon and waits until it answers; gives its process id. One that runs already is left alone.
-pub fn start(lab: &Lab) -> CommandResult<(u32, bool)> {
+pub fn start(lab: &Lab, read_only: bool) -> CommandResult<(u32, bool)> {
     if let Some(pid) = running(lab)? {
         wait_until_it_answers(lab, None)?;
         return Ok((pid, false));
@@ -53,6 +53,7 @@ pub fn start(lab: &Lab) -> CommandResult<(u32, bool)> {
     let mut child = Command::new(program)
         .args(["serve", "--background", "--dir"])
         .arg(&lab.dir)
+        .args(read_only.then_some("--read-only"))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(out.try_clone().map_err(trouble)?)
