@@ -18,6 +18,8 @@ pub enum Outcome {
     Check(CheckReport),
     /// Of a search for damage.
     Damage(Damage),
+    /// Of work that gives nothing.
+    Nothing,
 }
 
 /// Finished jobs that are remembered.
@@ -39,6 +41,12 @@ fn now_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+fn begun(id: u64, kind: &str) -> Job {
+    let (kind, state, started_s) = (kind.to_owned(), JobState::Running, now_s());
+    let (finished_s, report, damage, error) = (None, None, None, None);
+    Job { id, kind, state, done: 0, total: 0, started_s, finished_s, report, damage, error }
+}
+
 impl Jobs {
     /// Starts `work` of this kind, unless one is running: then that one is given.
     pub fn start<F>(self: &Arc<Self>, kind: &str, work: impl FnOnce(Progress) -> F) -> Job
@@ -52,11 +60,7 @@ impl Jobs {
             }
             table.last_id += 1;
             let id = table.last_id;
-            let state = JobState::Running;
-            let (started_s, kind) = (now_s(), kind.to_owned());
-            let (done, total) = (0, 0);
-            let (finished_s, report, damage, error) = (None, None, None, None);
-            let job = Job { id, kind, state, done, total, started_s, finished_s, report, damage, error };
+            let job = begun(id, kind);
             table.jobs.insert(id, job.clone());
             job
         };
@@ -71,6 +75,27 @@ impl Jobs {
             jobs.finish(id, ended);
         });
         job
+    }
+
+    /// Keeps a job for work that goes on by itself: `now` is what is done of how much, nothing when there is no such work.
+    pub fn follow(&self, kind: &str, now: Option<(u64, u64)>) {
+        let running = {
+            let mut table = self.table.lock();
+            let running = table.jobs.values().find(|j| j.kind == kind && j.state == JobState::Running).map(|j| j.id);
+            if running.is_none() && now.is_some() {
+                table.last_id += 1;
+                let id = table.last_id;
+                table.jobs.insert(id, begun(id, kind));
+                Some(id)
+            } else {
+                running
+            }
+        };
+        match (running, now) {
+            (Some(id), Some((done, total))) => self.change(id, |job| (job.done, job.total) = (done, total)),
+            (Some(id), None) => self.finish(id, Ok(Outcome::Nothing)),
+            (None, _) => {}
+        }
     }
 
     fn change(&self, id: u64, change: impl FnOnce(&mut Job)) {
@@ -89,6 +114,7 @@ impl Jobs {
                     match outcome {
                         Outcome::Check(report) => job.report = Some(report),
                         Outcome::Damage(damage) => job.damage = Some(damage),
+                        Outcome::Nothing => {}
                     }
                 }
                 Err(e) => {
@@ -152,6 +178,21 @@ mod tests {
         assert_eq!((job.state, job.done), (JobState::Succeeded, 10));
         assert_eq!(job.report.unwrap().volumes, 2);
         assert!(job.finished_s.is_some());
+    }
+
+    #[test]
+    fn work_that_goes_on_by_itself_has_a_job_while_it_does() {
+        let jobs = Jobs::default();
+        jobs.follow("pool.rebuild", None);
+        assert!(jobs.list().is_empty());
+        jobs.follow("pool.rebuild", Some((1, 10)));
+        jobs.follow("pool.rebuild", Some((4, 12)));
+        let seen = jobs.list();
+        assert_eq!((seen.len(), seen[0].done, seen[0].total, seen[0].state), (1, 4, 12, JobState::Running));
+        jobs.follow("pool.rebuild", None);
+        assert_eq!(jobs.get(seen[0].id).unwrap().state, JobState::Succeeded);
+        jobs.follow("pool.rebuild", Some((0, 5)));
+        assert_eq!(jobs.list().len(), 2);
     }
 
     #[tokio::test]

@@ -32,6 +32,8 @@ use state::Appliance;
 
 /// How long requests under way may keep a stopping daemon.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Pause between looks at what the pool does by itself.
+const FOLLOW: Duration = Duration::from_secs(2);
 
 /// Serves until a signal or a request ends it.
 pub fn serve(config: &Config) -> Result<()> {
@@ -99,6 +101,7 @@ pub async fn serve_api(
         config: config.rows(),
         stopping,
     });
+    let followed = tokio::spawn(follow(appliance.clone()));
     let (router, _) = api::router(appliance.clone());
     let socket = &config.socket.value;
     let bound = UnixListener::bind(socket).and_then(|listener| {
@@ -128,10 +131,21 @@ pub async fn serve_api(
         }
         Err(e) => Err(Error::io(format!("listening on {}: {e}", socket.display()))),
     };
+    followed.abort();
     tracing::info!("stopping: front ends first");
     appliance.attachments.stop().await;
     let _ = std::fs::remove_file(socket);
     result
+}
+
+/// Keeps jobs for what the pool does by itself: rebuilds, moves, scrubs.
+async fn follow(appliance: Arc<Appliance>) {
+    loop {
+        let status = appliance.engine.status().await;
+        appliance.jobs.follow("pool.rebuild", status.rebuild.map(|r| (r.done, r.total)));
+        appliance.jobs.follow("pool.scrub", status.scrub.running.then_some((status.scrub.done, status.scrub.total)));
+        tokio::time::sleep(FOLLOW).await;
+    }
 }
 
 /// SIGTERM and SIGINT stop the daemon in order; a second one ends it at once, which the pool survives like a crash.
