@@ -402,6 +402,15 @@ impl DiskArray {
         }
     }
 
+    /// Counts mismatches that are perhaps the fault of the disks of these columns.
+    pub fn count_mismatch(&self, extent: &Extent, columns: u32) {
+        for (column, (disk, _)) in extent.columns.iter().enumerate() {
+            if let Some(member) = self.member(*disk).filter(|_| columns >> column & 1 == 1) {
+                member.checksum_errors.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// As [`Self::blame`], for a place of a disk.
     pub fn blame_place(&self, id: DiskId, offset: u64) {
         if let Some(member) = self.member(id)

@@ -152,8 +152,9 @@ impl Engine {
         let complete = !s.is_running() && s.next >= s.end;
         Scrub {
             running: s.is_running(),
-            begun_s: (s.begun_s > 0).then_some(s.begun_s),
-            ended_s: (s.ended_s > 0).then_some(s.ended_s),
+            // A new pool has nothing to look at.
+            begun_s: (s.begun_s > 0 && s.end > 0).then_some(s.begun_s),
+            ended_s: (s.ended_s > 0 && s.end > 0).then_some(s.ended_s),
             complete,
             total,
             done: if complete { total } else { total - left },
@@ -391,11 +392,12 @@ impl Engine {
         if planted::active(Bug::ScrubNoParity) {
             differ.clear();
         }
-        for (stripe, bits) in differ.into_iter().filter(|(stripe, _)| !hurt.contains(stripe)) {
+        for (_, bits) in differ.into_iter().filter(|(stripe, _)| !hurt.contains(stripe)) {
             found.bad |= bits;
             // Both of two differ when data that nobody refers to has changed: nobody knows whose it was. With one it is as unclear.
+            // Nor is one of two quite certain, since the other may have been computed after the change: it is counted, and no more.
             if bits.count_ones() < extent.parity as u32 {
-                self.array.blame(extent, bits, stripe * stripe_size);
+                self.array.count_mismatch(extent, bits);
             }
         }
         Ok(Some(found))

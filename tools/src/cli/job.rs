@@ -98,7 +98,8 @@ fn table(jobs: &[Job]) -> String {
         ("STARTED", Align::Left),
     ]);
     for job in jobs {
-        let done = format!("{} %", percent(job.done, job.total));
+        let through = job.state == JobState::Succeeded;
+        let done = format!("{} %", if through { 100 } else { percent(job.done, job.total) });
         table.row([job.id.to_string(), job.kind.clone(), state_word(job.state).into(), done, timestamp(job.started_s)]);
     }
     table.render(0)
