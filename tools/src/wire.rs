@@ -40,6 +40,9 @@ pub struct DiskAdd {
     /// Take it although something is on it.
     #[serde(default)]
     pub force: bool,
+    /// Number of the drive that will be removed for it: resiliency sets are not divided for the moment that both are there.
+    #[serde(default)]
+    pub replaces: Option<u16>,
 }
 
 /// A volume to make.

@@ -201,20 +201,34 @@ impl Log {
 
     /// Share of the log in use, 0 to 1.
     pub fn fullness(&self) -> f64 {
+        let disks = self.usable();
         let inner = self.inner.lock();
-        let used: usize = inner.extents.values().map(Vec::len).sum();
-        used as f64 / self.slots() as f64
+        let used = inner.extents.values().flatten().filter(|(disk, _)| disks.contains(disk)).count();
+        used as f64 / self.slots_of(&disks) as f64
     }
 
     /// Share of the log that records of so many bytes will take, about: every copy of them.
     pub fn share(&self, bytes: usize) -> f64 {
         let copies = self.array.tolerance().drives() + 1;
-        (bytes * copies) as f64 / (self.slots() as f64 * f64::from(self.array.geometry.log_extent_size))
+        let slots = self.slots_of(&self.usable()) as f64;
+        (bytes * copies) as f64 / (slots * f64::from(self.array.geometry.log_extent_size))
     }
 
-    /// Extents on all disks that are there.
-    fn slots(&self) -> usize {
-        (self.array.online().len() * self.array.geometry.log_extents as usize).max(1)
+    /// Disks on which a new extent may lie: that take data, in sets with enough of them.
+    fn usable(&self) -> BTreeSet<DiskId> {
+        let bad = self.array.unreliable() | self.array.closed();
+        let counts = |disk: DiskId| bad.checked_shr(disk.0.into()).unwrap_or(0) & 1 == 0;
+        let mut sets: BTreeMap<u16, Vec<DiskId>> = BTreeMap::new();
+        for m in self.array.online().iter().filter(|m| counts(m.id)) {
+            sets.entry(m.set()).or_default().push(m.id);
+        }
+        let copies = self.array.tolerance().drives() + 1;
+        let wanted = sets.values().map(Vec::len).max().unwrap_or(0).min(copies);
+        sets.into_values().filter(|disks| disks.len() >= wanted).flatten().collect()
+    }
+
+    fn slots_of(&self, disks: &BTreeSet<DiskId>) -> usize {
+        (disks.len() * self.array.geometry.log_extents as usize).max(1)
     }
 }
 

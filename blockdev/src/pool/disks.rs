@@ -85,7 +85,8 @@ impl Pool {
     }
 
     /// Takes a new disk in, of any size that has room for some chunks. Without `force` a disk that holds anything is refused.
-    pub async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo> {
+    /// `replaces` names the disk that will be removed for it.
+    pub async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool, replaces: Option<u16>) -> Result<DiskInfo> {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
@@ -105,7 +106,7 @@ impl Pool {
             refuse_foreign(&disk).await?;
         }
         check_large_enough(&disk, &engine.array.geometry)?;
-        let member = engine.add_disk(disk.clone()).await?;
+        let member = engine.add_disk(disk.clone(), replaces.map(DiskId)).await?;
         let mut candidates = engine.candidates.write();
         if !candidates.iter().any(|d| d.name() == disk.name()) {
             candidates.push(disk);
@@ -135,9 +136,7 @@ impl Pool {
             return Ok(info);
         }
         if !member.is_leaving() || member.is_failing() {
-            let staying = |m: &&Arc<Member>| m.id != member.id && m.online().is_some() && !m.is_leaving();
-            let (left, least) =
-                (engine.array.members().iter().filter(staying).count(), disks_min(engine.array.tolerance()));
+            let (left, least) = (engine.most_in_a_set_without(member.id), disks_min(engine.array.tolerance()));
             if left < least {
                 return Err(Error::invalid(format!(
                     "pool {} needs {least} working disks for its tolerance, and without disk {id} {left} would be left: add one first",

@@ -30,6 +30,20 @@ impl Pool {
         let mut add = |severity: &str, code: &str, message: String| {
             out.push(Alert { severity: severity.into(), code: code.into(), message });
         };
+        if engine.array.is_mixed() {
+            add(
+                "info",
+                "pool.mixed",
+                "data moves between resiliency sets: until that is done failures in all of them count together".into(),
+            );
+        }
+        if engine.array.guaranteed().drives() < engine.array.tolerance().drives() {
+            add(
+                "info",
+                "pool.tolerance",
+                "the tolerance is being raised: until all data has followed the old one holds".into(),
+            );
+        }
         if engine.config.read_only {
             add(
                 "warning",

@@ -278,8 +278,13 @@ impl DiskArray {
 
     /// Fails when more disks are gone than the tolerance allows; says which, and what to do.
     pub fn check_quorum(&self) -> Result<()> {
+        self.check_quorum_with(self.guaranteed(), self.is_mixed())
+    }
+
+    /// As [`Self::check_quorum`], if that were what all data survives, and if failures in all sets counted together or not.
+    pub fn check_quorum_with(&self, guaranteed: Tolerance, mixed: bool) -> Result<()> {
         let members = self.members.read();
-        let (tolerance, mixed) = (self.guaranteed().drives(), self.is_mixed());
+        let tolerance = guaranteed.drives();
         let gone: Vec<&Arc<Member>> = members.iter().filter(|m| m.online().is_none() && m.is_counted()).collect();
         let together = |m: &Member| gone.iter().filter(|other| mixed || other.set() == m.set()).count();
         if gone.len() <= tolerance || gone.iter().all(|m| together(m) <= tolerance) {

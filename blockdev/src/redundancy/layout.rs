@@ -87,7 +87,7 @@ pub struct Grouped {
 }
 
 /// Sets of drives after some joined or left: as few change their set as can be. Sets are as equal as that allows, at most [`set_limit`] large, and a
-/// set that has shrunk to a quarter of that joins another one.
+/// sets that fit into one with some slack become one.
 pub fn regroup(drives: &[Grouped], tolerance: Tolerance) -> Vec<(DiskId, u16)> {
     let limit = set_limit(tolerance);
     let mut sets: BTreeMap<u16, Vec<Grouped>> = BTreeMap::new();
@@ -130,8 +130,10 @@ pub fn regroup(drives: &[Grouped], tolerance: Tolerance) -> Vec<(DiskId, u16)> {
     }
     loop {
         let smallest = sets.iter().min_by_key(|(n, drives)| (drives.len(), **n)).map(|(n, drives)| (*n, drives.len()));
-        let Some((number, size)) = smallest.filter(|(_, size)| sets.len() > 1 && *size <= limit / 4) else { break };
-        let other = sets.iter().filter(|(n, drives)| **n != number && drives.len() + size <= limit);
+        let Some((number, size)) = smallest.filter(|_| sets.len() > 1) else { break };
+        // With some slack: one that joins next must not split it again.
+        let fits = |drives: &Vec<Grouped>| drives.len().saturating_add(size) <= limit - limit / 10;
+        let other = sets.iter().filter(|(n, drives)| **n != number && fits(drives));
         let Some(other) = other.min_by_key(|(n, drives)| (drives.len(), **n)).map(|(n, _)| *n) else { break };
         let moved = sets.remove(&number).unwrap_or_default();
         sets.entry(other).or_default().extend(moved);

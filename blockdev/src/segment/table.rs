@@ -9,7 +9,7 @@ use crate::format::layout::PoolGeometry;
 use crate::format::page::Location;
 use crate::format::record::{ColumnMove, SegmentRecord, Stream};
 use crate::redundancy::array::{DiskArray, Extent, Member};
-use crate::redundancy::layout::{Width, has_spare, width_now};
+use crate::redundancy::layout::{Width, has_spare, width, width_now};
 use crate::redundancy::placement::{DiskSpace, max_extents, place};
 use crate::report::{Redundancy, Tolerance};
 use crate::units::{ChunkIndex, DiskId, SegmentId};
@@ -352,6 +352,27 @@ impl SegmentTable {
                 max_extents(&chunks, width.columns())
             })
             .sum()
+    }
+
+    /// Bytes of data, summaries and reserves not taken off, that the disks that stay have room for with another tolerance and in other sets.
+    pub fn capacity_with(&self, array: &DiskArray, tolerance: Tolerance, sets: &BTreeMap<DiskId, u16>) -> u64 {
+        let mut chunks: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
+        for c in &self.chunks {
+            if let Some(set) = sets.get(&c.id) {
+                chunks.entry(*set).or_default().push(c.used.len() as u32);
+            }
+        }
+        let widths = chunks.values().filter_map(|own| width(own.len(), tolerance));
+        let Some(width) = widths.min_by_key(|w| w.data) else { return 0 };
+        let extents = |mut own: Vec<u32>| {
+            own.sort_unstable();
+            if has_spare(own.len(), tolerance) {
+                own.pop();
+            }
+            max_extents(&own, width.columns())
+        };
+        let extents: u64 = chunks.into_values().map(extents).sum();
+        extents * width.data as u64 * u64::from(array.geometry.chunk_size)
     }
 
     /// Segments of the present width that the disks that are online have room for, and how many of these are the spare: what would not

@@ -37,6 +37,10 @@ impl Shares {
         self.0.get(&disk).map_or(0.0, |(used, total)| f64::from(*used) / f64::from((*total).max(1)))
     }
 
+    fn least(&self) -> f64 {
+        self.0.keys().map(|d| self.of(*d)).fold(1.0, f64::min)
+    }
+
     fn spread(&self) -> f64 {
         let shares = || self.0.keys().map(|d| self.of(*d));
         shares().fold(0.0, f64::max) - shares().fold(1.0, f64::min)
@@ -118,12 +122,15 @@ impl Engine {
                     if out.len() >= PLAN {
                         break;
                     }
-                    let column = s.record.columns.iter().position(|(disk, _)| *disk == from);
+                    let Some(column) = s.record.columns.iter().position(|(disk, _)| *disk == from) else { continue };
+                    if taken.contains(&s.record.incarnation) || shares.of(from) - shares.least() <= END {
+                        continue;
+                    }
                     let holds = |d: &&DiskId| s.record.columns.iter().any(|(disk, _)| disk == *d);
                     let emptiest = shares.0.keys().filter(|d| !holds(d));
                     let to = emptiest.min_by(|a, b| shares.of(**a).total_cmp(&shares.of(**b))).copied();
-                    let (Some(column), Some(to)) = (column, to) else { continue };
-                    if !taken.contains(&s.record.incarnation) && shares.shift(from, to, width.columns()) {
+                    let Some(to) = to else { continue };
+                    if shares.shift(from, to, width.columns()) {
                         taken.insert(s.record.incarnation);
                         out.push(plan(s, 1 << column, Kind::Balance));
                     }
@@ -138,6 +145,12 @@ impl Engine {
             balance.restripe = !out.is_empty();
         }
         out
+    }
+
+    /// Whether data is being spread, or is about to be.
+    pub(super) fn is_balancing(&self) -> bool {
+        let balance = self.balance.lock();
+        balance.on || balance.restripe
     }
 
     /// Nothing more can be moved.

@@ -187,7 +187,7 @@ impl Engine {
         }
         // Behind the instant the log has begun anew, with the sets and the tolerance of then.
         let same = frozen.sets == self.array.sets();
-        let held = self.in_transition.load(Ordering::Acquire);
+        let held = self.in_transition.load(Ordering::Acquire) > 0;
         let mixed = self.array.is_mixed() && (held || !same || frozen.straddles);
         let guaranteed = match self.array.tolerance() {
             now if !held && now == frozen.tolerance && !frozen.less_parity => now,

@@ -1,5 +1,6 @@
 //! Disks that join a pool, and disks that leave it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,8 +17,9 @@ use crate::segment::table::disks_min;
 use crate::units::{DiskId, Uuid};
 
 impl Engine {
-    /// Takes a new disk in. Once this completes a durable checkpoint names it, and new data goes to it, too.
-    pub async fn add_disk(self: &Arc<Self>, disk: Arc<dyn Disk>) -> Result<Arc<Member>> {
+    /// Takes a new disk in, in the place of another one that will be removed, if `replaces` says so. Once this completes a durable checkpoint names it, and
+    /// new data goes to it, too.
+    pub async fn add_disk(self: &Arc<Self>, disk: Arc<dyn Disk>, replaces: Option<DiskId>) -> Result<Arc<Member>> {
         let geometry = self.array.geometry;
         let size = disk.geometry().size;
         let id = {
@@ -30,7 +32,6 @@ impl Engine {
             let uuid =
                 Uuid((u128::from(self.env.random_u64()) << 64 | u128::from(self.env.random_u64())).to_le_bytes());
             let member = Member::new(id, uuid, size, Some(disk.clone()), false);
-            member.set_set(self.regroup(Some(id)).await?);
             let failed = |e| Error::io(format!("{}: {e}", disk.name()));
             // What an earlier life left in the log region, or in the superblocks, must not be found.
             let (start, end) = (geometry.log_extent(0), geometry.log_extent(geometry.log_extents));
@@ -42,6 +43,8 @@ impl Engine {
             wipe(&disk, geometry.tail(size)).await?;
             disk.flush().await.map_err(failed)?;
             write_label(&self.array, &self.label, self.epoch, self.array.unreliable(), &member, &disk).await?;
+            let _alone = self.regroups.lock().await;
+            member.set_set(self.regroup(Some(id), replaces, self.array.tolerance()).await?);
             let mut own = self.checkpoints.lock().await;
             self.array.add(member);
             self.state.write().segments.add_disk(id, geometry.chunks(size));
@@ -127,7 +130,14 @@ impl Engine {
         }
         self.checkpoint().await?;
         self.label_absent().await?;
-        self.regroup(None).await?;
+        {
+            let _alone = self.regroups.lock().await;
+            // Another time, if failures would count together now that need not.
+            if let Err(e) = self.regroup(None, None, self.array.tolerance()).await {
+                self.check_alive()?;
+                tracing::warn!(pool = self.name, error = %e, "resiliency sets stay as they are");
+            }
+        }
         if let Some(disk) = member.handle() {
             self.candidates.write().retain(|d| !Arc::ptr_eq(d, &disk));
         }
@@ -143,21 +153,53 @@ impl Engine {
 }
 
 impl Engine {
-    /// Puts disks into sets anew, with one that is about to join, or after one has left; gives the set of the new one.
-    async fn regroup(self: &Arc<Self>, joining: Option<DiskId>) -> Result<u16> {
-        let before = self.array.sets();
+    /// Working disks of the largest set, without one.
+    pub(crate) fn most_in_a_set_without(&self, id: DiskId) -> usize {
+        let mut counts: BTreeMap<u16, usize> = BTreeMap::new();
+        for m in self.array.members().iter().filter(|m| m.id != id && m.online().is_some() && !m.is_leaving()) {
+            *counts.entry(m.set()).or_default() += 1;
+        }
+        counts.into_values().max().unwrap_or(0)
+    }
+
+    /// The sets of disks if a pool of this tolerance were divided anew, with one that is about to join, and without one that it replaces.
+    fn grouped(
+        &self,
+        joining: Option<DiskId>,
+        replaces: Option<DiskId>,
+        tolerance: Tolerance,
+    ) -> BTreeMap<DiskId, u16> {
         let mut drives: Vec<Grouped> = {
             let state = self.state.read();
-            let grouped =
-                |(id, set): (&DiskId, &u16)| Grouped { id: *id, set: Some(*set), used: state.segments.allocated(*id) };
-            before.iter().map(grouped).collect()
+            let members = self.array.members();
+            let stays = |m: &&Arc<Member>| !m.is_leaving() && !m.is_given_up() && Some(m.id) != replaces;
+            let of = |m: &Arc<Member>| Grouped { id: m.id, set: Some(m.set()), used: state.segments.allocated(m.id) };
+            members.iter().filter(stays).map(of).collect()
         };
         drives.extend(joining.map(|id| Grouped { id, set: None, used: 0 }));
-        let after = regroup(&drives, self.array.tolerance());
-        let own = after.iter().find(|(id, _)| Some(*id) == joining).map_or(0, |(_, set)| *set);
+        regroup(&drives, tolerance).into_iter().collect()
+    }
+
+    /// Puts disks into sets anew, with one that is about to join, or after one has left; gives the set of the new one. The caller holds
+    /// [`Engine::regroups`].
+    async fn regroup(
+        self: &Arc<Self>,
+        joining: Option<DiskId>,
+        replaces: Option<DiskId>,
+        tolerance: Tolerance,
+    ) -> Result<u16> {
+        let before = self.array.sets();
+        let after = self.grouped(joining, replaces, tolerance);
+        let own = joining.and_then(|id| after.get(&id)).copied().unwrap_or_default();
         if after.iter().any(|(id, set)| before.get(id).is_some_and(|old| old != set)) {
             let _transition = self.begin_transition().await?;
-            self.array.set_sets(&after);
+            // Those that do not count go where most of their set went, or they would lie alone.
+            let mut sets: Vec<(DiskId, u16)> = after.iter().map(|(id, set)| (*id, *set)).collect();
+            for (id, old) in before.iter().filter(|(id, _)| !after.contains_key(id)) {
+                let heirs = after.iter().filter(|(other, _)| before.get(other) == Some(old));
+                sets.push((*id, heirs.map(|(_, set)| *set).min().unwrap_or(*old)));
+            }
+            self.array.set_sets(&sets);
         }
         Ok(own)
     }
@@ -166,8 +208,9 @@ impl Engine {
     /// closed by the next one.
     async fn begin_transition(self: &Arc<Self>) -> Result<Transition> {
         let transition = {
-            // Not while a checkpoint decides about it.
+            // Not while a checkpoint decides about it, and not when it could not be served then.
             let mut own = self.checkpoints.lock().await;
+            self.array.check_quorum_with(self.array.guaranteed(), true).map_err(busy)?;
             own.forced = true;
             self.array.set_mixed(true);
             Transition::of(self)
@@ -194,45 +237,48 @@ impl Engine {
                 self.name
             )));
         }
-        let space = {
-            let room = self.space();
-            self.array.set_tolerance(wanted);
-            let space = self.space();
-            self.array.set_tolerance(before);
-            tracing::debug!(
-                before = room.usable,
-                after = space.usable,
-                used = space.used,
-                "space with another tolerance"
-            );
-            space
+        let _alone = self.regroups.lock().await;
+        let usable = {
+            let sets = self.grouped(None, None, wanted);
+            self.state.read().segments.capacity_with(&self.array, wanted, &sets)
         };
-        if space.used > space.usable {
+        let (usable, used) = (usable - usable / 10, self.space().used);
+        if used > usable {
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!(
-                    "with a tolerance of {} pool {} has room for {} MiB, and {} MiB are in use: delete volumes, discard data or add a drive first",
+                    "with a tolerance of {} pool {} has room for about {} MiB, and {} MiB are in use: delete volumes, discard data or add a drive first",
                     wanted.drives(),
                     self.name,
-                    space.usable >> 20,
-                    space.used >> 20
+                    usable >> 20,
+                    used >> 20
                 ),
             ));
         }
-        if wanted.drives() < self.array.guaranteed().drives() {
-            let _transition = {
-                let mut own = self.checkpoints.lock().await;
+        let transition = {
+            let mut own = self.checkpoints.lock().await;
+            if wanted.drives() < self.array.guaranteed().drives() {
+                self.array.check_quorum_with(wanted, self.array.is_mixed()).map_err(busy)?;
                 own.forced = true;
                 self.array.set_guaranteed(wanted);
-                Transition::of(self)
-            };
+                Some(Transition::of(self))
+            } else {
+                self.array.set_tolerance(wanted);
+                None
+            }
+        };
+        if transition.is_some() {
+            // The guarantee is lower for good before anything is written that has less.
             self.checkpoint().await?;
-            self.array.set_tolerance(wanted);
-        } else {
+            let _own = self.checkpoints.lock().await;
             self.array.set_tolerance(wanted);
         }
+        drop(transition);
         // The largest size of a set is another one.
-        self.regroup(None).await?;
+        if let Err(e) = self.regroup(None, None, wanted).await {
+            self.check_alive()?;
+            tracing::warn!(pool = self.name, error = %e, "resiliency sets stay as they are");
+        }
         {
             let mut own = self.checkpoints.lock().await;
             (own.forced, own.close_segments) = (true, true);
@@ -246,19 +292,24 @@ impl Engine {
     }
 }
 
+/// What would be refused service is not begun.
+fn busy(e: Error) -> Error {
+    Error::new(ErrorKind::Busy, format!("not while drives are gone: {e}"))
+}
+
 /// Sets or tolerance change, for as long as it lives.
 struct Transition(Arc<Engine>);
 
 impl Transition {
     fn of(engine: &Arc<Engine>) -> Self {
-        engine.in_transition.store(true, Ordering::Release);
+        engine.in_transition.fetch_add(1, Ordering::AcqRel);
         Self(engine.clone())
     }
 }
 
 impl Drop for Transition {
     fn drop(&mut self) {
-        self.0.in_transition.store(false, Ordering::Release);
+        self.0.in_transition.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -259,7 +259,9 @@ pub struct Engine {
     /// Scrubs begun since the pool was opened.
     pub(crate) scrub_runs: AtomicU64,
     /// Sets or tolerance are about to change: the pool stays mixed, and its guarantee where it is.
-    pub(crate) in_transition: AtomicBool,
+    pub(crate) in_transition: AtomicUsize,
+    /// Whoever holds this changes sets or tolerance.
+    pub(crate) regroups: tokio::sync::Mutex<()>,
     /// Whether data is being spread.
     pub(crate) balance: Mutex<balance::Balance>,
     /// Wakes who scrubs: one was asked for, or is to stop.

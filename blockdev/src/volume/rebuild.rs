@@ -21,7 +21,7 @@ use crate::format::record::{ColumnMove, Op, Record, SegmentRecord};
 use crate::planted::{self, Bug};
 use crate::redundancy::array::{Extent, Member};
 use crate::report::Rebuild;
-use crate::segment::table::{Segment, strays};
+use crate::segment::table::{Segment, home, strays};
 use crate::units::{ChunkIndex, DiskId};
 
 /// Bytes of all columns of a segment read at once, about.
@@ -36,6 +36,8 @@ const ROUND: usize = 8;
 const PAUSE: Duration = Duration::from_secs(2);
 /// Free segments that rebuilding leaves on top of what the cleaner leaves.
 const CLEANER_MARGIN: u64 = 2;
+/// Free segments that work leaves to hosts which is not about what failed.
+const SPREAD_MARGIN: u64 = 4;
 /// Segments of which less is live are emptied: that moves less than a column has.
 const LIVE_MIN: f64 = 0.15;
 
@@ -49,6 +51,9 @@ pub(super) enum Kind {
     /// It is to be written again in the present width.
     Restripe,
 }
+
+/// Why data moves when disks are filled evenly.
+const SPREADING: &str = "data is spread over all disks";
 
 /// A segment with columns to be written anew.
 #[derive(Clone)]
@@ -184,7 +189,7 @@ impl Engine {
     pub(super) async fn rebuild_loop(self: Arc<Self>) {
         let mut aside: FxHashSet<u64> = FxHashSet::default();
         let mut changes = self.array.changes();
-        let mut stuck = None;
+        let (mut stuck, mut settling) = (None, None);
         loop {
             if self.array.changes() != changes {
                 // A disk that came back may have what could not be read.
@@ -195,7 +200,7 @@ impl Engine {
             if self.array.give_up_overdue(self.config.failed_grace, self.config.missing_grace) {
                 self.checkpoints.lock().await.forced = true;
             }
-            match self.rebuild_round(&mut aside, &mut stuck).await {
+            match self.rebuild_round(&mut aside, &mut stuck, &mut settling).await {
                 Ok(true) => {}
                 Ok(false) => self.wait_for_rebuild().await,
                 Err(e) => {
@@ -215,6 +220,7 @@ impl Engine {
     async fn wait_for_rebuild(&self) {
         let wanted = self.array.changed.notified();
         let idle = self.rebuild.lock().is_none() && self.array.closed() == 0 && !self.has_hurt_open_segments();
+        let idle = idle && !self.is_unsettled();
         if idle {
             wanted.await;
         } else {
@@ -224,9 +230,19 @@ impl Engine {
         }
     }
 
+    /// Whether sets are mixed still, or a guarantee is still to be raised.
+    fn is_unsettled(&self) -> bool {
+        self.array.is_mixed() || self.array.guaranteed() != self.array.tolerance()
+    }
+
     /// How far rebuilding is; none when there is nothing to do.
     pub fn rebuild_progress(&self) -> Option<Rebuild> {
-        let progress = self.rebuild.lock().clone()?;
+        let Some(progress) = self.rebuild.lock().clone() else {
+            // What was asked for may not have begun yet.
+            let cause = SPREADING.into();
+            let (total, done, waiting, bytes_per_second, eta_s) = (0, 0, 0, 0, None);
+            return self.is_balancing().then_some(Rebuild { cause, total, done, waiting, bytes_per_second, eta_s });
+        };
         let elapsed = (self.env.now().saturating_sub(progress.started)).as_secs_f64();
         let done = progress.total.saturating_sub(progress.left);
         let rate = done as f64 / elapsed.max(0.001);
@@ -242,7 +258,12 @@ impl Engine {
     }
 
     /// Works on the segments that have the least redundancy left. False when nothing is left that can be done now.
-    async fn rebuild_round(self: &Arc<Self>, aside: &mut FxHashSet<u64>, stuck: &mut Option<Room>) -> Result<bool> {
+    async fn rebuild_round(
+        self: &Arc<Self>,
+        aside: &mut FxHashSet<u64>,
+        stuck: &mut Option<Room>,
+        settling: &mut Option<(u64, u64)>,
+    ) -> Result<bool> {
         let found = self.degraded(aside);
         if found.is_empty() && self.has_hurt_open_segments() {
             // A checkpoint closes them; then their turn comes.
@@ -264,20 +285,25 @@ impl Engine {
                 return Ok(true);
             }
             found = self.unbalanced(aside);
+            if !found.is_empty() {
+                // What was left behind counts no more.
+                self.keep_on_record().await?;
+                found = self.unbalanced(aside);
+            }
         }
         let balancing = found.first().is_some_and(|d| d.kind != Kind::Repair);
         let left: u64 = found.iter().map(Degraded::bytes).sum();
         if found.is_empty() {
             self.end_progress();
             // Sets that are no longer mixed, and a guarantee that can be raised, wait for a checkpoint.
-            let pending = self.array.is_mixed() || self.array.guaranteed() != self.array.tolerance();
-            if pending && !self.in_transition.load(Ordering::Acquire) {
-                self.checkpoints.lock().await.forced = true;
-                self.checkpoint().await?;
+            let now = (self.state.read().segments.version, self.array.changes());
+            if self.is_unsettled() && *settling != Some(now) {
+                self.keep_on_record().await?;
+                *settling = Some((self.state.read().segments.version, self.array.changes()));
             }
             return Ok(false);
         }
-        let cause = if balancing { "data is spread over all disks".into() } else { self.rebuild_cause() };
+        let cause = if balancing { SPREADING.into() } else { self.rebuild_cause() };
         self.note_progress(left, 0, cause);
         // Segments that a checkpoint sealed have all their columns on stable storage, on the disks that were there.
         self.checkpoints.lock().await.forced = true;
@@ -320,11 +346,10 @@ impl Engine {
             self.set_left(left, waiting);
         }
         drop(jobs);
-        if balancing && (!progress || waiting > 0) {
+        if balancing && !progress {
             self.stop_balancing();
-        } else {
-            *stuck = (!progress && waiting > 0).then_some(room);
         }
+        *stuck = (!progress && waiting > 0).then_some(room);
         match failure {
             Some(e) => Err(e),
             None => Ok(progress && !self.is_dead()),
@@ -487,10 +512,17 @@ impl Engine {
         // Disks may have gone and come since it was found, and a checkpoint may have given it back.
         let Some(d) = &self.look_again(d) else { return Ok(Outcome::Changed) };
         let share = d.record.live as f64 / f64::from(d.record.written.max(1));
-        match self.has_room_to_clean() {
-            true if share < LIVE_MIN || d.wanted == 0 => return self.empty_segment(d).await,
-            false if d.wanted == 0 => return Ok(Outcome::NoRoom),
-            _ => {}
+        if d.wanted == 0 || d.kind != Kind::Repair {
+            // Hosts come first where it is not about what failed, and while somebody reads a checkpoint nothing comes back.
+            let space = self.space();
+            let free =
+                space.free_segments >= space.host_min() + SPREAD_MARGIN && self.pins.load(Ordering::Acquire) == 0;
+            if !free {
+                return Ok(Outcome::NoRoom);
+            }
+        }
+        if d.wanted == 0 || (share < LIVE_MIN || self.fits_no_set(d)) && self.has_room_to_clean() {
+            return self.empty_segment(d).await;
         }
         match self.rewrite_columns(d).await? {
             // Each frame by itself may still be had: reads try all ways to reconstruct it.
@@ -498,6 +530,14 @@ impl Engine {
             Outcome::NoRoom if self.has_room_to_clean() => self.empty_segment(d).await,
             outcome => Ok(outcome),
         }
+    }
+
+    /// Whether the set of a segment has too few disks for all of its columns.
+    fn fits_no_set(&self, d: &Degraded) -> bool {
+        let sets = self.array.sets();
+        let set = home(&d.record, &sets);
+        let here = self.array.members().iter().filter(|m| Some(m.set()) == set && m.takes_data()).count();
+        self.array.is_mixed() && here < d.record.columns.len()
     }
 
     /// Writes the wanted columns anew, those that find room.

@@ -494,7 +494,7 @@ impl Engine {
         let changes = self.array.changes();
         let bad = |m: &&Arc<Member>| m.online().is_some() && !m.is_leaving() && m.errors_of_late(now) >= limit;
         let Some(member) = members.iter().filter(bad).find(|m| refused.get(&m.id) != Some(&changes)) else { return };
-        let staying = members.iter().filter(|m| m.id != member.id && m.online().is_some() && !m.is_leaving()).count();
+        let staying = self.most_in_a_set_without(member.id);
         // Not at the price of narrower extents.
         let width = self.state.read().segments.width(&self.array).map_or(0, |w| w.columns());
         let enough = staying >= width.max(crate::segment::table::disks_min(self.array.tolerance()));

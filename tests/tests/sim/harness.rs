@@ -249,7 +249,7 @@ impl Appliance {
                 }
                 (Change::Tolerance(t), _) => pool.set_tolerance(t).await.map_err(|e| format!("tolerance: {e}"))?,
                 (Change::Rebalance, _) => pool.rebalance().await.map_err(|e| format!("rebalance: {e}"))?,
-                (_, Some(disk)) => drop(pool.add_disk(disk, false).await.map_err(|e| format!("adding: {e}"))?),
+                (_, Some(disk)) => drop(pool.add_disk(disk, false, None).await.map_err(|e| format!("adding: {e}"))?),
                 _ => {}
             }
             let mut rounds = 0;

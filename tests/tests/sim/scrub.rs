@@ -305,7 +305,7 @@ fn a_disk_with_many_errors_is_emptied_and_fails() {
     sweep(0, 1, 60, |seed| {
         let mut scenario = scenario(seed);
         scenario.disks = scenario.tolerance.drives() + 4;
-        scenario.config.error_limit = 8;
+        scenario.config.error_limit = 3;
         (scenario.blocks, scenario.ops, scenario.mix) = (600, 150, Mix::Usual);
         let tolerance = scenario.tolerance.drives();
         let mut a = Appliance::new(scenario)?;
@@ -331,11 +331,11 @@ fn a_disk_with_many_errors_is_emptied_and_fails() {
             eprintln!("{errors} errors, {state:?}");
         }
         // Little of a small pool may have lain on it.
-        if errors >= 24 && (state == DiskState::Online || allocated > 0) {
+        if errors >= 40 && (state == DiskState::Online || allocated > 0) {
             return Err(format!("disk 0 is {state:?} after {errors} errors, with {allocated} bytes on it"));
         }
         (0..=tolerance).for_each(|d| a.disks[d].fail());
-        if errors >= 24 { a.finish() } else { Ok(()) }
+        if errors >= 40 { a.finish() } else { Ok(()) }
     });
 }
 

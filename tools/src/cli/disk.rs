@@ -109,7 +109,7 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             show(global.output, &disk, describe)?;
         }
         Command::Add { path, force } => {
-            let disk = super::talk(add(&client, &absolute(&path)?, force))?;
+            let disk = super::talk(add(&client, &absolute(&path)?, force, None))?;
             show(global.output, &disk, |d| format!("{} is disk {} now", d.path, d.id))?;
         }
         Command::Remove { disk, no_wait } => {
@@ -152,8 +152,8 @@ fn absolute(path: &Path) -> CommandResult<PathBuf> {
     std::path::absolute(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }
 
-async fn add(client: &Client, path: &Path, force: bool) -> CommandResult<DiskInfo> {
-    let request = DiskAdd { path: path.display().to_string(), force };
+async fn add(client: &Client, path: &Path, force: bool, replaces: Option<u16>) -> CommandResult<DiskInfo> {
+    let request = DiskAdd { path: path.display().to_string(), force, replaces };
     client.call(Method::POST, "/v1/disks", Some(&request)).await
 }
 

@@ -243,7 +243,7 @@ async fn disk_add(State(app): Shared, Body(request): Body<DiskAdd>) -> Result<im
             faults.forget(&path);
         }
         let (disk, drive) = open_new(&path, app.faults.is_some()).await?;
-        let info = app.engine.add_disk(disk, request.force).await?;
+        let info = app.engine.add_disk(disk, request.force, request.replaces).await?;
         if let (Some(faults), Some(drive)) = (&app.faults, drive) {
             faults.add(drive);
         }

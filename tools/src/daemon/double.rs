@@ -55,7 +55,7 @@ impl Engine for MemoryEngine {
         false
     }
 
-    async fn add_disk(&self, disk: Arc<dyn Disk>, _force: bool) -> Result<DiskInfo> {
+    async fn add_disk(&self, disk: Arc<dyn Disk>, _force: bool, _: Option<u16>) -> Result<DiskInfo> {
         Ok(DiskInfo { id: 1, path: disk.name(), ..DiskInfo::default() })
     }
 

@@ -66,7 +66,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Lets go of a disk that is not of the pool, though it is open. Says whether the one at this path is of the pool.
     fn release_disk(&self, path: &Path) -> bool;
     /// Takes a new disk in.
-    async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo>;
+    async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool, replaces: Option<u16>) -> Result<DiskInfo>;
     /// Begins to remove a disk.
     async fn remove_disk(&self, id: u16) -> Result<DiskInfo>;
     /// Calls the removal of a disk off.
@@ -276,8 +276,8 @@ impl Engine for Pool {
         self.release_disk(&path.display().to_string())
     }
 
-    async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool) -> Result<DiskInfo> {
-        self.add_disk(disk, force).await
+    async fn add_disk(&self, disk: Arc<dyn Disk>, force: bool, replaces: Option<u16>) -> Result<DiskInfo> {
+        self.add_disk(disk, force, replaces).await
     }
 
     async fn remove_disk(&self, id: u16) -> Result<DiskInfo> {

@@ -67,7 +67,7 @@ pub async fn replace(client: &Client, old: &str, new: &Path, force: bool, no_wai
     let (old, added) = plan(&disks, old, new)?;
     let new = match added {
         Some(disk) => disk.clone(),
-        None => add(client, new, force).await.map_err(|e| e.context("nothing was changed"))?,
+        None => add(client, new, force, Some(old.id)).await.map_err(|e| e.context("nothing was changed"))?,
     };
     let path = format!("/v1/disks/{}", old.id);
     let removed = async {
