@@ -66,7 +66,6 @@ impl Drop for Asked<'_> {
 pub(super) struct Turn<'a> {
     engine: &'a Engine,
     class: Class,
-    begun: Duration,
     hindered: bool,
 }
 
@@ -80,7 +79,7 @@ impl Turn<'_> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let now = self.engine.env.now();
-        self.engine.pace.control.lock().end(now, self.class, self.begun, self.hindered);
+        self.engine.pace.control.lock().end(now, self.class, self.hindered);
         self.engine.pace.ended.notify_waiters();
     }
 }
@@ -107,11 +106,11 @@ impl Engine {
             let now = self.env.now();
             let verdict = self.pace.control.lock().ask(now, class, self.segments_at_once(), self.hosts());
             match verdict {
-                Verdict::Go { hindered } => return Turn { engine: self, class, begun: now, hindered },
+                Verdict::Go { hindered } => return Turn { engine: self, class, hindered },
                 Verdict::Wait(_) if self.is_dead() => {
                     // What it does next will find the pool stopped.
                     self.pace.control.lock().begin(now, class, false);
-                    return Turn { engine: self, class, begun: now, hindered: false };
+                    return Turn { engine: self, class, hindered: false };
                 }
                 Verdict::Wait(wait) => {
                     let timer = self.env.sleep(wait);

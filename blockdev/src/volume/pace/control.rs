@@ -23,18 +23,18 @@ const FASTER_AT_LEAST: Duration = Duration::from_secs(2);
 const SLOWER: f64 = 0.7;
 /// See `SLOWER`.
 const SLOWER_FIRST: f64 = 0.5;
+/// By how much the share grows with each decision to go faster since it was last too much, of which only so many count.
+const FASTER: f64 = 0.05;
+/// See `FASTER`.
+const CALM_MAX: u32 = 6;
 /// What is left of the factor of the policy, so that hosts stay below it.
 const MARGIN: f64 = 0.8;
 /// So much longer than without background work is never too long: on fast disks chance alone makes that difference.
 const SLACK: Duration = Duration::from_micros(100);
-/// The share to begin with while hosts are there.
-const START: f64 = 0.06;
-/// The most while nothing is known of what hosts get without background work.
-const UNKNOWN_MAX: f64 = 0.25;
 /// Share while nothing survives the next failure; a quarter of the pieces at once is about half of the speed.
 const FLOOR_GONE: f64 = 0.25;
 /// Hosts count as idle when they asked for nothing for this long.
-const IDLE_AFTER: Duration = Duration::from_secs(2);
+const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// Effects of background work are over so long after it ended.
 const QUIET_AFTER: Duration = Duration::from_millis(200);
 /// Samples that began earlier after a change say nothing about it.
@@ -67,8 +67,8 @@ const LOOK_OLD: Duration = Duration::from_secs(60);
 const BASELINE_SAMPLES: u64 = 20;
 /// Latencies that are shown lose half of their weight in this time.
 const RECENT_HALF: Duration = Duration::from_secs(5);
-/// Longest time that a piece of work counts for, when a disk makes it wait.
-const DEBT_MAX: Duration = Duration::from_millis(500);
+/// Most seconds of a piece that are held against those to come, when a disk made it wait.
+const AHEAD_MAX: f64 = 0.5;
 /// Longest time until what waits for its turn asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -127,16 +127,19 @@ struct Policy {
     factor: f64,
     /// Least share.
     floor: f64,
+    /// The share to begin with while hosts are there.
+    start: f64,
+    /// The share while nothing is known of what hosts get without background work.
+    unknown: f64,
 }
 
 impl Policy {
     fn of(priority: Priority) -> Self {
-        let (factor, floor) = match priority {
-            Priority::Low => (1.5, 0.02),
-            Priority::Normal => (2.0, 0.04),
-            Priority::High => (4.0, 0.25),
-        };
-        Self { factor, floor }
+        match priority {
+            Priority::Low => Self { factor: 1.5, floor: 0.02, start: 0.06, unknown: 0.12 },
+            Priority::Normal => Self { factor: 2.0, floor: 0.04, start: 0.12, unknown: 0.25 },
+            Priority::High => Self { factor: 4.0, floor: 0.25, start: 0.5, unknown: 1.0 },
+        }
     }
 }
 
@@ -179,7 +182,10 @@ impl Latency {
             self.bound = None;
             return;
         }
-        let base = all.quantile(1.0 - LATE_SHARE).unwrap_or_default();
+        // As high as chance would have it: of two humps next to the percentile the lower one must not become the bound.
+        let beyond = all.count() as f64 * LATE_SHARE;
+        let share = (beyond - beyond.sqrt()).max(0.0) / all.count() as f64;
+        let base = all.quantile(1.0 - share).unwrap_or_default();
         self.bound = Some(bucket(base.mul_f64((policy.factor * MARGIN).max(1.0)).max(base + SLACK)));
     }
 
@@ -200,9 +206,22 @@ struct Probe {
 #[derive(Clone, Copy, Default)]
 struct Account {
     under_way: usize,
-    /// Seconds of pieces that may be worked on; what is there of it is not saved up.
-    credit: f64,
+    /// Of those, pieces that were told to be small.
+    hindered: usize,
+    /// Pieces that may be under way at the same time, on average.
+    level: f64,
+    /// How far ahead of that it is, in seconds of a piece.
+    ahead: f64,
     settled: Duration,
+}
+
+impl Account {
+    fn settle(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.settled).as_secs_f64();
+        // What was not used is not saved up.
+        self.ahead = (self.ahead + passed * (self.hindered as f64 - self.level)).clamp(0.0, AHEAD_MAX);
+        self.settled = now;
+    }
 }
 
 /// The controller.
@@ -214,6 +233,8 @@ pub struct Control {
     given: f64,
     /// Whether nothing was too much yet since it began.
     rising: bool,
+    /// Decisions to go faster since it was last too much.
+    calm: u32,
     kinds: [Latency; 2],
     accounts: [Account; 3],
     /// When a piece was last under way; none before the first.
@@ -236,11 +257,13 @@ pub struct Control {
 impl Control {
     /// A controller that knows nothing yet.
     pub fn new(priority: Priority) -> Self {
+        let policy = Policy::of(priority);
         Self {
-            policy: Policy::of(priority),
-            share: START,
-            given: START,
+            policy,
+            share: policy.start,
+            given: policy.start,
             rising: true,
+            calm: 0,
             kinds: Default::default(),
             accounts: Default::default(),
             busy: None,
@@ -303,7 +326,7 @@ impl Control {
         }
     }
 
-    /// Additive increase, multiplicative decrease.
+    /// A little more as long as nothing is too much, much less as soon as something is.
     fn decide(&mut self, now: Duration) {
         let since = now.saturating_sub(self.decided);
         if since < SLOWER_AFTER {
@@ -312,7 +335,7 @@ impl Control {
         if self.kinds.iter().any(Latency::is_late) {
             let left = if self.rising { SLOWER_FIRST } else { SLOWER };
             self.share = (self.share * left).max(self.policy.floor);
-            self.rising = false;
+            (self.rising, self.calm) = (false, 0);
             self.valid = now + SETTLE;
             self.count_anew(now);
             return;
@@ -325,10 +348,11 @@ impl Control {
         if fine {
             self.share = match self.rising {
                 true => self.share * 2.0,
-                false => self.share * 1.05 + 0.005,
+                false => self.share * (1.0 + FASTER * f64::from(self.calm)) + 0.005,
             }
             .min(1.0);
         }
+        self.calm = if fine { (self.calm + 1).min(CALM_MAX) } else { 0 };
         self.count_anew(now);
     }
 
@@ -372,16 +396,14 @@ impl Control {
         if share >= 1.0 {
             return self.begin(now, class, false);
         }
-        let level = share * most.max(1) as f64;
         let account = &mut self.accounts[class.index()];
-        let passed = now.saturating_sub(account.settled).as_secs_f64();
-        account.credit = (account.credit + passed * level).min(0.0);
-        account.settled = now;
-        if account.under_way as f64 >= level.ceil() {
+        account.settle(now);
+        account.level = share * most.max(1) as f64;
+        if account.under_way as f64 >= account.level.ceil() {
             return Verdict::Wait(ASK_AGAIN);
         }
-        if account.credit < 0.0 {
-            let wait = Duration::from_secs_f64((-account.credit / level).min(ASK_AGAIN.as_secs_f64()));
+        if account.ahead > 0.0 {
+            let wait = Duration::from_secs_f64((account.ahead / account.level).min(ASK_AGAIN.as_secs_f64()));
             return Verdict::Wait(wait.max(Duration::from_micros(50)));
         }
         self.begin(now, class, true)
@@ -402,7 +424,7 @@ impl Control {
     }
 
     fn restart(&mut self, now: Duration) {
-        self.share = self.share.min(START);
+        self.share = self.share.min(self.policy.start);
         self.rising = true;
         self.count_anew(now);
         self.set_bounds();
@@ -422,24 +444,26 @@ impl Control {
             _ => floor,
         };
         let known = self.kinds.iter().any(|k| k.bound.is_some());
-        let share = if known { self.share } else { self.share.min(UNKNOWN_MAX) };
+        let share = if known { self.share } else { self.policy.unknown };
         share.max(floor)
     }
 
     /// Counts a piece as begun.
     pub fn begin(&mut self, now: Duration, class: Class, hindered: bool) -> Verdict {
-        self.accounts[class.index()].under_way += 1;
+        let account = &mut self.accounts[class.index()];
+        account.settle(now);
+        account.under_way += 1;
+        account.hindered += usize::from(hindered);
         self.busy = Some(now);
         Verdict::Go { hindered }
     }
 
     /// A piece of work has ended.
-    pub fn end(&mut self, now: Duration, class: Class, begun: Duration, hindered: bool) {
+    pub fn end(&mut self, now: Duration, class: Class, hindered: bool) {
         let account = &mut self.accounts[class.index()];
+        account.settle(now);
         account.under_way = account.under_way.saturating_sub(1);
-        if hindered {
-            account.credit -= now.saturating_sub(begun).min(DEBT_MAX).as_secs_f64();
-        }
+        account.hindered = account.hindered.saturating_sub(usize::from(hindered));
         self.busy = Some(now);
         if let Some(probe) = self.probe.as_mut().filter(|p| p.since.is_none())
             && self.accounts.iter().all(|a| a.under_way == 0)
