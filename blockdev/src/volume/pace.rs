@@ -140,3 +140,6 @@ impl Engine {
         self.pace.control.lock().share(self.env.now())
     }
 }
+
+#[cfg(test)]
+mod tests;

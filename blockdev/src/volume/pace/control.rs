@@ -247,7 +247,11 @@ pub struct Control {
     probe: Option<Probe>,
     probe_due: Duration,
     requests: u64,
-    /// When hosts last asked for anything.
+    /// When a piece of work last asked for its turn.
+    asked: Option<Duration>,
+    /// When a host last got an answer.
+    answered: Option<Duration>,
+    /// When hosts were last seen at work.
     active: Option<Duration>,
     /// When hosts were last seen without background work.
     quiet: Option<Duration>,
@@ -273,6 +277,8 @@ impl Control {
             probe: None,
             probe_due: Duration::ZERO,
             requests: 0,
+            asked: None,
+            answered: None,
             active: None,
             quiet: None,
             halved: Duration::ZERO,
@@ -304,6 +310,7 @@ impl Control {
             self.kinds.iter_mut().for_each(|k| k.recent.halve(halvings.min(64) as u32));
             self.halved = now;
         }
+        self.answered = Some(now);
         let quiet = self.is_quiet(begun);
         let (probing, policy) = (self.probe.is_some(), self.policy);
         let k = &mut self.kinds[kind as usize];
@@ -410,17 +417,19 @@ impl Control {
     }
 
     fn note_hosts(&mut self, now: Duration, hosts: Hosts) {
-        if hosts.under_way == 0 && hosts.requests == self.requests {
-            return;
-        }
+        // What was asked for since the last look, when that was long ago, need not be of now.
+        let looked = self.asked.replace(now).is_some_and(|at| now.saturating_sub(at) < IDLE_AFTER);
+        let more = std::mem::replace(&mut self.requests, hosts.requests) != hosts.requests;
+        let answered = self.answered.filter(|at| now.saturating_sub(*at) < IDLE_AFTER);
+        let at = if hosts.under_way > 0 || looked && more { Some(now) } else { answered };
+        let Some(at) = at else { return };
         if !self.hosts_are_active(now) {
             // Their first requests meet what was begun without regard to them.
             self.valid = now + SETTLE;
             self.count_anew(now);
             self.probe_due = self.probe_due.max(now + PROBE_FIRST);
         }
-        self.requests = hosts.requests;
-        self.active = Some(now);
+        self.active = self.active.max(Some(at));
     }
 
     fn restart(&mut self, now: Duration) {

@@ -138,6 +138,18 @@ fn without_hosts_all_is_used_and_after_them_again() {
 }
 
 #[test]
+fn what_hosts_asked_for_long_ago_does_not_count() {
+    let hosts = Hosts { requests: 1000, under_way: 0 };
+    let now = Duration::from_secs(100);
+    let mut control = Control::new(Priority::Normal);
+    control.observe(Kind::Flush, now - Duration::from_secs(3), now - Duration::from_secs(2));
+    assert_eq!(control.ask(now, REBUILD, MOST, hosts), Verdict::Go { hindered: false });
+    let mut control = Control::new(Priority::Normal);
+    control.observe(Kind::Flush, now - Duration::from_secs(1), now - Duration::from_millis(900));
+    assert_eq!(control.ask(now, REBUILD, MOST, hosts), Verdict::Go { hindered: true });
+}
+
+#[test]
 fn nobody_gets_less_than_the_floor() {
     // Each piece makes everything far too slow.
     let shares_of = |class: Class, priority: Priority| {
