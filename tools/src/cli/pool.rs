@@ -551,7 +551,8 @@ mod tests {
         let text = describe_stats(&stats);
         assert!(text.contains("memory: 5 MiB of 0 B\n  OWNER  BYTES\n  index  5 MiB\n"), "{text}");
         assert!(text.contains("none"), "{text}");
-        let host_latency = HostLatency { read_p50_us: Some(1500), read_p99_us: Some(9260), ..HostLatency::default() };
+        let host_latency =
+            blockdev::report::HostLatency { read_p50_us: Some(1500), read_p99_us: Some(9260), ..Default::default() };
         let text = describe_stats(&PoolStats { host_latency, background_share: Some(0.25), ..stats });
         assert!(text.contains("1.5 ms, the slowest hundredth 9.3 ms or more"), "{text}");
         assert!(text.contains("25 % of full speed at most"), "{text}");
