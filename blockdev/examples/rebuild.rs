@@ -42,6 +42,8 @@ async fn run(env: Arc<dyn Env>, drives: usize, mib: u64, rate: u64, size: u64) -
     drives.iter().for_each(|d| d.set(Throttle { bytes_per_s: Some(rate), ..Throttle::default() }));
     let status = pool.status().await;
     let data: u64 = status.layout.split('+').next().and_then(|d| d.parse().ok()).expect("a layout");
+    // Nobody has asked for anything of late.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let start = Instant::now();
     pool.fail_disk(1).await.expect("given up");
     while !pool.engine().array.members().iter().any(|m| m.is_empty()) {

@@ -49,6 +49,19 @@ pub enum Compression {
     Zstd,
 }
 
+/// How much background work, such as a rebuild, may slow hosts down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Hosts hardly notice it; it takes longest.
+    Low,
+    /// The slowest hundredth of host requests takes up to twice as long as without.
+    #[default]
+    Normal,
+    /// Done soon; hosts wait.
+    High,
+}
+
 /// Health of a pool or drive, worst first when compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -275,6 +288,21 @@ pub struct PoolStatus {
     pub alerts: Vec<Alert>,
 }
 
+/// What hosts waited in the last seconds, in microseconds; not there when they asked for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostLatency {
+    /// Half of all reads took no longer.
+    pub read_p50_us: Option<u64>,
+    /// 99 of 100 reads took no longer.
+    pub read_p99_us: Option<u64>,
+    /// Half of all flushes (writes that must be durable among them) took no longer.
+    pub flush_p50_us: Option<u64>,
+    /// 99 of 100 flushes took no longer.
+    pub flush_p99_us: Option<u64>,
+    /// Reads and flushes under way.
+    pub under_way: u32,
+}
+
 /// Counters since the pool was opened, for `pool stats` and metrics.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct PoolStats {
@@ -290,6 +318,12 @@ pub struct PoolStats {
     pub host_writes: u64,
     /// Host flushes.
     pub host_flushes: u64,
+    /// What hosts waited in the last seconds.
+    #[serde(default)]
+    pub host_latency: HostLatency,
+    /// Share of its full speed that background work (rebuild, scrub, cleaner) may take now; not there when there is none.
+    #[serde(default)]
+    pub background_share: Option<f64>,
     /// Bytes written to drives, all kinds, parity and mirrors included.
     pub disk_written: u64,
     /// Bytes read from drives.

@@ -270,6 +270,8 @@ impl Pool {
             host_reads: get(&c.host_reads),
             host_writes: get(&c.host_writes),
             host_flushes: get(&c.host_flushes),
+            host_latency: engine.host_latency(),
+            background_share: engine.background_share(),
             disk_written: get(&engine.array.written),
             disk_read: get(&engine.array.read),
             write_amplification: (get(&c.host_write_bytes) > 0)

@@ -131,9 +131,12 @@ impl Engine {
         let mut at = victim.last_part;
         while at.len > 0 {
             // Before the pass: the checkpoint that makes room waits for all passes.
+            let turn = self.turn(self.cleaning()).await;
             self.wait_for_log().await?;
-            let _pass = self.gate.enter();
+            let pass = self.gate.enter();
             let Some(part) = self.read_part(victim.id, at.offset).await else {
+                // That waits again, for each of its pieces.
+                drop((pass, turn));
                 return Ok(self.clean_by_table(victim).await? && complete);
             };
             complete &= self.clean_items(victim, &part.items).await?;
@@ -146,6 +149,7 @@ impl Engine {
     async fn clean_by_table(self: &Arc<Self>, victim: &SegmentRecord) -> Result<bool> {
         let (items, mut complete) = self.items_by_table(victim.id).await?;
         for items in items.chunks(MOVE_BLOCKS) {
+            let _turn = self.turn(self.cleaning()).await;
             self.wait_for_log().await?;
             let _pass = self.gate.enter();
             complete &= self.clean_items(victim, items).await?;

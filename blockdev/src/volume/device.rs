@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::Engine;
 use super::intake::HostBlock;
+use super::pace::control::Kind;
 use crate::env::BoxFuture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::MAP_FANOUT;
@@ -74,6 +75,7 @@ impl Volume {
     async fn read_bytes(&self, offset: u64, len: usize) -> Result<Bytes> {
         self.check_range(offset, len as u64)?;
         self.engine.count_read(len);
+        let asked = self.engine.asked();
         if len == 0 {
             return Ok(Bytes::new());
         }
@@ -81,13 +83,16 @@ impl Volume {
         let blocks = ((offset + len as u64).div_ceil(BLOCK_BYTES) - first) as usize;
         let skip = (offset % BLOCK_BYTES) as usize;
         if blocks <= READ_BLOCKS {
-            return Ok(self.engine.read_lbas(self.id, Lba(first), blocks).await?.slice(skip..skip + len));
+            let data = self.engine.read_lbas(self.id, Lba(first), blocks).await?;
+            asked.answered(Kind::Read);
+            return Ok(data.slice(skip..skip + len));
         }
         let mut out = BytesMut::with_capacity(blocks * BLOCK_SIZE);
         for at in (0..blocks).step_by(READ_BLOCKS) {
             let n = READ_BLOCKS.min(blocks - at);
             out.extend_from_slice(&self.engine.read_lbas(self.id, Lba(first + at as u64), n).await?);
         }
+        asked.answered(Kind::Read);
         Ok(out.freeze().slice(skip..skip + len))
     }
 
@@ -151,7 +156,9 @@ impl Volume {
         if self.engine.config.read_only {
             return Ok(());
         }
+        let asked = self.engine.asked();
         self.engine.flush().await?;
+        asked.answered(Kind::Flush);
         // What was taken before it was known is lost.
         self.engine.check_volume(self.id)
     }

@@ -17,6 +17,7 @@ pub mod group_commit;
 pub mod intake;
 pub mod load;
 pub mod members;
+pub mod pace;
 pub mod read_path;
 pub mod rebuild;
 pub mod recovery;
@@ -45,7 +46,7 @@ use crate::format::catalogue::ScrubRecord;
 use crate::format::label::Label;
 use crate::log::Log;
 use crate::redundancy::array::DiskArray;
-use crate::report::Compression;
+use crate::report::{Compression, Priority};
 use crate::segment::appender::Appender;
 use crate::units::{Epoch, SegmentId, Uuid, VolumeId};
 
@@ -55,6 +56,7 @@ use frame_cache::FrameCache;
 use gate::Gate;
 use group_commit::LogQueue;
 use intake::Intake;
+use pace::Pace;
 use state::State;
 
 /// Least number of map and of table pages in memory: more than any record needs at once.
@@ -85,6 +87,8 @@ pub struct PoolConfig {
     pub error_limit: u32,
     /// Nothing is written: for pools that lack more disks than they tolerate, whatever can be read of them.
     pub read_only: bool,
+    /// How much background work may slow hosts down.
+    pub priority: Priority,
     /// Fingerprints are cut to this many bits: for tests that force collisions.
     pub fingerprint_bits: Option<u32>,
     /// What is known of disks from earlier, to name those that are missing now.
@@ -114,6 +118,7 @@ impl Default for PoolConfig {
             scrub_interval: Duration::from_secs(28 * 24 * 3600),
             error_limit: 64,
             read_only: false,
+            priority: Priority::Normal,
             fingerprint_bits: None,
             known_disks: BTreeMap::new(),
         }
@@ -268,6 +273,8 @@ pub struct Engine {
     pub(crate) scrub_wanted: Notify,
     /// Volumes that take no writes, and why: a page of their map cannot be read.
     pub(crate) broken: Mutex<BTreeMap<VolumeId, String>>,
+    /// Who works in the background, and how much.
+    pub(crate) pace: Pace,
     /// Redundancy being restored.
     pub(crate) rebuild: Mutex<Option<rebuild::Progress>>,
     /// Set by `stop`.
@@ -332,6 +339,7 @@ impl Engine {
     fn wake_all(&self) {
         self.intake.interrupt();
         self.array.stop();
+        self.pace.interrupt();
         self.stripes.close();
         self.log_wake.notify_one();
         self.list_loaded.notify_waiters();

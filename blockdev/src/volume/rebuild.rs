@@ -13,6 +13,7 @@ use rustc_hash::FxHashSet;
 
 use super::Engine;
 use super::commit::Draft;
+use super::pace::control::Class;
 use super::scrub::ERRORS_MANY;
 use super::state::State;
 use super::verify::{LiveFrames, Verifier};
@@ -624,19 +625,23 @@ impl Engine {
             })
             .collect();
         let Some(targets) = targets.filter(|t| t.iter().all(Target::is_steady)) else { return Ok(Outcome::Changed) };
-        // What cannot be looked up cannot be verified; its columns are computed like all others.
-        let (LiveFrames::All(checks) | LiveFrames::Part(checks)) = self.live_frames(&d.record).await? else {
-            return Ok(Outcome::Damaged);
+        let class = Class::Redundancy { left: d.left() };
+        let checks = {
+            let _turn = self.turn(class).await;
+            self.live_frames(&d.record).await?
         };
+        // What cannot be looked up cannot be verified; its columns are computed like all others.
+        let (LiveFrames::All(checks) | LiveFrames::Part(checks)) = checks else { return Ok(Outcome::Damaged) };
         let mut verifier = Verifier::new(checks);
         let geometry = self.array.geometry;
         let strip = u64::from(geometry.strip_size);
         let end = u64::from(d.record.written) / u64::from(d.extent.stripe_size(&geometry)) * strip;
         let step = (WINDOW / d.record.columns.len() as u64 / strip).max(1) * strip;
-        for row in (0..end).step_by(step as usize) {
+        let mut row = 0;
+        while row < end {
             self.check_alive()?;
-            let begun = (self.env.now(), self.host_requests());
-            let len = step.min(end - row) as usize;
+            let turn = self.turn(class).await;
+            let len = turn.column_bytes(step, strip).min(end - row) as usize;
             let rows = {
                 // As long as it is live inside a pass, neither its chunks nor those of its columns are given away.
                 let _pass = self.gate.enter();
@@ -659,8 +664,9 @@ impl Engine {
                 tracing::warn!(segment = d.record.id.0, row, "a checksum did not match while a column was rebuilt");
                 return Ok(Outcome::Damaged);
             }
-            self.give_way(begun, d.left()).await;
+            row += len as u64;
         }
+        let _turn = self.turn(class).await;
         if !verifier.is_done() {
             tracing::error!(segment = d.record.id.0, "a segment has frames behind its end");
             return Ok(Outcome::Damaged);
@@ -691,18 +697,5 @@ impl Engine {
         state.segments.get(record.id).is_some_and(|s| {
             s.record.incarnation == record.incarnation && s.record.live > 0 && s.record.columns == record.columns
         })
-    }
-
-    pub(super) fn host_requests(&self) -> u64 {
-        let c = &self.counters;
-        c.host_reads.load(Ordering::Relaxed) + c.host_writes.load(Ordering::Relaxed)
-    }
-
-    /// Leaves the disks to hosts for as long as the last piece of work took, if hosts asked for anything meanwhile. Not while the next failure
-    /// would lose data.
-    pub(super) async fn give_way(&self, (begun, requests): (Duration, u64), left: usize) {
-        if left > 0 && self.host_requests() != requests {
-            self.env.sleep(self.env.now().saturating_sub(begun)).await;
-        }
     }
 }

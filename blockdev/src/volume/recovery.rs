@@ -17,6 +17,7 @@ use super::commit::{Committer, STRIPES_IN_FLIGHT};
 use super::frame_cache::FrameCache;
 use super::group_commit::LogQueue;
 use super::intake::Intake;
+use super::pace::Pace;
 use super::state::State;
 use super::{Counters, Durable, Engine, PoolConfig};
 use crate::dedupe::{DedupeIndex, ListId};
@@ -361,6 +362,7 @@ impl Engine {
             balance: Mutex::default(),
             scrub_wanted: Notify::new(),
             broken: Mutex::default(),
+            pace: Pace::new(config.priority),
             rebuild: Mutex::new(None),
             stopping: false.into(),
             failure: Mutex::new(None),

@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 
 use super::Engine;
 use super::load::ways_around;
+use super::pace::control::Class;
 use super::rebuild::{Degraded, Kind, Outcome, WINDOW};
 use super::verify::{Check, LiveFrames, Verifier};
 use crate::disk::Disk;
@@ -347,7 +348,11 @@ impl Engine {
     /// Reads all columns of a segment and compares; none when it is no longer what it was.
     async fn survey(&self, record: &SegmentRecord, extent: &Arc<Extent>) -> Result<Option<Findings>> {
         let mut found = Findings::default();
-        let (LiveFrames::All(checks) | LiveFrames::Part(checks)) = self.live_frames(record).await? else {
+        let checks = {
+            let _turn = self.turn(Class::Upkeep).await;
+            self.live_frames(record).await?
+        };
+        let (LiveFrames::All(checks) | LiveFrames::Part(checks)) = checks else {
             return Ok(self.is_live(record).then_some(Findings { damaged: 1, ..found }));
         };
         let mut verifier = Verifier::new(checks);
@@ -356,10 +361,11 @@ impl Engine {
         let (strip, stripe_size) = (u64::from(geometry.strip_size), extent.stripe_size(&geometry));
         let end = u64::from(record.written) / u64::from(stripe_size) * strip;
         let step = (WINDOW / record.columns.len() as u64 / strip).max(1) * strip;
-        for row in (0..end).step_by(step as usize) {
+        let mut row = 0;
+        while row < end {
             self.check_alive()?;
-            let begun = (self.env.now(), self.host_requests());
-            let len = step.min(end - row) as usize;
+            let turn = self.turn(Class::Upkeep).await;
+            let len = turn.column_bytes(step, strip).min(end - row) as usize;
             let survey = {
                 let _pass = self.gate.enter();
                 if !self.is_live(record) {
@@ -386,7 +392,7 @@ impl Engine {
                     None => found.damaged += 1,
                 }
             }
-            self.give_way(begun, extent.parity).await;
+            row += len as u64;
         }
         found.damaged += usize::from(!verifier.is_done());
         if planted::active(Bug::ScrubNoParity) {

@@ -264,6 +264,8 @@ fn a_removal_is_called_off() {
             device.write(0, data.clone(), true).await.expect("written");
             let refused = pool.keep_disk(1).await.expect_err("it is not being removed");
             assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
+            // Nothing gives way to hosts when it begins.
+            env.sleep(Duration::from_secs(2)).await;
             faults.iter().for_each(|f| f.set_delay(Duration::from_millis(1)));
             pool.remove_disk(1).await.expect("its removal began");
             env.sleep(Duration::from_millis(cut)).await;

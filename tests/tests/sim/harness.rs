@@ -7,7 +7,7 @@ use std::time::Duration;
 use blockdev::disk::{CrashPlan, CrashTrigger, Disk, FaultBudget, FaultRate, SimDisk};
 use blockdev::env::{Rng, SimScope};
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
-use blockdev::report::Tolerance;
+use blockdev::report::{Priority, Tolerance};
 use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE};
 
 use super::model::{Image, Model, Step, tag_of};
@@ -86,6 +86,7 @@ impl Scenario {
             checkpoint_interval: Duration::from_millis(rng.between(5, 500)),
             frame_blocks: 1 + rng.index(4),
             fingerprint_bits: rng.chance(1, 4).then_some(8),
+            priority: [Priority::High, Priority::Normal, Priority::High, Priority::Low][(seed % 4) as usize],
             ..PoolConfig::default()
         };
         Self {

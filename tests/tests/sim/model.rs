@@ -39,7 +39,7 @@ pub enum Step {
 
 /// Writes of more blocks than this may be cut by a crash: they are taken in piece by piece, of as many blocks as two segments hold beside
 /// their summaries and what is kept for recovery, which need not be a round number.
-const PIECE_BLOCKS: usize = 16;
+pub const PIECE_BLOCKS: usize = 16;
 
 impl Step {
     /// The image after a beginning of this step, if that is what was found.
@@ -115,6 +115,13 @@ impl Model {
     /// The last operation issued was refused: nothing of it may ever be seen.
     pub fn withdraw(&mut self) {
         self.steps.pop();
+    }
+
+    /// Of the last operation issued, a write, only so many blocks were taken.
+    pub fn cut(&mut self, blocks: usize) {
+        if let Some(Step::Write { tags, .. }) = self.steps.last_mut() {
+            tags.truncate(blocks);
+        }
     }
 
     /// A flush completed that was issued when there were `steps` steps.

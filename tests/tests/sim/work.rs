@@ -12,7 +12,7 @@ use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE};
 use bytes::Bytes;
 
 use super::harness::{Faults, Scenario, name};
-use super::model::{Model, Step, content, tag_of};
+use super::model::{Model, PIECE_BLOCKS, Step, content, tag_of};
 
 /// Which operations, and how often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,19 +154,25 @@ impl Worker<'_> {
         Ok(true)
     }
 
-    /// False when the pool has no room for it; then nothing of it was taken if it is short.
+    /// False when the pool has no room for all of it; then nothing of it was taken if it is short.
     async fn write(&self, t: &Target, tags: Vec<u64>, fua: bool) -> Result<bool, String> {
         let data: Vec<u8> = tags.iter().flat_map(|&t| content(t)).collect();
+        let written = tags.clone();
         self.model().issue(Step::Write { volume: t.volume, lba: t.lba, tags });
         let steps = self.model().len();
         match t.device.write(t.bytes().0, Bytes::from(data), fua).await {
             Ok(()) if fua => self.model().flushed(steps),
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::NoSpace => {
-                // A long write may have been taken in part.
-                if t.count <= 32 {
+                if t.count <= PIECE_BLOCKS as u64 {
                     self.model().withdraw();
+                    return Ok(false);
                 }
+                // A long write may have been taken in part.
+                let found = t.device.read(t.bytes().0, t.bytes().1 as usize).await.map_err(|e| failed("read", e))?;
+                let same = found.chunks_exact(BLOCK_SIZE).zip(&written).take_while(|(b, tag)| tag_of(b) == Some(**tag));
+                let taken = same.count();
+                self.model().cut(taken);
                 return Ok(false);
             }
             Err(e) => return Err(failed("write", e)),

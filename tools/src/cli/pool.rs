@@ -470,6 +470,14 @@ fn describe_stats(stats: &PoolStats) -> String {
             ("host reads", format!("{} requests, {}", stats.host_reads, size(stats.host_read))),
             ("host writes", format!("{} requests, {}", stats.host_writes, size(stats.host_written))),
             ("host flushes", stats.host_flushes.to_string()),
+            ("host reads wait", waits(stats.host_latency.read_p50_us, stats.host_latency.read_p99_us)),
+            ("host flushes wait", waits(stats.host_latency.flush_p50_us, stats.host_latency.flush_p99_us)),
+            (
+                "background work",
+                stats
+                    .background_share
+                    .map_or_else(|| "none".into(), |s| format!("{:.0} % of full speed at most", s * 100.0)),
+            ),
             ("disks read", size(stats.disk_read)),
             ("disks written", size(stats.disk_written)),
             ("write amplification", stats.write_amplification.map_or_else(|| "-".into(), |w| format!("{w:.2}"))),
@@ -493,6 +501,16 @@ fn describe_stats(stats: &PoolStats) -> String {
         text.push_str(&table.render(2));
     }
     text
+}
+
+/// The 50th and 99th percentile, from microseconds.
+fn waits(p50: Option<u64>, p99: Option<u64>) -> String {
+    match (p50, p99) {
+        (Some(p50), Some(p99)) => {
+            format!("{:.1} ms, the slowest hundredth {:.1} ms or more", p50 as f64 / 1e3, p99 as f64 / 1e3)
+        }
+        _ => "-".into(),
+    }
 }
 
 /// The result of a check for people.
@@ -627,5 +645,11 @@ mod tests {
         let stats = PoolStats { memory: [("index".to_owned(), 5 << 20)].into(), ..PoolStats::default() };
         let text = describe_stats(&stats);
         assert!(text.contains("memory: 5 MiB of 0 B\n  OWNER  BYTES\n  index  5 MiB\n"), "{text}");
+        assert!(text.contains("none"), "{text}");
+        let host_latency =
+            blockdev::report::HostLatency { read_p50_us: Some(1500), read_p99_us: Some(9260), ..Default::default() };
+        let text = describe_stats(&PoolStats { host_latency, background_share: Some(0.25), ..stats });
+        assert!(text.contains("1.5 ms, the slowest hundredth 9.3 ms or more"), "{text}");
+        assert!(text.contains("25 % of full speed at most"), "{text}");
     }
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use blockdev::error::{Error, Result};
-use blockdev::report::Compression;
+use blockdev::report::{Compression, Priority};
 use serde::{Deserialize, Serialize};
 
 use crate::values::{check_name, parse_size};
@@ -97,6 +97,9 @@ pub struct File {
     pub scrub_days: Option<u64>,
     /// See [`Config::error_limit`].
     pub error_limit: Option<u64>,
+    /// See [`Config::rebuild_priority`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebuild_priority: Option<Priority>,
     /// See [`Config::lab`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lab: Option<bool>,
@@ -251,6 +254,8 @@ pub struct Config {
     pub error_limit: Setting<u64>,
     /// Whether nothing is to be changed.
     pub read_only: bool,
+    /// How much rebuilds, scrubs and the cleaner may slow hosts down.
+    pub rebuild_priority: Setting<Priority>,
     /// Whether faults can be injected.
     pub lab: Setting<bool>,
     /// Unix socket of the NBD server.
@@ -326,6 +331,15 @@ fn parse_compression(text: &str) -> Result<Compression> {
         "lz4" => Ok(Compression::Lz4),
         "off" => Ok(Compression::Off),
         other => Err(Error::invalid(format!("'{other}' is not a compression method: use zstd, lz4 or off"))),
+    }
+}
+
+fn parse_priority(text: &str) -> Result<Priority> {
+    match text {
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "high" => Ok(Priority::High),
+        other => Err(Error::invalid(format!("'{other}' is not a priority: use low, normal or high"))),
     }
 }
 
@@ -444,6 +458,12 @@ impl Config {
             scrub_days: pick.text(pick.value(file.scrub_days, 28), ("ASHLAR_SCRUB_DAYS", ""), None, parse_count)?,
             error_limit: pick.text(pick.value(file.error_limit, 64), ("ASHLAR_ERROR_LIMIT", ""), None, parse_count)?,
             read_only: flags.read_only,
+            rebuild_priority: pick.text(
+                pick.value(file.rebuild_priority, Priority::default()),
+                ("ASHLAR_REBUILD_PRIORITY", ""),
+                None,
+                parse_priority,
+            )?,
             lab: pick.value(file.lab, false),
             nbd_socket: pick.path(file.nbd.socket, run.join("nbd.sock")),
             nbd_listen: pick.text(
@@ -521,6 +541,7 @@ impl Config {
             row("missing_grace", &self.missing_grace, |s| format!("{s} s")),
             row("scrub_days", &self.scrub_days, ToString::to_string),
             row("error_limit", &self.error_limit, ToString::to_string),
+            row("rebuild_priority", &self.rebuild_priority, |p| format!("{p:?}").to_lowercase()),
             row("lab", &self.lab, ToString::to_string),
             row("nbd.socket", &self.nbd_socket, path),
             row("nbd.listen", &self.nbd_listen, |a| a.map_or_else(String::new, |a| a.to_string())),

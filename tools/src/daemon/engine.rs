@@ -215,6 +215,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
         compression: config.compression.value,
         scrub_interval: Duration::from_secs(config.scrub_days.value.saturating_mul(24 * 3600)),
         error_limit: config.error_limit.value.try_into().unwrap_or(u32::MAX),
+        priority: config.rebuild_priority.value,
         failed_grace: Duration::from_secs(config.failed_grace.value),
         missing_grace: Duration::from_secs(config.missing_grace.value),
         read_only: config.read_only,
