@@ -166,8 +166,9 @@ mod tests {
     #[test]
     fn moves_are_made_while_they_help() {
         let mut shares = Shares((0..4).map(|i| (DiskId(i), (if i < 3 { 60 } else { 0 }, 100))).collect());
+        let fullest = |s: &Shares| s.0.keys().copied().max_by(|a, b| s.of(*a).total_cmp(&s.of(*b)));
         let mut moves = 0;
-        while (0..3).any(|i| shares.shift(DiskId(i), DiskId(3), 3)) {
+        while fullest(&shares).is_some_and(|from| shares.shift(from, DiskId(3), 3)) {
             moves += 1;
         }
         assert!(shares.spread() <= END + 0.01, "{}", shares.spread());
