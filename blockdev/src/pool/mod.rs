@@ -412,9 +412,13 @@ impl Pool {
     /// Walks a checkpoint on disk and verifies everything: references, space, checksums, parity. I/O goes on.
     pub async fn check(&self, progress: Arc<dyn Fn(u64, u64) + Send + Sync>) -> Result<CheckReport> {
         let engine = &self.0.engine;
-        let _pin = Pin::on(engine);
-        if !engine.config.read_only {
+        let writable = !engine.config.read_only;
+        // Before the pin, under which no space comes back that it may wait for.
+        if writable {
             engine.flush().await?;
+        }
+        let _pin = Pin::on(engine);
+        if writable {
             engine.checkpoint().await?;
         }
         check::check_array(&engine.env, &engine.array, engine.uuid, progress).await
