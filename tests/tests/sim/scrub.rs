@@ -142,6 +142,18 @@ async fn read_each(pool: &Pool, volumes: usize) -> Result<Vec<Vec<Block>>, Strin
     Ok(out)
 }
 
+/// What is not lost is what is expected.
+fn expect_all_but_lost(found: &[Vec<Block>], expected: &[Vec<Block>]) -> Result<(), String> {
+    for (v, (found, expected)) in found.iter().zip(expected).enumerate() {
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            if found != expected && *found != Block::Lost {
+                return Err(format!("volume {v}, block {i}: {found:?}, not {expected:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn listed(pool: &Pool) -> Result<(BTreeSet<(String, u64)>, BTreeSet<String>), String> {
     let damage = pool.damage(Arc::new(|_, _| {})).await.map_err(|e| format!("damage: {e}"))?;
     let each = damage.ranges.iter().flat_map(|r| {
@@ -216,13 +228,7 @@ pub fn run_beyond(seed: u64) -> Result<(), String> {
                 }
             }
             let found = read_each(&pool, volumes).await?;
-            for (v, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-                    if found != expected && *found != Block::Lost {
-                        return Err(format!("volume {v}, block {i}: {found:?}, not {expected:?}"));
-                    }
-                }
-            }
+            expect_all_but_lost(&found, &expected)?;
             let (list, _) = listed(&pool).await?;
             if list != lost(&found) {
                 return Err(format!("listed as lost: {list:?}, lost: {:?}", lost(&found)));
@@ -555,13 +561,7 @@ pub fn run_to_read(seed: u64) -> Result<(), String> {
             Err(e) => return Err(format!("to read: {e}")),
         };
         let found = read_each(&pool, volumes).await?;
-        for (v, (found, expected)) in found.iter().zip(&whole).enumerate() {
-            for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-                if found != expected && *found != Block::Lost {
-                    return Err(format!("volume {v}, block {i}: {found:?}, not {expected:?}"));
-                }
-            }
-        }
+        expect_all_but_lost(&found, &whole)?;
         let (list, _) = listed(&pool).await?;
         if list != lost(&found) {
             return Err(format!("listed as lost: {list:?}, lost: {:?}", lost(&found)));
