@@ -23,6 +23,13 @@ pub struct Segment {
     pub extent: Arc<Extent>,
 }
 
+impl Segment {
+    /// Whether something live lies in it, or may come to.
+    fn is_needed(&self) -> bool {
+        self.record.live > 0 || !self.record.sealed
+    }
+}
+
 /// Chunks of one disk.
 #[derive(Clone, Debug)]
 struct Chunks {
@@ -333,12 +340,12 @@ impl SegmentTable {
 
     /// Whether columns of a segment that is in use lie in several sets.
     pub fn straddles(&self, sets: &BTreeMap<DiskId, u16>) -> bool {
-        self.iter().any(|s| s.record.live > 0 && strays(&s.record, sets) != 0)
+        self.iter().any(|s| s.is_needed() && strays(&s.record, sets) != 0)
     }
 
     /// Whether a segment in use has less parity than that.
     pub fn has_less_parity(&self, parity: usize) -> bool {
-        self.iter().any(|s| s.record.live > 0 && usize::from(s.record.parity) < parity)
+        self.iter().any(|s| s.is_needed() && usize::from(s.record.parity) < parity)
     }
 
     /// Segments that could still be opened with the disks that are online, of the present width.
@@ -491,3 +498,6 @@ pub fn strays(record: &SegmentRecord, sets: &BTreeMap<DiskId, u16>) -> u32 {
 pub fn disks_min(tolerance: Tolerance) -> usize {
     tolerance.drives() + 1
 }
+
+#[cfg(test)]
+mod tests;

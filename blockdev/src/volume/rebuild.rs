@@ -299,6 +299,7 @@ impl Engine {
             // Sets that are no longer mixed, and a guarantee that can be raised, wait for a checkpoint.
             let now = (self.state.read().segments.version, self.array.changes());
             if self.is_unsettled() && *settling != Some(now) {
+                self.checkpoints.lock().await.close_segments = true;
                 self.keep_on_record().await?;
                 *settling = Some((self.state.read().segments.version, self.array.changes()));
             }
@@ -631,7 +632,12 @@ impl Engine {
             self.live_frames(&d.record).await?
         };
         // What cannot be looked up cannot be verified; its columns are computed like all others.
-        let (LiveFrames::All(checks) | LiveFrames::Part(checks)) = checks else { return Ok(Outcome::Damaged) };
+        let checks = match checks {
+            LiveFrames::All(checks) => checks,
+            LiveFrames::Part(checks) if d.bad == 0 => checks,
+            // What is there, in part, is not given up for what nobody can verify.
+            LiveFrames::Part(_) | LiveFrames::NoSummary => return Ok(Outcome::Damaged),
+        };
         let mut verifier = Verifier::new(checks);
         let geometry = self.array.geometry;
         let strip = u64::from(geometry.strip_size);

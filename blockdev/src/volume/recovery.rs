@@ -690,13 +690,13 @@ pub fn next_epoch(env: &Arc<dyn Env>, seen: Epoch) -> Epoch {
 
 /// Disks whose copies of the log cannot be relied on, as the newest labels say: a bit per disk.
 ///
-/// A disk that went itself kept an older label, which knows nothing of disks that came back since: it does not count when the catalogue, or a disk that nobody
-/// calls absent, says that it was away.
+/// A disk that went itself kept an older label, which knows nothing of disks that came back since: it does not count when a disk that nobody calls absent
+/// says that it was away, or when it was condemned, for then nobody labels it. Where disks call each other absent all of them count.
 fn absent_by_labels(labels: &[&Label], catalogue: &Catalogue) -> u128 {
     let bit = |l: &Label| 1u128.checked_shl(l.id.0.into()).unwrap_or(0);
     let here = |l: &&&Label| {
         let record = catalogue.disks.iter().find(|r| r.uuid == l.disk);
-        record.is_some_and(|r| matches!(r.service, Service::Serving | Service::Leaving | Service::Failing))
+        record.is_some_and(|r| r.service != Service::Condemned)
     };
     let labels: Vec<&&Label> = labels.iter().filter(here).collect();
     let called = labels.iter().fold(0, |bits, l| bits | l.absent);
@@ -744,3 +744,6 @@ pub(super) async fn write_label(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
