@@ -1,21 +1,23 @@
 //! Memory aligned for O_DIRECT.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use super::IO_ALIGN;
+use super::arena::{PIECE_MIN, Piece};
 
 /// A zero-filled, growable-by-choice byte buffer whose start is aligned to [`IO_ALIGN`].
 ///
 /// Freeze it with [`AlignedBuf::freeze`]: the resulting [`Bytes`] and its slices at multiples of [`IO_ALIGN`] stay aligned.
 #[derive(Debug)]
 pub struct AlignedBuf {
-    pages: Vec<Page>,
+    memory: Memory,
     len: usize,
-    /// Whether its memory goes to [`KEPT`] afterwards.
-    keep: bool,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Own(Vec<Page>),
+    Arena(Piece),
 }
 
 #[repr(C, align(4096))]
@@ -28,53 +30,17 @@ impl std::fmt::Debug for Page {
     }
 }
 
-/// Recycled buffers of this many pages and more are kept. Their sizes are powers of two, lest there be too many kinds to find one again.
-const KEPT_PAGES_MIN: usize = 16;
-/// Pages kept in all: 16 MiB.
-const KEPT_PAGES_MAX: usize = 4096;
-
-/// Buffers that nobody uses at the moment, by their number of pages.
-struct Kept {
-    buffers: BTreeMap<usize, Vec<Vec<Page>>>,
-    pages: usize,
-}
-
-impl Kept {
-    /// Keeps a buffer; when there are too many, one of the size that takes most room goes.
-    fn put(&mut self, pages: Vec<Page>) {
-        self.pages += pages.len();
-        self.buffers.entry(pages.len()).or_default().push(pages);
-        if self.pages > KEPT_PAGES_MAX {
-            let most = self.buffers.values_mut().max_by_key(|b| b.len() * b.first().map_or(0, Vec::len));
-            let gone = most.and_then(Vec::pop);
-            self.pages -= gone.map_or(0, |b| b.len());
-        }
-    }
-}
-
-static KEPT: Mutex<Kept> = Mutex::new(Kept { buffers: BTreeMap::new(), pages: 0 });
-
 impl AlignedBuf {
-    /// A buffer of `len` bytes whose content is that of some buffer before it, for those who write all of it: large buffers that
-    /// come and go cost the system a page fault for every page otherwise.
+    /// A buffer of `len` bytes whose content is that of some buffer before it, for those who write all of it. Where there is
+    /// room it is memory that the kernel has mapped already.
     pub fn recycled(len: usize) -> Self {
-        if len <= (KEPT_PAGES_MIN - 1) * IO_ALIGN {
-            return Self::zeroed(len);
-        }
-        let count = len.div_ceil(IO_ALIGN).next_power_of_two();
-        let kept = {
-            let mut kept = KEPT.lock();
-            let found = kept.buffers.get_mut(&count).and_then(Vec::pop);
-            kept.pages -= found.as_ref().map_or(0, Vec::len);
-            found
-        };
-        let pages = kept.unwrap_or_else(|| vec![Page([0; IO_ALIGN]); count]);
-        Self { pages, len, keep: true }
+        let piece = if len >= PIECE_MIN { Piece::take(len) } else { None };
+        piece.map_or_else(|| Self::zeroed(len), |piece| Self { memory: Memory::Arena(piece), len })
     }
 
     /// A buffer of `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
-        Self { pages: vec![Page([0; IO_ALIGN]); len.div_ceil(IO_ALIGN)], len, keep: false }
+        Self { memory: Memory::Own(vec![Page([0; IO_ALIGN]); len.div_ceil(IO_ALIGN)]), len }
     }
 
     /// A buffer holding a copy of `data`, padded with zeroes to a multiple of [`IO_ALIGN`].
@@ -90,27 +56,27 @@ impl AlignedBuf {
     }
 }
 
-impl Drop for AlignedBuf {
-    fn drop(&mut self) {
-        if self.keep {
-            KEPT.lock().put(std::mem::take(&mut self.pages));
-        }
-    }
-}
-
 impl std::ops::Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `pages` holds at least `len` initialised bytes in one allocation, and `Page` has no padding.
-        unsafe { std::slice::from_raw_parts(self.pages.as_ptr().cast(), self.len) }
+        let start = match &self.memory {
+            Memory::Own(pages) => pages.as_ptr().cast(),
+            Memory::Arena(piece) => piece.start().as_ptr().cast_const(),
+        };
+        // SAFETY: the memory is one allocation, or piece, of at least `len` initialised bytes, and `Page` has no padding.
+        unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 }
 
 impl std::ops::DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; the exclusive borrow of `self` covers the pages.
-        unsafe { std::slice::from_raw_parts_mut(self.pages.as_mut_ptr().cast(), self.len) }
+        let start = match &mut self.memory {
+            Memory::Own(pages) => pages.as_mut_ptr().cast(),
+            Memory::Arena(piece) => piece.start().as_ptr(),
+        };
+        // SAFETY: as in `deref`; the exclusive borrow of `self` covers the memory.
+        unsafe { std::slice::from_raw_parts_mut(start, self.len) }
     }
 }
 
@@ -127,7 +93,7 @@ mod tests {
     #[test]
     fn recycled_buffers_have_their_length_and_zeroed_ones_are_zero() {
         for round in 1..4u8 {
-            let len = KEPT_PAGES_MIN * IO_ALIGN;
+            let len = PIECE_MIN;
             let mut one = AlignedBuf::recycled(len);
             let mut other = AlignedBuf::recycled(len);
             assert_eq!((one.len(), other.len(), AlignedBuf::recycled(3 * IO_ALIGN).len()), (len, len, 3 * IO_ALIGN));
@@ -139,12 +105,5 @@ mod tests {
             assert!(AlignedBuf::zeroed(len).iter().all(|&b| b == 0));
             assert!(AlignedBuf::padded(&[7; 100])[100..].iter().all(|&b| b == 0));
         }
-    }
-
-    #[test]
-    fn what_is_kept_is_bounded() {
-        let many: Vec<AlignedBuf> = (0..100).map(|_| AlignedBuf::recycled(1 << 20)).collect();
-        drop(many);
-        assert!(KEPT.lock().pages <= KEPT_PAGES_MAX);
     }
 }

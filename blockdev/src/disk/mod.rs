@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::env::BoxFuture;
 
+mod arena;
 mod buffer;
 pub mod fault;
 mod memory;

@@ -26,6 +26,8 @@ struct Inner {
     filled: u32,
     completed: u32,
     flushed: u32,
+    /// Stripes below this one were handed out to be written.
+    handed: u32,
     /// End of the bytes that the log holds (or that are on disk).
     logged: u32,
     stripes: BTreeMap<u32, Stripe>,
@@ -76,6 +78,7 @@ impl Appender {
             filled: written,
             completed: written,
             flushed: written,
+            handed: written / extent.stripe_size(geometry),
             logged: written,
             stripes: BTreeMap::new(),
             done: Vec::new(),
@@ -226,7 +229,7 @@ impl Appender {
 
     fn take_ready(&self, inner: &mut Inner, ready: &mut Vec<ReadyStripe>) {
         let end = inner.filled / self.stripe_size;
-        for stripe in inner.completed / self.stripe_size..end {
+        for stripe in inner.handed..end {
             match inner.stripes.get_mut(&stripe) {
                 Some(slot @ Stripe::Filling(_)) => {
                     let Stripe::Filling(buf) = std::mem::replace(slot, Stripe::Full(Bytes::new())) else { continue };
@@ -236,14 +239,14 @@ impl Appender {
                 }
                 Some(Stripe::Full(_)) => {}
                 // A gap that recovery found: frames of records that were lost. It is written as zeroes.
-                None if !inner.done.contains(&stripe) => {
+                None => {
                     let data = AlignedBuf::zeroed(self.stripe_size as usize).freeze();
                     inner.stripes.insert(stripe, Stripe::Full(data.clone()));
                     ready.push(ReadyStripe { stripe, data });
                 }
-                None => {}
             }
         }
+        inner.handed = inner.handed.max(end);
     }
 
     /// A stripe's write completed.

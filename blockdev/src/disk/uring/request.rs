@@ -2,6 +2,7 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -116,20 +117,31 @@ impl Request {
     }
 
     /// The submission entry for what remains. Valid as long as the request lives and is not changed.
-    pub(super) fn entry(&mut self) -> squeue::Entry {
+    /// `mapped`: addresses of the ring's buffer 0.
+    pub(super) fn entry(&mut self, mapped: &Range<usize>) -> squeue::Entry {
+        let is_mapped =
+            |start: *const u8, len: usize| mapped.contains(&start.addr()) && start.addr() + len <= mapped.end;
         self.gather();
         let fd = types::Fd(self.fd());
         let offset = self.position();
         let entry = match &mut self.operation {
             Operation::Read(buf) => {
                 let (start, len) = buf.tail(self.done as usize);
-                opcode::Read::new(fd, start, len as u32).offset(offset).build()
+                if is_mapped(start, len) {
+                    opcode::ReadFixed::new(fd, start, len as u32, 0).offset(offset).build()
+                } else {
+                    opcode::Read::new(fd, start, len as u32).offset(offset).build()
+                }
             }
             Operation::Write { durable, .. } => {
                 let flags = if *durable { libc::RWF_DSYNC } else { 0 };
                 if let [one] = &self.vectors[..] {
                     let (base, len) = (one.iov_base.cast_const().cast(), one.iov_len as u32);
-                    opcode::Write::new(fd, base, len).offset(offset).rw_flags(flags).build()
+                    if is_mapped(base, one.iov_len) {
+                        opcode::WriteFixed::new(fd, base, len, 0).offset(offset).rw_flags(flags).build()
+                    } else {
+                        opcode::Write::new(fd, base, len).offset(offset).rw_flags(flags).build()
+                    }
                 } else {
                     let (list, count) = (self.vectors.as_ptr(), self.vectors.len() as u32);
                     opcode::Writev::new(fd, list, count).offset(offset).rw_flags(flags).build()

@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
@@ -21,6 +22,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::request::{Request, Verdict};
+use crate::disk::arena;
 
 /// Entries of the submission queue; it only holds what is between two system calls.
 const SUBMISSIONS: u32 = 512;
@@ -54,6 +56,8 @@ pub(super) struct Ring {
     consumers: Mutex<()>,
     /// Tasks that harvest.
     harvesters: AtomicUsize,
+    /// Addresses of the memory that the kernel has mapped for this ring, as its buffer 0.
+    mapped: Range<usize>,
 }
 
 impl Ring {
@@ -69,8 +73,10 @@ impl Ring {
         if !params.is_feature_nodrop() || !params.is_feature_submit_stable() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is too old (5.5 is needed)"));
         }
+        let mapped = Self::map_arena(&uring);
         let ring: &'static Self = Box::leak(Box::new(Self {
             uring,
+            mapped,
             producers: Mutex::new(()),
             consumers: Mutex::new(()),
             harvesters: AtomicUsize::new(0),
@@ -79,9 +85,23 @@ impl Ring {
         Ok(ring)
     }
 
+    /// Has the kernel map the arena. It refuses where it may not lock so much memory: transfers are mapped one by one then.
+    fn map_arena(uring: &IoUring) -> Range<usize> {
+        let Some((start, len)) = arena::whole() else { return 0..0 };
+        let buffer = libc::iovec { iov_base: start.as_ptr().cast(), iov_len: len };
+        // SAFETY: the arena lives as long as the process.
+        match unsafe { uring.submitter().register_buffers(&[buffer]) } {
+            Ok(()) => start.addr().get()..start.addr().get() + len,
+            Err(e) => {
+                tracing::debug!("the kernel does not map {len} bytes for io_uring: {e}");
+                0..0
+            }
+        }
+    }
+
     /// Gives a request to the kernel, which owns it until its completion is harvested.
     pub(super) fn issue(&self, mut request: Box<Request>) {
-        let entry = request.entry();
+        let entry = request.entry(&self.mapped);
         let entry = entry.user_data(Box::into_raw(request) as u64);
         loop {
             let pushed = {
