@@ -231,6 +231,8 @@ impl Request {
                 libc::ENODEV | libc::ENXIO | libc::ESHUTDOWN | libc::ENOLINK | libc::ETIMEDOUT | libc::EBADF => {
                     Err(DiskError::Failed(message))
                 }
+                // What was unplugged answers with the error of a bad place, too.
+                _ if self.file.is_gone() => Err(DiskError::Failed(format!("{message}; the device is gone"))),
                 _ => Err(DiskError::Medium(message)),
             },
             Operation::Write { .. } => match errno {
