@@ -3,7 +3,7 @@
 #
 #   each-test.sh BINARY SECONDS [WORD]
 #
-# Ends with the line a test runner ends with, and with 1 if a test failed or none ran. A test that does not end is killed with all
+# What they print goes to tests.log in the shared folder. Ends with the line a test runner ends with, and with 1 if a test failed or none ran. A test that does not end is killed with all
 # it started in its process group.
 set -uo pipefail
 binary=$1 seconds=$2 only=${3:-}
@@ -17,6 +17,7 @@ for test in "${tests[@]}"; do
     began=$SECONDS
     timeout -k 10 "$seconds" "$binary" --exact "$test" --nocapture >"$out" 2>&1 </dev/null
     status=$?
+    cat "$out" >>"${ASHLAR_VM_DIR:-/tmp}/tests.log"
     # A name that matches nothing ends well too: it must have run.
     if [ $status = 0 ] && grep -q '^test result: ok\. 1 passed' "$out"; then
         passed=$((passed + 1))

@@ -1,10 +1,12 @@
 //! Drives that are unplugged while they are written to, and come back, perhaps under another name.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ashlar_tests::process::{run, wait_until};
+use ashlar_tests::process::wait_until;
 
 use crate::appliance::{Appliance, by_id, disconnect, here, settle, shell};
 
@@ -24,22 +26,53 @@ const SCSI: &str = "echo \"for h in /sys/class/scsi_host/*/scan; do echo '- - -'
 const PCI: &str = "at=$(readlink -f \"/sys/block/$1\"); while [ ! -e \"$at/remove\" ]; do at=${at%/*}; done
     echo \"echo 1 >/sys/bus/pci/rescan\"; echo 1 >\"$at/remove\"";
 
-/// Writes what it verifies afterwards, slowly enough to take until all drives were out.
-fn load(seconds: u32) -> Command {
-    let mut fio = Command::new("fio");
-    fio.args([
-        "--name=load",
-        "--ioengine=libaio",
-        "--direct=1",
-        "--rw=randwrite",
-        "--bs=16k",
-        "--size=64M",
-        "--iodepth=8",
-        "--fsync=32",
-    ]);
-    fio.args(["--rate=,1m", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--output-format=terse"]);
-    fio.args([&format!("--runtime={seconds}"), &format!("--filename={NBD}")]);
-    fio
+/// Bytes of a write, and how many places there are.
+const BLOCK: usize = 16 << 10;
+const BLOCKS: usize = 2048;
+
+/// What a place holds after so many writes to it: never twice the same, and nothing that compresses to little.
+fn content(place: usize, version: u32) -> Vec<u8> {
+    let mut state = (place as u64) << 32 | u64::from(version) | 1 << 63;
+    let words = (0..BLOCK / 8).flat_map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.collect()
+}
+
+/// Writes all over the device until it is told to stop, with a flush now and then. Gives how often each place was written.
+fn write_until(stop: &AtomicBool) -> std::io::Result<Vec<u32>> {
+    let device = OpenOptions::new().write(true).open(NBD)?;
+    let mut versions = vec![0u32; BLOCKS];
+    for step in 0usize.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let place = step.wrapping_mul(1_103_515_245) % BLOCKS;
+        versions[place] += 1;
+        device.write_all_at(&content(place, versions[place]), (place * BLOCK) as u64)?;
+        if step % 32 == 31 {
+            device.sync_data()?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    device.sync_all()?;
+    Ok(versions)
+}
+
+/// Reads from the appliance, not from the page cache, what should be there.
+#[track_caller]
+fn expect_written(versions: &[u32]) {
+    shell("blockdev --flushbufs \"$1\"", &[NBD]).expect_ok();
+    let device = OpenOptions::new().read(true).open(NBD).expect("the device");
+    let mut found = vec![0; BLOCK];
+    for (place, version) in versions.iter().enumerate() {
+        device.read_exact_at(&mut found, (place * BLOCK) as u64).expect("reading");
+        let expected = if *version == 0 { vec![0; BLOCK] } else { content(place, *version) };
+        assert!(found == expected, "place {place}, written {version} times, holds something else");
+    }
 }
 
 fn back(appliance: &Appliance, id: u64) -> bool {
@@ -74,9 +107,18 @@ fn out_and_in(appliance: &Appliance, drive: &Drive, by_hand: bool) {
     assert!(whole, "{}", appliance.json(&["pool", "status"]));
 }
 
+/// Ends the writer when a test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Pool and volume on drives of three kinds, by the names the kernel gives them, which change.
 fn unplugged(test: &str, drives: &[Drive], by_hand: bool) {
-    if !here(test, &["nbd-client", "fio"]) {
+    if !here(test, &["nbd-client", "blockdev"]) {
         return;
     }
     let names: Vec<PathBuf> = [
@@ -91,17 +133,20 @@ fn unplugged(test: &str, drives: &[Drive], by_hand: bool) {
     .into();
     let mut appliance = Appliance::on(&names);
     appliance.volume_on_nbd("data", "600M", NBD);
-    std::thread::scope(|scope| {
-        let mut fio = load(150);
-        fio.current_dir(appliance.dir());
-        let writer = scope.spawn(move || run(&mut fio, Duration::from_secs(170)));
+    let stop = AtomicBool::new(false);
+    let versions = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(&stop));
+        let _stop = StopOnDrop(&stop);
         std::thread::sleep(Duration::from_secs(3));
         for drive in drives {
             out_and_in(&appliance, drive, by_hand);
+            assert!(!writer.is_finished(), "a write failed: {:?}", writer.join());
         }
-        assert!(!writer.is_finished(), "the writer ended before the last drive was back");
-        writer.join().expect("fio's thread").expect_ok();
+        stop.store(true, Ordering::Relaxed);
+        writer.join().expect("the writer's thread").expect("every write goes through")
     });
+    assert!(versions.iter().sum::<u32>() > 256, "hardly anything was written");
+    expect_written(&versions);
     disconnect(NBD);
     appliance.expect_sound();
     // The next start finds all drives under the names they have now.
