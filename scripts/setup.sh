@@ -4,6 +4,7 @@
 #   scripts/setup.sh             install what is missing (as root, or through sudo)
 #   scripts/setup.sh --check     change nothing; say what is missing; exit 1 if anything is
 #   scripts/setup.sh --nextest   also install cargo-nextest (otherwise the tests run under cargo test)
+#   scripts/setup.sh --vm        also what tests on a real kernel need: qemu, and Debian's kernel 6.12 unpacked beside the system
 #
 # Run it as often as you like: with everything in place it only looks, and takes well under a second.
 set -euo pipefail
@@ -41,15 +42,31 @@ needs=(
     setsid:util-linux
 )
 
+# The same for `scripts/vm.sh` and the tests that run in it.
+needs_vm=(
+    qemu-system-x86_64:qemu-system-x86
+    /usr/share/doc/busybox-static:busybox-static
+    cpio:cpio
+    xz:xz-utils
+    modprobe:kmod
+    udevadm:udev
+    nbd-client:nbd-client
+    lvm:lvm2
+)
+# Where the kernel is unpacked. It is not installed as a package: that would make it the one this machine boots next.
+vm_kernel=/var/cache/ashlar-vm
+
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 check_only=no
 want_nextest=no
+want_vm=no
 for arg in "$@"; do
     case $arg in
     --check) check_only=yes ;;
     --nextest) want_nextest=yes ;;
+    --vm) want_vm=yes ;;
     -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown option '$arg'; see --help" ;;
     esac
@@ -139,13 +156,44 @@ setup_rust() {
     fi
 }
 
+# Debian's newest kernel 6.12: the first series that has everything the tests need, from Debian 12's own archive.
+setup_vm_kernel() {
+    local package dir
+    ! compgen -G "$vm_kernel/boot/vmlinuz-6.12.*-amd64" >/dev/null || return 0
+    [ $check_only = no ] || die "the kernel for tests in a virtual machine is missing below $vm_kernel"
+    newest() { apt-cache pkgnames linux-image-6.12. | grep -E '^linux-image-6\.12\.[0-9]+[^-]*-amd64$' | sort -V | tail -n 1; }
+    package=$(newest) || true
+    if [ -z "$package" ]; then
+        as_root apt-get update -q
+        package=$(newest) || die "this Debian's archive has no linux-image-6.12.*-amd64"
+    fi
+    say "unpacking $package below $vm_kernel"
+    dir=$(mktemp -d)
+    (cd "$dir" && apt-get download -q "$package" || { as_root apt-get update -q && apt-get download -q "$package"; })
+    dpkg-deb -x "$dir"/linux-image-*.deb "$dir/root"
+    depmod -b "$dir/root" "${package#linux-image-}"
+    as_root mkdir -p "$vm_kernel"
+    as_root cp -r --no-preserve=ownership "$dir/root/lib" "$vm_kernel/"
+    # Last, since what is looked for above is this.
+    as_root cp -r --no-preserve=ownership "$dir/root/boot" "$vm_kernel/boot.new"
+    as_root chmod -R a+rX "$vm_kernel"
+    as_root rm -rf "$vm_kernel/boot"
+    as_root mv "$vm_kernel/boot.new" "$vm_kernel/boot"
+    rm -rf "$dir"
+}
+
+[ $want_vm = no ] || needs+=("${needs_vm[@]}")
 mapfile -t packages < <(missing_packages)
 if [ ${#packages[@]} -gt 0 ]; then
     [ $check_only = no ] || die "missing Debian packages: ${packages[*]}"
     apt_install "${packages[@]}"
     mapfile -t packages < <(missing_packages)
+    # Packages of one source in two versions exclude each other: what was removed for the new ones comes back in their version.
+    [ ${#packages[@]} = 0 ] || apt_install "${packages[@]}"
+    mapfile -t packages < <(missing_packages)
     [ ${#packages[@]} = 0 ] || die "still missing after installation: ${packages[*]}"
 fi
+[ $want_vm = no ] || setup_vm_kernel
 setup_rust
 if [ $want_nextest = yes ] && ! cargo nextest --version >/dev/null 2>&1; then
     [ $check_only = no ] || die "cargo-nextest is missing"

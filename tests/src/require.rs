@@ -15,6 +15,8 @@ pub enum Need {
     Fuse,
     /// Loop devices, by the superuser.
     Loop,
+    /// The virtual machine of `make test-vm`, with its kernel modules and drives, to itself.
+    Vm,
 }
 
 impl Need {
@@ -26,6 +28,9 @@ impl Need {
             }
             Self::Root => (!is_root()).then(|| "the superuser".to_owned()),
             Self::Fuse => open("/dev/fuse").err().map(|e| format!("/dev/fuse ({e})")),
+            Self::Vm => std::env::var_os("ASHLAR_VM")
+                .is_none_or(|v| v != "1")
+                .then(|| "a kernel and drives to itself (make test-vm)".to_owned()),
             Self::Loop if !is_root() => Some("loop devices (only the superuser can set them up)".to_owned()),
             Self::Loop => open("/dev/loop-control").err().map(|e| format!("/dev/loop-control ({e})")),
         }

@@ -10,7 +10,7 @@ use crate::format::layout::LABEL_SIZE;
 use crate::redundancy::array::{CONDEMNED, Member};
 use crate::report::{DiskInfo, Tolerance};
 use crate::segment::table::disks_min;
-use crate::units::DiskId;
+use crate::units::{DiskId, Uuid};
 use crate::volume::recovery::{OLDER_STATE, check_size, read_label, superblocks};
 
 impl Pool {
@@ -42,7 +42,11 @@ impl Pool {
                     format!("{} was written to by another writer since", disk.name()),
                 ));
             }
-            engine.reinstate(member.id, disk).await?;
+            engine.reinstate(member.id, disk.clone()).await?;
+            let mut candidates = engine.candidates.write();
+            if !candidates.iter().any(|d| Arc::ptr_eq(d, &disk)) {
+                candidates.push(disk);
+            }
         }
         Ok(self.disk_info(&member, &engine.state.read().segments))
     }
@@ -62,6 +66,15 @@ impl Pool {
             }
         }
         Ok(())
+    }
+
+    /// Closes a disk that failed, so that it can be opened anew, perhaps elsewhere, and given to [`Self::reinstate_disk`]. Nothing when it serves.
+    pub fn let_go_of_disk(&self, disk: Uuid) {
+        let engine = &self.0.engine;
+        let Some(member) = engine.array.members().into_iter().find(|m| m.uuid == disk) else { return };
+        if let Some(handle) = member.let_go() {
+            engine.candidates.write().retain(|d| !Arc::ptr_eq(d, &handle));
+        }
     }
 
     /// Changes how many failures in each set the pool survives.

@@ -249,6 +249,12 @@ impl Member {
         self.disk.read().clone()
     }
 
+    /// Gives the handle of a disk that does not serve away: the system lets go of what was unplugged only once nobody has it open.
+    pub fn let_go(&self) -> Option<Arc<dyn Disk>> {
+        let mut disk = self.disk.write();
+        if self.failed.load(Ordering::Acquire) { disk.take() } else { None }
+    }
+
     /// How often it was taken back so far: what was begun before a return says nothing about afterwards.
     pub fn returns(&self) -> u64 {
         self.returns.load(Ordering::Acquire)

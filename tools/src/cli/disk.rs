@@ -65,6 +65,12 @@ pub enum Command {
         /// Number, path or file name, as `disk list` shows them
         disk: String,
     },
+    /// Look for drives that failed or are missing, and take back those that are there again
+    ///
+    /// They are known by their labels, whatever they are called now. What a drive missed is written to it. One that is plugged in while the
+    /// daemon runs is found without this.
+    #[command(after_help = "Example:\n  ashlar disk rescan && ashlar pool status")]
+    Rescan,
     /// Put a new drive in the place of another, while the pool is in use
     ///
     /// Adds NEW, as `disk add`, then moves everything off OLD and lets it go, as `disk remove`. Of an OLD that failed or is missing, what it
@@ -130,6 +136,10 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
                 client.send(Method::POST, &format!("/v1/disks/{id}/keep")).await
             })?;
             show(global.output, &disk, |d| format!("disk {} ({}) stays, and takes data again", d.id, d.path))?;
+        }
+        Command::Rescan => {
+            let disks: Vec<DiskInfo> = super::talk(client.send(Method::POST, "/v1/disks/rescan"))?;
+            show(global.output, &disks, |disks| table(disks, 0))?;
         }
         Command::Replace { old, new, force, no_wait } => {
             let replaced = super::talk(replace::replace(&client, &old, &absolute(&new)?, force, no_wait))?;

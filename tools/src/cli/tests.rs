@@ -45,6 +45,7 @@ fn what_scripts_rely_on_parses() {
         "lab disk-corrupt --dir DIR 2 --count 5 --bytes 4K --seed 7 --anywhere -o json",
         "--dir DIR disk show 2 -o json",
         "--dir DIR disk keep 2",
+        "--dir DIR disk rescan -o json",
         "--dir DIR disk replace 2 /dev/sdx",
         "--dir DIR disk replace disk2 more.img --force --no-wait",
         "lab down --dir DIR",

@@ -17,6 +17,7 @@ use utoipa_axum::routes;
 use super::engine::open_new;
 use super::jobs::Outcome;
 use super::known_disks;
+use super::rescan::rescan;
 use super::state::Appliance;
 use crate::values::{check_name, check_volume_size};
 use crate::wire::{
@@ -103,6 +104,7 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(pool_damage))
         .routes(routes!(pool_scrub, pool_scrub_stop))
         .routes(routes!(disks, disk_add))
+        .routes(routes!(disk_rescan))
         .routes(routes!(disk, disk_remove))
         .routes(routes!(disk_keep))
         .routes(routes!(disk_give_up))
@@ -253,6 +255,13 @@ async fn disk_add(State(app): Shared, Body(request): Body<DiskAdd>) -> Result<im
         Ok(info)
     });
     Ok((StatusCode::CREATED, Json(info.await?)))
+}
+
+/// Looks for drives of the pool that failed or are missing, wherever they are now, and takes back those that answer.
+#[utoipa::path(post, path = "/v1/disks/rescan", tag = "pool",
+    responses((status = 200, body = [DiskInfo]), (status = 500, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn disk_rescan(State(app): Shared) -> Answer<Vec<DiskInfo>> {
+    Ok(Json(to_the_end(async move { rescan(&app).await }).await?))
 }
 
 /// One drive.

@@ -75,6 +75,12 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    fn let_go_of_disk(&self, _disk: Uuid) {}
+
+    async fn reinstate_disk(&self, disk: Arc<dyn Disk>) -> Result<DiskInfo> {
+        Err(Error::invalid(format!("{} is not a disk of pool memory", disk.name())))
+    }
+
     async fn status(&self) -> PoolStatus {
         let volumes = self.volumes.lock();
         let disk = DiskInfo {

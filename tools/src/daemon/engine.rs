@@ -15,6 +15,7 @@ use blockdev::format::label::Label;
 use blockdev::frontend::BlockDevice;
 use blockdev::pool::{CreateOptions, KnownDisk, Pool, PoolConfig};
 use blockdev::report::{CheckReport, Damage, DiskInfo, PoolStats, PoolStatus, Scrub, Tolerance, VolumeInfo};
+use blockdev::units::Uuid;
 use blockdev::volume::recovery::read_label;
 use tokio::runtime::Handle;
 
@@ -75,6 +76,10 @@ pub trait Engine: Send + Sync + 'static {
     async fn fail_disk(&self, id: u16) -> Result<DiskInfo>;
     /// Takes disks back that failed or were missing and now answer.
     async fn rescan_disks(&self) -> Result<()>;
+    /// Closes a disk that failed, so that it can be opened anew.
+    fn let_go_of_disk(&self, disk: Uuid);
+    /// Takes back a disk that failed or was missing.
+    async fn reinstate_disk(&self, disk: Arc<dyn Disk>) -> Result<DiskInfo>;
     /// Flushes, checkpoints and stops.
     async fn close(&self) -> Result<()>;
 }
@@ -133,7 +138,7 @@ fn refuse_twice(paths: &[PathBuf]) -> Result<()> {
 }
 
 /// Opens a disk. A daemon that was just killed holds its disks until the kernel has ended its last requests: that is waited for.
-async fn open_when_released(path: &Path) -> Result<Arc<FileDisk>> {
+pub async fn open_when_released(path: &Path) -> Result<Arc<FileDisk>> {
     for _ in 0..RELEASE_TRIES {
         match FileDisk::open(path, OpenOptions::default()) {
             Err(e) if e.kind() == ErrorKind::Busy => tokio::time::sleep(RELEASE_PAUSE).await,
@@ -295,6 +300,14 @@ impl Engine for Pool {
 
     async fn rescan_disks(&self) -> Result<()> {
         self.rescan_disks().await
+    }
+
+    fn let_go_of_disk(&self, disk: Uuid) {
+        self.let_go_of_disk(disk);
+    }
+
+    async fn reinstate_disk(&self, disk: Arc<dyn Disk>) -> Result<DiskInfo> {
+        self.reinstate_disk(disk).await
     }
 
     async fn status(&self) -> PoolStatus {

@@ -18,6 +18,7 @@ pub mod fronts;
 pub mod instance;
 pub mod jobs;
 pub mod known_disks;
+pub mod rescan;
 pub mod state;
 
 #[cfg(test)]
@@ -98,6 +99,8 @@ pub async fn serve_api(
         jobs: Arc::default(),
         faults,
         state_dir: config.state_dir.value.clone(),
+        disks: config.disks.value.clone(),
+        rescans: tokio::sync::Mutex::default(),
         config: config.rows(),
         stopping,
     });
@@ -138,9 +141,18 @@ pub async fn serve_api(
     result
 }
 
-/// Keeps jobs for what the pool does by itself: rebuilds, moves, scrubs.
+/// Keeps jobs for what the pool does by itself: rebuilds, moves, scrubs. Looks for drives of the pool when one was plugged in.
 async fn follow(appliance: Arc<Appliance>) {
+    let mut plugged = rescan::Plugged::now();
     loop {
+        if plugged.has_new() {
+            let appliance = appliance.clone();
+            tokio::spawn(async move {
+                if let Err(e) = rescan::rescan(&appliance).await {
+                    tracing::warn!(error = %e, "looking for drives that were plugged in");
+                }
+            });
+        }
         let status = appliance.engine.status().await;
         appliance.jobs.follow("pool.rebuild", status.rebuild.map(|r| (r.done, r.total)));
         appliance.jobs.follow("pool.scrub", status.scrub.running.then_some((status.scrub.done, status.scrub.total)));

@@ -25,6 +25,10 @@ pub struct Appliance {
     pub faults: Option<Faults>,
     /// Where the daemon keeps what it must know.
     pub state_dir: PathBuf,
+    /// Drives that the configuration names.
+    pub disks: Vec<PathBuf>,
+    /// Held while drives are looked for.
+    pub rescans: tokio::sync::Mutex<()>,
     /// The configuration in effect.
     pub config: Vec<ConfigRow>,
     /// Set once the daemon is to stop.

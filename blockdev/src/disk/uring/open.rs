@@ -79,6 +79,15 @@ impl OpenFile {
         self.is_device
     }
 
+    /// Whether it is a block device that was unplugged since it was opened: the kernel takes its size away.
+    pub(super) fn is_gone(&self) -> bool {
+        let mut size: u64 = 0;
+        // SAFETY: BLKGETSIZE64 writes a u64.
+        let told =
+            self.is_device && unsafe { libc::ioctl(self.file.as_raw_fd(), BLKGETSIZE64 as _, &raw mut size) } == 0;
+        told && size == 0
+    }
+
     /// Whether transfers bypass the page cache.
     pub(super) fn is_direct(&self) -> bool {
         self.is_direct

@@ -21,6 +21,8 @@ const IOV_MAX: usize = 1024;
 const RW_MAX: usize = 1 << 30;
 /// How often a request the kernel sent back without progress is issued again before it counts as an error.
 const RETRIES_MAX: u32 = 200;
+/// Why nothing works on a device that was unplugged.
+const GONE: &str = "the device is gone";
 /// `BLKDISCARD`, `_IO(0x12, 119)` of linux/fs.h.
 const BLKDISCARD: libc::c_ulong = 0x1277;
 
@@ -220,8 +222,12 @@ impl Request {
         }
         if let Operation::Read(_) = self.operation {
             let end = self.position() + count;
-            let why = format!("the content ends at byte {end}; was it truncated?");
-            return Verdict::Done(Err(DiskError::Medium(self.describe(&why))));
+            return Verdict::Done(Err(match self.file.is_gone() {
+                true => DiskError::Failed(self.describe(&GONE)),
+                false => {
+                    DiskError::Medium(self.describe(&format!("the content ends at byte {end}; was it truncated?")))
+                }
+            }));
         }
         if self.retries < RETRIES_MAX {
             self.retries += 1;
@@ -233,6 +239,10 @@ impl Request {
     /// What an errno means for this operation.
     fn failure(&self, errno: i32) -> DiskResult<()> {
         let message = self.describe(&io::Error::from_raw_os_error(errno));
+        // What was unplugged has no size any more. The kernel calls a write to it "no space", and a read that was under way a bad place.
+        if self.file.is_gone() {
+            return Err(DiskError::Failed(format!("{message}: {GONE}")));
+        }
         match &self.operation {
             Operation::Discard => match errno {
                 libc::ENODEV | libc::ENXIO => Err(DiskError::Failed(message)),

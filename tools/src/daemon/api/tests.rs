@@ -29,6 +29,8 @@ fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
         jobs: Arc::default(),
         faults: None,
         state_dir: std::path::PathBuf::new(),
+        disks: vec![],
+        rescans: tokio::sync::Mutex::default(),
         config: vec![],
         stopping: watch::Sender::new(false),
     });
