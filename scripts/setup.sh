@@ -15,6 +15,8 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 # What must be there, and the Debian package that brings it. Left: a command, or a path when it starts with "/".
 needs=(
     cc:gcc
+    # The ublk front end's bindings are made from the kernel's header.
+    /usr/share/doc/libclang-dev:libclang-dev
     make:make
     pkg-config:pkg-config
     /usr/include/stdio.h:libc6-dev

@@ -76,7 +76,7 @@ drive() {
 
 describe_machine() {
     qemu=(
-        qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 3G
+        qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 4 -m 3G
         -nodefaults -no-user-config -display none -no-reboot
         -kernel "$kernel" -initrd "$scratch/initramfs.cpio"
         -append "console=ttyS0 panic=-1 oops=panic loglevel=5 ashlar.mode=$1 ashlar.modules=$kernels/lib/modules/$release"

@@ -110,7 +110,7 @@ pub struct Attachment {
     pub uri: Option<String>,
     /// NBD: all URIs.
     pub uris: Vec<String>,
-    /// FUSE: path of the file.
+    /// FUSE: path of the file. ublk: the name of the device that stays the same.
     pub path: Option<String>,
     /// Path of the block device, where there is one.
     pub device: Option<String>,

@@ -7,6 +7,7 @@ pub mod fuse;
 pub mod loopdev;
 pub mod memory;
 pub mod nbd;
+pub mod ublk;
 
 use crate::env::BoxFuture;
 use crate::error::Result;

@@ -255,7 +255,7 @@ fn wrong_commands_change_nothing() {
         ("volume attach data --via fuse", 4, "one protocol at a time"),
         ("volume attach data --via nbd --loop", 2, "--via fuse"),
         ("volume attach data --via iscsi", 2, "possible values"),
-        ("volume attach other --via ublk", 8, "no ublk"),
+        ("volume attach other --via ublk --loop", 2, "--via fuse"),
         ("volume delete data", 4, "detach it first"),
         ("volume create data --size 1G", 4, "exists already"),
         ("volume create new", 2, "--size"),

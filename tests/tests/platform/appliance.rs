@@ -55,12 +55,19 @@ impl Appliance {
     /// Makes a pool that survives two failures, whatever was on the drives, and serves it.
     #[track_caller]
     pub fn on(drives: &[PathBuf]) -> Self {
+        Self::with(drives, "")
+    }
+
+    /// The same, with more lines of configuration.
+    #[track_caller]
+    pub fn with(drives: &[PathBuf], more: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("ashlar-platform-").tempdir().expect("a directory");
         let list: Vec<String> = drives.iter().map(|drive| format!("{:?}", drive.display().to_string())).collect();
         let list = list.join(", ");
         // A drive that is back within this time catches up; it is not rebuilt on the others.
-        let config =
-            format!("name = \"real\"\ndisks = [{list}]\nmemory = \"256M\"\nfailed_grace = 600\nmissing_grace = 600\n");
+        let config = format!(
+            "name = \"real\"\ndisks = [{list}]\nmemory = \"256M\"\nfailed_grace = 600\nmissing_grace = 600\n{more}"
+        );
         std::fs::write(dir.path().join("ashlar.toml"), config).expect("the configuration");
         let mut create = Command::new(ashlar());
         create.args(["pool", "create", "real", "--tolerance", "double", "--force", "--disk"]).args(drives);
@@ -116,8 +123,9 @@ impl Appliance {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
+    /// Runs `ashlar ARGUMENTS`.
     #[track_caller]
-    fn try_ashlar<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Output {
+    pub fn try_ashlar<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Output {
         run(Command::new(ashlar()).arg("--dir").arg(self.dir()).args(arguments), LIMIT)
     }
 
@@ -159,6 +167,16 @@ impl Appliance {
         self.ashlar(&["volume", "create", name, "--size", size]);
         self.ashlar(&["volume", "attach", name, "--via", "nbd"]);
         self.connect(name, device);
+    }
+
+    /// Makes a volume and presents it by ublk; gives the device.
+    #[track_caller]
+    pub fn volume_on_ublk(&self, name: &str, size: &str) -> String {
+        shell("modprobe ublk_drv", &[""; 0]).expect_ok();
+        self.ashlar(&["volume", "create", name, "--size", size]);
+        let device = self.ashlar(&["volume", "attach", name, "--via", "ublk"]).stdout.trim().to_owned();
+        settle();
+        device
     }
 
     /// Connects the kernel's client.

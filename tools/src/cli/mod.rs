@@ -11,6 +11,7 @@ use crate::output::Format;
 
 mod config;
 mod disk;
+mod doctor;
 mod job;
 mod lab;
 mod pool;
@@ -33,7 +34,7 @@ Examples:
 
 /// A storage appliance: thin volumes that are deduplicated, compressed and protected against drive failure.
 ///
-/// `ashlar serve` is the daemon. Every other command talks to it over a unix socket; `lab`, `pool create`, `completions` and `config show
+/// `ashlar serve` is the daemon. Every other command talks to it over a unix socket; `lab`, `pool create`, `doctor`, `completions` and `config show
 /// --config` work without it.
 #[derive(Debug, Parser)]
 #[command(name = "ashlar", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{HELP}"))]
@@ -107,6 +108,8 @@ enum Command {
     /// The configuration and where each value comes from
     #[command(subcommand)]
     Config(config::Command),
+    /// What daemons that ended badly left on this machine, and what to do about it
+    Doctor(doctor::Arguments),
     /// Completions for a shell
     #[command(after_help = "Example:\n  ashlar completions bash > /etc/bash_completion.d/ashlar")]
     Completions {
@@ -140,6 +143,7 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Lab(command) => lab::run(command, global),
         Command::Serve(command) => serve::run(command, global),
         Command::Config(command) => config::run(command, global),
+        Command::Doctor(arguments) => doctor::run(&arguments, global),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ashlar", &mut text);

@@ -57,7 +57,7 @@ pub enum Command {
     ///
     /// A volume is presented by one protocol at a time, until it is detached; restarts of the daemon do not matter.
     #[command(
-        after_help = "Examples:\n  ashlar volume attach data --via nbd            # nbd+unix:///data?socket=…\n  nbdinfo \"$(ashlar volume attach data --via nbd)\"\n  ashlar volume attach data --via fuse           # a file\n  ashlar volume attach data --via fuse --loop    # /dev/loopN; needs root"
+        after_help = "Examples:\n  ashlar volume attach data --via nbd            # nbd+unix:///data?socket=…\n  nbdinfo \"$(ashlar volume attach data --via nbd)\"\n  ashlar volume attach data --via fuse           # a file\n  ashlar volume attach data --via fuse --loop    # /dev/loopN; needs root\n  ashlar volume attach data --via ublk           # /dev/ublkbN and /dev/ashlar/data; needs root and Linux 6.0"
     )]
     Attach {
         /// The volume

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use blockdev::error::{Context, Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
+use blockdev::report::VolumeInfo;
 use tokio::sync::Mutex;
 
 use super::engine::Engine;
@@ -17,19 +18,31 @@ use crate::wire::{AttachRequest, Attachment, Via};
 pub struct Target {
     /// URIs, the one to prefer first.
     pub uris: Vec<String>,
-    /// Path of a file.
+    /// Path of a file, or the name of a device that stays the same.
     pub path: Option<PathBuf>,
+    /// Path of a block device.
+    pub device: Option<PathBuf>,
 }
 
 /// A front end that presents volumes under their names.
 #[async_trait]
 pub trait Presenter: Send + Sync {
-    /// Shows `device` as `name`.
-    async fn present(&self, name: &str, device: Arc<dyn BlockDevice>) -> Result<Target>;
+    /// Shows `volume`, which is `device`.
+    async fn present(&self, volume: &VolumeInfo, device: Arc<dyn BlockDevice>) -> Result<Target>;
     /// Shows it no longer. [`ErrorKind::Busy`] when a host uses it in a way that cannot be ended safely.
     async fn withdraw(&self, name: &str) -> Result<()>;
     /// Lets requests under way end and stops serving.
     async fn stop(&self);
+    /// Whether hosts can be told that a volume's size changes.
+    async fn check_resize(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Tells hosts the new size of a volume, in bytes, where they do not see it by themselves.
+    async fn resized(&self, _name: &str, _size: u64) -> Result<()> {
+        Ok(())
+    }
+    /// All that the pool wants presented is, as far as it can be: clears away what earlier daemons left of other volumes.
+    async fn restored(&self) {}
 }
 
 /// Loop devices on top of the files of the FUSE front end.
@@ -49,11 +62,13 @@ pub struct FrontEnds {
     pub nbd: Arc<dyn Presenter>,
     /// FUSE.
     pub fuse: Arc<dyn Presenter>,
+    /// ublk.
+    pub ublk: Arc<dyn Presenter>,
     /// Loop devices.
     pub loops: Arc<dyn Loops>,
 }
 
-/// How a volume is to be presented: what the pool remembers, as `nbd`, `fuse` or `fuse+loop`.
+/// How a volume is to be presented: what the pool remembers, as `nbd`, `fuse`, `fuse+loop` or `ublk`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Spec {
     via: Via,
@@ -68,6 +83,7 @@ impl Spec {
     fn parse(text: &str) -> Option<Self> {
         match text {
             "nbd" => Some(Self { via: Via::Nbd, loop_device: false }),
+            "ublk" => Some(Self { via: Via::Ublk, loop_device: false }),
             "fuse" => Some(Self { via: Via::Fuse, loop_device: false }),
             "fuse+loop" => Some(Self { via: Via::Fuse, loop_device: true }),
             _ => None,
@@ -96,7 +112,8 @@ impl Attachments {
             let Some(text) = volume.attached else { continue };
             let name = volume.name;
             let attachment = match Spec::parse(&text) {
-                None => unpresented(&name, Via::Ublk, format!("this version cannot present a volume via '{text}'")),
+                // Which protocol to name here does not matter: there is no other way out than to detach.
+                None => unpresented(&name, Via::Nbd, format!("this version cannot present a volume via '{text}'")),
                 Some(spec) => match self.present(&name, spec).await {
                     Ok(attachment) => {
                         tracing::info!(volume = name, via = %spec.via, target = attachment.target(), "attached again");
@@ -110,6 +127,7 @@ impl Attachments {
             };
             table.insert(name, attachment);
         }
+        self.fronts.ublk.restored().await;
     }
 
     /// Presents a volume. The same again changes nothing; another protocol is [`ErrorKind::Busy`].
@@ -190,11 +208,17 @@ impl Attachments {
     /// Changes a volume's size, in bytes, wherever it is presented.
     pub async fn resize(&self, name: &str, size: u64) -> Result<()> {
         let table = self.table.lock().await;
+        let Some(attachment) = table.get(name).filter(|a| a.error.is_none()) else {
+            return self.engine.resize_volume(name, size).await.map(drop);
+        };
+        let front = self.front(attachment.via);
+        front.check_resize().await.context(format!("resizing volume '{name}'"))?;
         self.engine.resize_volume(name, size).await?;
-        match table.get(name).and_then(|a| a.device.as_deref()) {
-            Some(device) => self.fronts.loops.refresh(Path::new(device)).await.context(format!("resizing {device}")),
-            None => Ok(()),
-        }
+        let told = match (attachment.via, &attachment.device) {
+            (Via::Fuse, Some(device)) => self.fronts.loops.refresh(Path::new(device)).await,
+            _ => front.resized(name, size).await,
+        };
+        told.context(format!("the volume is resized; telling {}", attachment.target()))
     }
 
     /// Where a volume is presented.
@@ -216,32 +240,30 @@ impl Attachments {
                 tracing::warn!(volume = attachment.volume, device, error = %e, "leaving a loop device behind");
             }
         }
-        tokio::join!(self.fronts.nbd.stop(), self.fronts.fuse.stop());
+        tokio::join!(self.fronts.nbd.stop(), self.fronts.fuse.stop(), self.fronts.ublk.stop());
     }
 
-    fn front(&self, via: Via) -> Result<&Arc<dyn Presenter>> {
+    fn front(&self, via: Via) -> &Arc<dyn Presenter> {
         match via {
-            Via::Nbd => Ok(&self.fronts.nbd),
-            Via::Fuse => Ok(&self.fronts.fuse),
-            Via::Ublk => Err(Error::new(
-                ErrorKind::Unsupported,
-                "this build has no ublk; use --via nbd, or --via fuse --loop for a Linux block device",
-            )),
+            Via::Nbd => &self.fronts.nbd,
+            Via::Fuse => &self.fronts.fuse,
+            Via::Ublk => &self.fronts.ublk,
         }
     }
 
     async fn present(&self, name: &str, spec: Spec) -> Result<Attachment> {
-        let front = self.front(spec.via)?;
+        let front = self.front(spec.via);
+        let volume = self.engine.volume_info(name).await?;
         let device = self.engine.open_volume(name)?;
         let what = || format!("attaching volume '{name}' via {}", spec.via);
-        let target = front.present(name, device).await.context(what())?;
+        let target = front.present(&volume, device).await.context(what())?;
         let attachment = Attachment {
             volume: name.to_owned(),
             via: spec.via,
             uri: target.uris.first().cloned(),
             uris: target.uris,
             path: target.path.map(|p| p.display().to_string()),
-            device: None,
+            device: target.device.map(|p| p.display().to_string()),
             error: None,
         };
         if !spec.loop_device {
@@ -271,12 +293,14 @@ impl Attachments {
 
     async fn withdraw(&self, attachment: &Attachment) -> Result<()> {
         self.take_loop_down(attachment).await?;
-        self.front(attachment.via)?.withdraw(&attachment.volume).await
+        self.front(attachment.via).withdraw(&attachment.volume).await
     }
 
     async fn take_loop_down(&self, attachment: &Attachment) -> Result<()> {
         match (&attachment.device, &attachment.path) {
-            (Some(device), Some(path)) => self.fronts.loops.take_down(Path::new(device), Path::new(path)).await,
+            (Some(device), Some(path)) if attachment.via == Via::Fuse => {
+                self.fronts.loops.take_down(Path::new(device), Path::new(path)).await
+            }
             _ => Ok(()),
         }
     }

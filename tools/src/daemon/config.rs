@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use blockdev::error::{Error, Result};
+use blockdev::frontend::ublk::Shape;
 use blockdev::report::{Compression, Priority};
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +110,9 @@ pub struct File {
     /// FUSE front end.
     #[serde(default, skip_serializing_if = "is_default")]
     pub fuse: FuseFile,
+    /// ublk front end.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ublk: UblkFile,
     /// Logging.
     #[serde(default, skip_serializing_if = "is_default")]
     pub log: LogFile,
@@ -142,6 +146,21 @@ pub struct FuseFile {
     /// See [`Config::fuse_mountpoint`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mountpoint: Option<PathBuf>,
+}
+
+/// Section `[ublk]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UblkFile {
+    /// See [`Config::ublk_queues`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// See [`Config::ublk_depth`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u16>,
+    /// See [`Config::ublk_logical_block`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logical_block: Option<u32>,
 }
 
 /// Section `[log]`.
@@ -270,6 +289,12 @@ pub struct Config {
     pub nbd_tls_ca: Setting<Option<PathBuf>>,
     /// Directory volumes attached by FUSE appear in.
     pub fuse_mountpoint: Setting<PathBuf>,
+    /// Hardware queues of a ublk device, each with a thread.
+    pub ublk_queues: Setting<u16>,
+    /// Requests a queue of a ublk device holds.
+    pub ublk_depth: Setting<u16>,
+    /// Bytes of a logical block of ublk devices: 512 or 4096.
+    pub ublk_logical_block: Setting<u32>,
     /// What is logged.
     pub log_filter: Setting<String>,
     /// Form of log lines.
@@ -384,6 +409,20 @@ impl Config {
         self.memory.value / 16
     }
 
+    /// Bytes of [`Config::memory`] that ublk may have for data of requests under way: a sixteenth.
+    pub fn ublk_memory(&self) -> u64 {
+        self.memory.value / 16
+    }
+
+    /// What ublk devices are made like.
+    pub fn ublk_shape(&self) -> Shape {
+        Shape {
+            queues: self.ublk_queues.value,
+            depth: self.ublk_depth.value,
+            logical_block: self.ublk_logical_block.value,
+        }
+    }
+
     /// Bytes of [`Config::memory`] that the engine accounts for: five eighths. The rest is for what nobody accounts for: the program
     /// itself, work space of the compressor, buffers on their way to disk, and what the allocator holds back.
     pub fn engine_memory(&self) -> u64 {
@@ -417,6 +456,7 @@ impl Config {
         let disks = file.disks.map(|all| all.into_iter().map(|p| pick.base.join(p)).collect());
         let memory = file.memory.as_deref().map(parse_size).transpose().map_err(|e| e.context("memory"))?;
         let state_dir = pick.path(file.state_dir, state_default);
+        let shape = Shape::for_processors(machine.cores);
         let pid_file = if dir.is_some() { run.join(PID_FILE) } else { state_dir.value.join(PID_FILE) };
         Ok(Self {
             name: pick.optional(file.name),
@@ -476,6 +516,9 @@ impl Config {
             nbd_tls_key: pick.optional_path(file.nbd.tls_key),
             nbd_tls_ca: pick.optional_path(file.nbd.tls_ca),
             fuse_mountpoint: pick.path(file.fuse.mountpoint, mount),
+            ublk_queues: pick.value(file.ublk.queues, shape.queues),
+            ublk_depth: pick.value(file.ublk.depth, shape.depth),
+            ublk_logical_block: pick.value(file.ublk.logical_block, shape.logical_block),
             log_filter: pick.text(
                 pick.value(file.log.filter, "info".into()),
                 ("ASHLAR_LOG", "--log"),
@@ -517,6 +560,7 @@ impl Config {
         if self.nbd_tls_ca.value.is_some() && self.nbd_tls_cert.value.is_none() {
             return Err(Error::invalid("nbd.tls_ca needs nbd.tls_cert and nbd.tls_key"));
         }
+        self.ublk_shape().check().map_err(|e| e.context("section [ublk]"))?;
         tracing_subscriber::EnvFilter::try_new(&self.log_filter.value)
             .map(drop)
             .map_err(|e| Error::invalid(format!("the log filter ({}): {e}", self.log_filter.origin)))
@@ -549,6 +593,9 @@ impl Config {
             row("nbd.tls_key", &self.nbd_tls_key, optional_path),
             row("nbd.tls_ca", &self.nbd_tls_ca, optional_path),
             row("fuse.mountpoint", &self.fuse_mountpoint, path),
+            row("ublk.queues", &self.ublk_queues, ToString::to_string),
+            row("ublk.depth", &self.ublk_depth, ToString::to_string),
+            row("ublk.logical_block", &self.ublk_logical_block, ToString::to_string),
             row("log.filter", &self.log_filter, Clone::clone),
             row("log.format", &self.log_format, |f| format!("{f:?}").to_lowercase()),
             row("log.file", &self.log_file, optional_path),

@@ -37,11 +37,6 @@ fn missing(name: &str) -> Error {
 }
 
 impl MemoryEngine {
-    /// How many there are.
-    pub fn volumes_len(&self) -> usize {
-        self.volumes.lock().len()
-    }
-
     fn change<T>(&self, name: &str, change: impl FnOnce(&mut VolumeInfo, &MemoryDevice) -> T) -> Result<T> {
         let mut volumes = self.volumes.lock();
         let (info, device) = volumes.get_mut(name).ok_or_else(|| missing(name))?;
@@ -226,18 +221,21 @@ impl Memory {
     /// As front ends for everything.
     pub fn fronts(self: &Arc<Self>) -> FrontEnds {
         let files = Arc::new(Files(self.clone()));
-        FrontEnds { nbd: self.clone(), fuse: files, loops: self.clone() }
+        let devices = Arc::new(Devices(self.clone()));
+        FrontEnds { nbd: self.clone(), fuse: files, ublk: devices, loops: self.clone() }
     }
 }
 
 #[async_trait]
 impl Presenter for Memory {
-    async fn present(&self, name: &str, _: Arc<dyn BlockDevice>) -> Result<Target> {
+    async fn present(&self, volume: &VolumeInfo, _: Arc<dyn BlockDevice>) -> Result<Target> {
+        let name = &volume.name;
         if self.broken.load(Ordering::Relaxed) {
             return Err(Error::io("out of order"));
         }
         assert!(self.shown.lock().insert(name.to_owned()), "{name} is presented twice");
-        Ok(Target { uris: vec![format!("nbd+unix:///{name}?socket=/s"), format!("nbd://h/{name}")], path: None })
+        let uris = vec![format!("nbd+unix:///{name}?socket=/s"), format!("nbd://h/{name}")];
+        Ok(Target { uris, ..Target::default() })
     }
 
     async fn withdraw(&self, name: &str) -> Result<()> {
@@ -255,9 +253,9 @@ struct Files(Arc<Memory>);
 
 #[async_trait]
 impl Presenter for Files {
-    async fn present(&self, name: &str, device: Arc<dyn BlockDevice>) -> Result<Target> {
-        self.0.present(name, device).await?;
-        Ok(Target { uris: vec![], path: Some(Path::new("/mnt").join(name)) })
+    async fn present(&self, volume: &VolumeInfo, device: Arc<dyn BlockDevice>) -> Result<Target> {
+        self.0.present(volume, device).await?;
+        Ok(Target { path: Some(Path::new("/mnt").join(&volume.name)), ..Target::default() })
     }
 
     async fn withdraw(&self, name: &str) -> Result<()> {
@@ -266,6 +264,39 @@ impl Presenter for Files {
 
     async fn stop(&self) {
         self.0.stop().await;
+    }
+}
+
+/// The same, showing block devices of which sizes can be changed unless [`Memory::mounted`].
+struct Devices(Arc<Memory>);
+
+#[async_trait]
+impl Presenter for Devices {
+    async fn present(&self, volume: &VolumeInfo, device: Arc<dyn BlockDevice>) -> Result<Target> {
+        self.0.present(volume, device).await?;
+        let device = Some(PathBuf::from(format!("/dev/ublkb{}", volume.id)));
+        Ok(Target { path: Some(Path::new("/dev/ashlar").join(&volume.name)), device, ..Target::default() })
+    }
+
+    async fn withdraw(&self, name: &str) -> Result<()> {
+        if self.0.mounted.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Busy, "it is mounted"));
+        }
+        self.0.withdraw(name).await
+    }
+
+    async fn stop(&self) {
+        self.0.stop().await;
+    }
+
+    async fn check_resize(&self) -> Result<()> {
+        let unable = || Error::new(ErrorKind::Unsupported, "this kernel cannot");
+        if self.0.mounted.load(Ordering::Relaxed) { Err(unable()) } else { Ok(()) }
+    }
+
+    async fn resized(&self, _: &str, _: u64) -> Result<()> {
+        self.0.refreshed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The front ends of the product: NBD, FUSE, and loop devices over FUSE files.
+//! The front ends of the product: NBD, FUSE, loop devices over FUSE files, and ublk.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,8 @@ use blockdev::frontend::BlockDevice;
 use blockdev::frontend::fuse::{FuseOptions, FuseServer, Unmounted};
 use blockdev::frontend::loopdev::{self, LoopOptions, with_private_files};
 use blockdev::frontend::nbd::{Exports, Limits, Listen, NbdServer, TlsConfig};
+use blockdev::report::VolumeInfo;
+use blockdev::units::Uuid;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -17,22 +19,25 @@ use tokio::sync::Mutex;
 use super::attach::{FrontEnds, Loops, Presenter, Target};
 use super::config::Config;
 use super::instance::clear_socket;
+use super::ublk::Ublk;
 
 /// Permission bits of the NBD socket: only the daemon's user, as for the API.
 const SOCKET_MODE: u32 = 0o600;
 
-/// Starts what serves without being asked; FUSE is mounted when the first volume is attached by it.
-pub async fn start(config: &Config) -> Result<FrontEnds> {
+/// Starts what serves without being asked; FUSE is mounted when the first volume is attached by it. `pool` is the identity of the pool.
+pub async fn start(config: &Config, pool: Uuid) -> Result<FrontEnds> {
     let fuse = Fuse {
         mountpoint: config.fuse_mountpoint.value.clone(),
         memory: config.fuse_memory() as usize,
         server: Mutex::new(None),
     };
-    Ok(FrontEnds { nbd: Arc::new(Nbd::start(config).await?), fuse: Arc::new(fuse), loops: Arc::new(KernelLoops) })
+    let nbd = Arc::new(Nbd::start(config).await?);
+    let ublk = Arc::new(Ublk::new(config, pool));
+    Ok(FrontEnds { nbd, fuse: Arc::new(fuse), ublk, loops: Arc::new(KernelLoops) })
 }
 
 /// Runs work that blocks away from the runtime's threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let ended = tokio::task::spawn_blocking(work).await;
     ended.unwrap_or_else(|e| Err(Error::io(format!("a front end's thread ended unexpectedly: {e}"))))
 }
@@ -88,9 +93,10 @@ impl Nbd {
 
 #[async_trait]
 impl Presenter for Nbd {
-    async fn present(&self, name: &str, device: Arc<dyn BlockDevice>) -> Result<Target> {
-        self.exports.0.write().insert(name.to_owned(), device);
-        Ok(Target { uris: self.servers.iter().map(|s| s.uri(name)).collect(), path: None })
+    async fn present(&self, volume: &VolumeInfo, device: Arc<dyn BlockDevice>) -> Result<Target> {
+        let name = &volume.name;
+        self.exports.0.write().insert(name.clone(), device);
+        Ok(Target { uris: self.servers.iter().map(|s| s.uri(name)).collect(), ..Target::default() })
     }
 
     async fn withdraw(&self, name: &str) -> Result<()> {
@@ -118,7 +124,7 @@ struct Fuse {
 
 #[async_trait]
 impl Presenter for Fuse {
-    async fn present(&self, name: &str, device: Arc<dyn BlockDevice>) -> Result<Target> {
+    async fn present(&self, volume: &VolumeInfo, device: Arc<dyn BlockDevice>) -> Result<Target> {
         let mut mounted = self.server.lock().await;
         let server = match &*mounted {
             Some(server) => server.clone(),
@@ -131,9 +137,9 @@ impl Presenter for Fuse {
                 mounted.insert(Arc::new(server)).clone()
             }
         };
-        let name = name.to_owned();
+        let name = volume.name.clone();
         let path = blocking(move || server.add(&name, device)).await?;
-        Ok(Target { uris: Vec::new(), path: Some(path) })
+        Ok(Target { path: Some(path), ..Target::default() })
     }
 
     async fn withdraw(&self, name: &str) -> Result<()> {

@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod known_disks;
 pub mod rescan;
 pub mod state;
+pub mod ublk;
 
 #[cfg(test)]
 pub mod double;
@@ -71,7 +72,7 @@ async fn run(config: &Config) -> Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), disks = config.disks.value.len(), "opening the pool");
     let (engine, faults) = engine::open(config).await?;
     let served = async {
-        let fronts = fronts::start(config).await?;
+        let fronts = fronts::start(config, engine.status().await.uuid).await?;
         serve_api(config, engine.clone(), fronts, faults, stopping).await
     };
     let served = served.await;

@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use self::filesystem::VolumeDirectory;
 use self::inflight::Gate;
 use self::mountpoint::MountPoint;
+pub use self::mountpoint::{clear_stale, dead_mounts};
 use self::tree::{Node, ROOT, Tree};
 use super::errno::from_io;
 use super::{BlockDevice, loopdev};

@@ -210,9 +210,16 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Mounts of ours whose server is gone, in the calling process's mount namespace. Blocks for a while on one that does not answer.
+pub fn dead_mounts() -> Result<Vec<PathBuf>> {
+    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| from_io(&e, "read /proc/self/mountinfo"))?;
+    let ours = parse_mountinfo(&text).into_iter().filter(|entry| entry.fstype == FSTYPE);
+    Ok(ours.map(|entry| entry.mountpoint).filter(|path| is_dead(path).unwrap_or(false)).collect())
+}
+
 /// Takes away mounts at `path` whose server is gone, and the loop devices over their files. A living one is
 /// [`ErrorKind::Busy`].
-fn clear_stale(path: &Path) -> Result<()> {
+pub fn clear_stale(path: &Path) -> Result<()> {
     for _ in 0..STALE_MAX {
         let Some(entry) = mounted_at(path)? else { return Ok(()) };
         if !entry.fstype.starts_with("fuse") || !is_dead(path)? {

@@ -165,12 +165,36 @@ async fn one_protocol_at_a_time() {
     assert!(d.memory.shown.lock().is_empty());
     assert_error(detach().await, StatusCode::NOT_FOUND, "not_found", "not attached");
     assert_eq!(d.attach("a", json!({ "via": "fuse" })).await.1["path"], "/mnt/a");
-    for body in [json!({ "via": "ublk" }), json!({ "via": "nbd", "loop": true })] {
-        d.create(&format!("x{}", d.engine.volumes_len())).await;
-        let name = format!("x{}", d.engine.volumes_len() - 1);
-        let (status, error) = d.attach(&name, body).await;
-        assert!(status == StatusCode::NOT_IMPLEMENTED || status == StatusCode::BAD_REQUEST, "{error}");
+    for body in [json!({ "via": "ublk", "loop": true }), json!({ "via": "nbd", "loop": true })] {
+        d.create("x").await;
+        let (status, error) = d.attach("x", body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{error}");
+        d.call(Method::DELETE, "/v1/volumes/x", Value::Null).await;
     }
+}
+
+#[tokio::test]
+async fn block_devices_follow_the_size_where_the_kernel_can() {
+    let d = daemon();
+    d.create("a").await;
+    let (_, shown) = d.attach("a", json!({ "via": "ublk" })).await;
+    assert_eq!((&shown["path"], &shown["uri"]), (&json!("/dev/ashlar/a"), &Value::Null));
+    assert!(shown["device"].as_str().unwrap().starts_with("/dev/ublkb"));
+    assert_eq!(d.get("/v1/volumes/a").await.1["attached"], "ublk");
+    let resize = |size: u64| d.call(Method::PATCH, "/v1/volumes/a", json!({ "size": size }));
+    assert_eq!(resize(2 << 20).await.0, StatusCode::OK);
+    assert_eq!(d.memory.refreshed.load(Ordering::Relaxed), 1);
+
+    // Refused before anything changes.
+    d.memory.mounted.store(true, Ordering::Relaxed);
+    assert_error(resize(3 << 20).await, StatusCode::NOT_IMPLEMENTED, "unsupported", "resizing volume 'a'");
+    assert_eq!(d.get("/v1/volumes/a").await.1["size"], 2 << 20);
+    let detach = || d.call(Method::DELETE, "/v1/volumes/a/attachment", Value::Null);
+    assert_error(detach().await, StatusCode::CONFLICT, "busy", "/dev/ublkb");
+    d.memory.mounted.store(false, Ordering::Relaxed);
+    assert_eq!(detach().await.0, StatusCode::NO_CONTENT);
+    assert_eq!(resize(3 << 20).await.0, StatusCode::OK);
+    assert!(d.memory.shown.lock().is_empty() && d.memory.loops.lock().is_empty());
 }
 
 #[tokio::test]

@@ -1,0 +1,239 @@
+//! One hardware queue: a thread that takes requests from the driver, has them done on the runtime, and answers them.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use io_uring::{opcode, types};
+use libublk::io::{BufDesc, BufDescList, UblkDev, UblkIOCtx, UblkQueue, with_task_io_ring_mut};
+use libublk::{UblkError, UblkIORes, sys};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::request::Request;
+use super::transfer::Slot;
+use super::{MAX_TRANSFER, from_ublk};
+use crate::error::{Error, Result};
+use crate::frontend::BlockDevice;
+use crate::frontend::errno::{errno, from_io};
+use crate::units::BLOCK_BYTES;
+
+/// Marks the poll of the event counter among the completions of a queue's ring; above it, requests have their tag.
+const WAKE: u64 = 1 << 63 | 0xffff;
+
+/// What all queues of a device have in common.
+pub(super) struct Common {
+    pub(super) device: Arc<dyn BlockDevice>,
+    pub(super) runtime: tokio::runtime::Handle,
+    /// Blocks of memory for data of requests under way; shared by all devices.
+    pub(super) memory: Arc<Semaphore>,
+    /// Requests given to the device and not answered.
+    under_way: AtomicUsize,
+    /// Set when this process is about to give the device to the next one: no further request is begun.
+    leaving: AtomicBool,
+    queues: Vec<Arc<Answers>>,
+}
+
+impl Common {
+    pub(super) fn new(
+        device: Arc<dyn BlockDevice>,
+        runtime: tokio::runtime::Handle,
+        memory: Arc<Semaphore>,
+        queues: u16,
+    ) -> Result<Self> {
+        let queues = (0..queues).map(|_| Answers::new().map(Arc::new)).collect::<Result<_>>()?;
+        Ok(Self { device, runtime, memory, under_way: AtomicUsize::new(0), leaving: AtomicBool::new(false), queues })
+    }
+
+    /// Requests given to the device and not answered.
+    pub(super) fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Acquire)
+    }
+
+    /// Begins no further request; those that come stay with the driver, which sends them to the next process.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Ends the threads of the queues, which answer nothing more.
+    pub(super) fn end(&self) {
+        for queue in &self.queues {
+            queue.ended.store(true, Ordering::Release);
+            queue.wake();
+        }
+    }
+}
+
+/// Answers on their way to the queue's thread, the only one that may send them.
+struct Answers {
+    ready: Mutex<Vec<(u16, i32)>>,
+    /// Counts up when the thread is to look.
+    event: File,
+    ended: AtomicBool,
+}
+
+impl Answers {
+    fn new() -> Result<Self> {
+        // SAFETY: no pointer is passed; the descriptor that comes back belongs to nobody else.
+        let event = unsafe {
+            let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+            if fd < 0 {
+                return Err(from_io(&std::io::Error::last_os_error(), "make an event counter"));
+            }
+            File::from_raw_fd(fd)
+        };
+        Ok(Self { ready: Mutex::default(), event, ended: AtomicBool::new(false) })
+    }
+
+    fn push(&self, tag: u16, result: i32) {
+        let first = {
+            let mut ready = self.ready.lock();
+            ready.push((tag, result));
+            ready.len() == 1
+        };
+        if first {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        use std::io::Write;
+        // It only fails when the counter is full, and then the thread is awake.
+        let _ = (&self.event).write(&1_u64.to_ne_bytes());
+    }
+
+    fn calm(&self) {
+        use std::io::Read;
+        let _ = (&self.event).read(&mut [0; 8]);
+    }
+}
+
+/// The promise to answer one request: dropped without an answer (its task panicked), the answer is an I/O error.
+struct Promise {
+    common: Arc<Common>,
+    queue: u16,
+    tag: u16,
+    kept: bool,
+}
+
+impl Promise {
+    fn keep(mut self, result: i32) {
+        self.kept = true;
+        self.answer(result);
+    }
+
+    fn answer(&self, result: i32) {
+        self.common.queues[usize::from(self.queue)].push(self.tag, result);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.answer(-libc::EIO);
+        }
+    }
+}
+
+/// Serves a queue until the device is stopped or the threads are ended. `ready` is told once whether requests can come.
+pub(super) fn serve(
+    number: u16,
+    driver: &UblkDev,
+    data: &Arc<File>,
+    common: &Arc<Common>,
+    ready: impl FnOnce(Result<()>),
+) {
+    let answers = Arc::clone(&common.queues[usize::from(number)]);
+    let queue = UblkQueue::new(number, driver).and_then(|queue| {
+        let queue = queue.submit_fetch_commands_unified(BufDescList::Slices(None))?;
+        poll(&answers)?;
+        Ok(queue)
+    });
+    let queue = match queue {
+        Ok(queue) => queue,
+        Err(error) => return ready(Err(from_ublk(&error, format_args!("set up queue {number}")))),
+    };
+    ready(Ok(()));
+    if let Err(error) = turn(&queue, data, common, &answers) {
+        tracing::error!(queue = number, %error, "a queue of a ublk device ended");
+    }
+}
+
+/// Asks to be woken when the event counter goes up.
+fn poll(answers: &Answers) -> std::result::Result<(), UblkError> {
+    let poll = opcode::PollAdd::new(types::Fd(answers.event.as_raw_fd()), libc::POLLIN as u32).build().user_data(WAKE);
+    // SAFETY: the entry refers to no memory, and the descriptor is open as long as the thread of this ring.
+    with_task_io_ring_mut(|ring| unsafe { ring.submission().push(&poll) })
+        .map_err(|_| UblkError::OtherError(-libc::EAGAIN))
+}
+
+fn turn(queue: &UblkQueue<'_>, data: &Arc<File>, common: &Arc<Common>, answers: &Answers) -> Result<()> {
+    let mut begun = Vec::new();
+    let mut ready = Vec::new();
+    while !answers.ended.load(Ordering::Acquire) {
+        let mut woken = false;
+        let waited = queue.flush_and_wake_io_tasks(
+            |user_data, completion, _| {
+                if user_data == WAKE {
+                    woken = true;
+                } else if completion.result() == sys::UBLK_IO_RES_OK as i32 {
+                    begun.push(UblkIOCtx::user_data_to_tag(user_data) as u16);
+                }
+            },
+            1,
+        );
+        match waited {
+            Ok(_) => {}
+            // All requests were taken back: the device is stopped.
+            Err(UblkError::QueueIsDown) => return Ok(()),
+            Err(UblkError::IOError(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(from_ublk(&error, "wait for requests")),
+        }
+        if woken {
+            answers.calm();
+            poll(answers).map_err(|e| from_ublk(&e, "wait for answers"))?;
+            std::mem::swap(&mut *answers.ready.lock(), &mut ready);
+            for (tag, result) in ready.drain(..) {
+                // An error here is one of arguments, of which only the tag is not constant.
+                let sent = queue.complete_io_cmd_unified(tag, BufDesc::Slice(&[]), Ok(UblkIORes::Result(result)));
+                sent.map_err(|e| from_ublk(&e, "answer a request"))?;
+                common.under_way.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        for tag in begun.drain(..) {
+            // Counted before the look, so that who waits for none to be under way after `leave` misses none.
+            common.under_way.fetch_add(1, Ordering::AcqRel);
+            if common.leaving.load(Ordering::Acquire) {
+                common.under_way.fetch_sub(1, Ordering::AcqRel);
+                continue;
+            }
+            let request = Request::decode(queue.get_iod(tag), &common.device.geometry(), MAX_TRANSFER);
+            let promise = Promise { common: Arc::clone(common), queue: queue.get_qid(), tag, kept: false };
+            let slot = Slot { device: Arc::clone(data), queue: queue.get_qid(), tag };
+            common.runtime.spawn(answer(request, slot, promise));
+        }
+    }
+    Ok(())
+}
+
+async fn answer(request: Result<Request>, slot: Slot, promise: Promise) {
+    let result = match request {
+        Ok(request) => done(&promise.common, request, &slot).await.map(|()| request.cost() as i32),
+        Err(error) => Err(error),
+    };
+    let result = result.unwrap_or_else(|error: Error| {
+        tracing::debug!(%error, queue = slot.queue, tag = slot.tag, "a request failed");
+        -errno(error.kind())
+    });
+    // The descriptor is given up first: who waits for the last answer may close the device.
+    drop(slot);
+    promise.keep(result);
+}
+
+async fn done(common: &Common, request: Request, slot: &Slot) -> Result<()> {
+    let blocks = request.cost().div_ceil(BLOCK_BYTES) as u32;
+    let charge = common.memory.acquire_many(blocks).await;
+    let _charge = charge.map_err(|_| Error::io("the ublk front end has stopped"))?;
+    request.run(&common.device, slot).await
+}

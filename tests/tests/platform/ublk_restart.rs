@@ -1,0 +1,152 @@
+//! The daemon is killed, or restarted, under file systems on ublk devices: I/O waits, nothing is lost, nothing fails.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ashlar_tests::process::{run, wait_until};
+
+use crate::appliance::{Appliance, LIMIT, here, ordinary, shell, tree};
+
+/// Copies trees, reads them back, removes some; ends at its first error, or when `stop` appears.
+const WORK: &str = "tree=$1; fs=$2; stop=$3; n=0
+    while [ ! -e \"$stop\" ]; do
+        n=$((n+1))
+        cp -a \"$tree/.\" \"$fs/tree$n\"; head -c 3M /dev/urandom >\"$fs/file$n\"
+        cksum <\"$fs/file$n\" >\"$stop.sum$n\"
+        sync -f \"$fs\"
+        diff -r \"$tree\" \"$fs/tree$n\"
+        [ $n -lt 4 ] || { m=$((n-3)); cksum <\"$fs/file$m\" | cmp - \"$stop.sum$m\"; rm -r \"$fs/tree$m\" \"$fs/file$m\"; }
+    done
+    echo $n";
+
+/// A file system on a ublk device, in use while the daemon is killed and started again so many times.
+fn outlives_kills(test: &str, make: &str, check: &str, kills: usize) {
+    let tools = [make.split(' ').next().expect("a command"), check.split(' ').next().expect("a command")];
+    if !here(test, &tools.map(|tool| &*tool.to_owned().leak())) {
+        return;
+    }
+    let mut appliance = Appliance::on(&ordinary());
+    let device = appliance.volume_on_ublk("data", "768M");
+    let mount = appliance.mountpoint();
+    shell(&format!("{make} \"$1\"; mount \"$1\" \"$2\""), &[&device, &mount]).expect_ok();
+    let stop = appliance.dir().join("stop").display().to_string();
+    let ended = AtomicBool::new(false);
+    let rounds = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut work = Command::new("bash");
+            work.args(["-euo", "pipefail", "-c", WORK, "work"]).args([&tree(), &mount, &stop]);
+            let output = run(&mut work, Duration::from_secs(160));
+            ended.store(true, Ordering::Release);
+            output
+        });
+        for kill in 0..kills {
+            std::thread::sleep(Duration::from_millis(700 + 300 * (kill as u64 % 4)));
+            if ended.load(Ordering::Acquire) {
+                break;
+            }
+            appliance.kill();
+            appliance.start();
+        }
+        std::fs::write(&stop, "").expect("a file");
+        worker.join().expect("the worker")
+    });
+    let rounds: u32 = rounds.expect_ok().stdout.trim().parse().expect("a number");
+    assert!(rounds > 0);
+    let last = format!("{mount}/tree{rounds}");
+    shell("diff -r \"$1\" \"$2\"; umount \"$3\"", &[&tree(), &last, &mount]).expect_ok();
+    shell(&format!("{check} \"$1\""), &[&device]).expect_ok();
+    // Read from the device again, by a kernel that has cached nothing of it.
+    shell("mount \"$1\" \"$2\"; diff -r \"$3\" \"$4\"; umount \"$2\"", &[&device, &mount, &tree(), &last]).expect_ok();
+    appliance.ashlar(&["volume", "detach", "data"]);
+    appliance.expect_sound();
+    appliance.stop();
+}
+
+#[test]
+fn ext4_outlives_kills_of_the_daemon() {
+    outlives_kills("ext4_outlives_kills_of_the_daemon", "mkfs.ext4 -q", "fsck.ext4 -f -n", 7);
+}
+
+#[test]
+fn xfs_outlives_kills_of_the_daemon() {
+    outlives_kills("xfs_outlives_kills_of_the_daemon", "mkfs.xfs -q", "xfs_repair -n", 7);
+}
+
+#[test]
+fn btrfs_outlives_kills_of_the_daemon() {
+    outlives_kills("btrfs_outlives_kills_of_the_daemon", "mkfs.btrfs -q", "btrfs check", 6);
+}
+
+/// Whether `ashlar doctor` is content, and what it names.
+#[track_caller]
+fn doctor(appliance: &Appliance, more: &[&str]) -> (bool, Vec<String>) {
+    let output = appliance.try_ashlar(&[&["-o", "json", "doctor"], more].concat());
+    let found: Vec<serde_json::Value> =
+        serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output}"));
+    let mut objects: Vec<_> = found.iter().map(|f| f["object"].as_str().unwrap_or_default().to_owned()).collect();
+    objects.sort();
+    (output.ok(), objects)
+}
+
+#[test]
+fn what_is_left_of_a_daemon_that_does_not_come_back_is_cleared() {
+    if !here("what_is_left_of_a_daemon_that_does_not_come_back_is_cleared", &["mkfs.ext4"]) {
+        return;
+    }
+    let mut appliance = Appliance::on(&ordinary());
+    let idle = appliance.volume_on_ublk("idle", "64M");
+    let used = appliance.volume_on_ublk("used", "64M");
+    let mount = appliance.mountpoint();
+    shell("mkfs.ext4 -q \"$1\"; mount \"$1\" \"$2\"", &[&used, &mount]).expect_ok();
+    assert_eq!(doctor(&appliance, &[]), (true, vec![]), "nothing is wrong while the daemon serves");
+    appliance.kill();
+    let socket = appliance.dir().join("run/api.sock").display().to_string();
+    let waits = wait_until(LIMIT, || doctor(&appliance, &[]).1.len() >= 3);
+    assert!(waits, "{:?}", doctor(&appliance, &[]));
+    assert_eq!(doctor(&appliance, &[]), (false, vec![idle.clone(), used.clone(), socket.clone()]));
+    // What is in use stays unless it is asked for by force.
+    assert!(!doctor(&appliance, &["--fix"]).0);
+    let (ok, left) = doctor(&appliance, &[]);
+    assert!(!ok && left.contains(&used) && !left.contains(&idle), "{left:?}");
+    assert!(doctor(&appliance, &["--fix", "--force"]).0);
+    shell("umount \"$1\" || umount -l \"$1\"", &[&mount]).expect_ok();
+    assert!(doctor(&appliance, &["--fix"]).0);
+    assert_eq!(doctor(&appliance, &[]), (true, vec![]));
+    // The pool has lost nothing by it, and presents both again.
+    appliance.start();
+    for name in ["idle", "used"] {
+        assert!(appliance.json(&["volume", "show", name])["attachment"]["error"].is_null());
+        appliance.ashlar(&["volume", "detach", name]);
+    }
+    appliance.expect_sound();
+}
+
+#[test]
+fn the_daemon_restarts_under_load() {
+    if !here("the_daemon_restarts_under_load", &["fio"]) {
+        return;
+    }
+    let mut appliance = Appliance::on(&ordinary());
+    let device = appliance.volume_on_ublk("data", "256M");
+    let fio = "fio --minimal --name=v --filename=\"$1\" --direct=1 --ioengine=libaio --iodepth=16 --size=128M --rw=randwrite --bs=16k \
+        --verify=crc32c --verify_fatal=1 --do_verify=1 --time_based --runtime=20";
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| shell(fio, &[&device]));
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_secs(2));
+            assert!(!load.is_finished(), "the daemon would be restarted too late: {}", load.join().expect("fio"));
+            appliance.stop();
+            appliance.start();
+        }
+        load.join().expect("fio").expect_ok();
+    });
+    let said = appliance.said();
+    assert_eq!(said.matches("devices in use were taken over").count(), 3, "{said}");
+    assert!(!said.contains("waited=\"unknown\""), "{said}");
+    for line in said.lines().filter(|line| line.contains("taken over")) {
+        println!("{line}");
+    }
+    appliance.ashlar(&["volume", "detach", "data"]);
+    appliance.expect_sound();
+}
