@@ -584,6 +584,7 @@ mod tests {
             alerts: vec![Alert {
                 severity: "warning".into(),
                 code: "pool.degraded".into(),
+                object: "pool".into(),
                 message: "replace it".into(),
             }],
         };

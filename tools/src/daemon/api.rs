@@ -21,7 +21,7 @@ use super::rescan::rescan;
 use super::state::Appliance;
 use crate::values::{check_name, check_volume_size};
 use crate::wire::{
-    AttachRequest, Attachment, ConfigRow, DiskAdd, ErrorBody, Health, Job, PoolChange, Volume, VolumeCreate,
+    AttachRequest, Attachment, ConfigRow, Disk, DiskAdd, ErrorBody, Health, Job, PoolChange, Volume, VolumeCreate,
     VolumeResize,
 };
 
@@ -219,10 +219,10 @@ async fn pool_damage(State(app): Shared) -> impl IntoResponse {
     (StatusCode::ACCEPTED, Json(job))
 }
 
-/// The drives of the pool.
-#[utoipa::path(get, path = "/v1/disks", tag = "pool", responses((status = 200, body = [DiskInfo])))]
-async fn disks(State(app): Shared) -> Json<Vec<DiskInfo>> {
-    Json(app.engine.status().await.disks)
+/// The drives of the pool, and what they tell about their health.
+#[utoipa::path(get, path = "/v1/disks", tag = "pool", responses((status = 200, body = [Disk])))]
+async fn disks(State(app): Shared) -> Json<Vec<Disk>> {
+    Json(app.engine.status().await.disks.into_iter().map(|info| app.disk(info)).collect())
 }
 
 /// Adds a drive to the pool. New data goes to it at once; what is there does not move.
@@ -266,12 +266,12 @@ async fn disk_rescan(State(app): Shared) -> Answer<Vec<DiskInfo>> {
 
 /// One drive.
 #[utoipa::path(get, path = "/v1/disks/{id}", tag = "pool", params(("id" = u16, Path)),
-    responses((status = 200, body = DiskInfo), (status = 404, body = ErrorBody)))]
-async fn disk(State(app): Shared, Path(id): Path<String>) -> Answer<DiskInfo> {
+    responses((status = 200, body = Disk), (status = 404, body = ErrorBody)))]
+async fn disk(State(app): Shared, Path(id): Path<String>) -> Answer<Disk> {
     let id = disk_id(&id)?;
     let found = app.engine.status().await.disks.into_iter().find(|d| d.id == id);
     let missing = || Error::new(ErrorKind::NotFound, format!("there is no disk {id}; `ashlar disk list` shows them"));
-    Ok(Json(found.ok_or_else(missing)?))
+    Ok(Json(app.disk(found.ok_or_else(missing)?)))
 }
 
 /// Begins to remove a drive: what lies on it moves to the others, then it is let go and its label is wiped.

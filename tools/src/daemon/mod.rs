@@ -15,6 +15,7 @@ pub mod corrupt;
 pub mod engine;
 pub mod faults;
 pub mod fronts;
+pub mod health;
 pub mod instance;
 pub mod jobs;
 pub mod known_disks;
@@ -97,6 +98,10 @@ pub async fn serve_api(
         engine,
         attachments,
         jobs: Arc::default(),
+        health: health::Watch::new(
+            Arc::new(blockdev::disk::health::read),
+            Duration::from_secs(config.health_interval.value),
+        ),
         faults,
         state_dir: config.state_dir.value.clone(),
         disks: config.disks.value.clone(),
@@ -141,7 +146,8 @@ pub async fn serve_api(
     result
 }
 
-/// Keeps jobs for what the pool does by itself: rebuilds, moves, scrubs. Looks for drives of the pool when one was plugged in.
+/// Keeps jobs for what the pool does by itself: rebuilds, moves, scrubs. Looks for drives of the pool when one was plugged in, and asks those
+/// there are for their health.
 async fn follow(appliance: Arc<Appliance>) {
     let mut plugged = rescan::Plugged::now();
     loop {
@@ -154,6 +160,7 @@ async fn follow(appliance: Arc<Appliance>) {
             });
         }
         let status = appliance.engine.status().await;
+        appliance.health.ask(&status.disks);
         appliance.jobs.follow("pool.rebuild", status.rebuild.map(|r| (r.done, r.total)));
         appliance.jobs.follow("pool.scrub", status.scrub.running.then_some((status.scrub.done, status.scrub.total)));
         tokio::time::sleep(FOLLOW).await;

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blockdev::error::{Error, ErrorKind, Result};
-use blockdev::report::{Alert, PoolStatus};
+use blockdev::report::{Alert, DiskInfo, PoolStatus};
 use tokio::sync::watch;
 
 use super::attach::Attachments;
 use super::engine::Engine;
 use super::faults::Faults;
+use super::health::Watch;
 use super::jobs::Jobs;
-use crate::wire::{ConfigRow, Volume};
+use crate::wire::{ConfigRow, Disk, Volume};
 
 /// A running appliance.
 pub struct Appliance {
@@ -21,6 +22,8 @@ pub struct Appliance {
     pub attachments: Attachments,
     /// Long work.
     pub jobs: Arc<Jobs>,
+    /// What drives tell about their health.
+    pub health: Watch,
     /// Fault injection; only in a laboratory.
     pub faults: Option<Faults>,
     /// Where the daemon keeps what it must know.
@@ -46,11 +49,18 @@ impl Appliance {
                      (ashlar volume attach {name} --via {via}) or give it up (ashlar volume detach {name})",
                     via = attachment.via
                 );
-                status.alerts.push(Alert { severity: "warning".into(), code: "volume.attachment".into(), message });
+                let (severity, code) = ("warning".into(), "volume.attachment".into());
+                status.alerts.push(Alert { severity, code, object: format!("volume/{name}"), message });
             }
         }
+        status.alerts.extend(self.health.alerts(&status.disks));
         status.alerts.sort_by_key(|alert| severity_rank(&alert.severity));
         status
+    }
+
+    /// A drive with what it tells about its health.
+    pub fn disk(&self, info: DiskInfo) -> Disk {
+        Disk { health: self.health.of(&info), info }
     }
 
     /// All volumes and where they are presented, by name.

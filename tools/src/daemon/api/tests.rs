@@ -27,6 +27,10 @@ fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
         attachments: Attachments::new(engine.clone(), memory.fronts()),
         engine: engine.clone(),
         jobs: Arc::default(),
+        health: crate::daemon::health::Watch::new(
+            Arc::new(blockdev::disk::health::read),
+            std::time::Duration::from_secs(300),
+        ),
         faults: None,
         state_dir: std::path::PathBuf::new(),
         disks: vec![],
@@ -271,6 +275,7 @@ async fn the_rest_answers() {
     assert_eq!(d.get("/v1/pool").await.1["name"], "memory");
     assert_eq!(d.get("/v1/pool/stats").await.1["host_writes"], 5);
     assert_eq!(d.get("/v1/disks").await.1[0]["state"], "online");
+    assert_eq!(d.get("/v1/disks").await.1[0]["health"]["state"], "not_reported");
     assert_eq!(d.get("/v1/config").await.1, json!([]));
     let (status, health) = d.call(Method::POST, "/v1/shutdown", Value::Null).await;
     assert_eq!((status, &health["status"]), (StatusCode::ACCEPTED, &json!("stopping")));
