@@ -5,6 +5,7 @@ use blockdev::report::{CheckReport, Damage, DiskInfo, DriveHealth, Tolerance, Vo
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub mod events;
 pub mod lab;
 
 /// An error, in the body of every answer that is not 2xx.

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use blockdev::report::{DiskInfo, DiskState};
+use blockdev::report::DiskInfo;
 use hyper::Method;
 
 use super::Global;
 use crate::client::Client;
 use crate::exit::{CommandResult, Exit, Failure};
-use crate::output::{Align, Table, pairs, percent, show, size};
+use crate::output::{Align, Table, pairs, percent, show, size, state_word};
 use crate::wire::{Disk, DiskAdd};
 
 mod health;
@@ -221,18 +221,6 @@ fn describe(Disk { info: disk, health }: &Disk) -> String {
     pairs(&lines, 0)
 }
 
-/// One word for a drive's state.
-pub fn state_word(state: DiskState) -> &'static str {
-    match state {
-        DiskState::Online => "online",
-        DiskState::Stale => "stale",
-        DiskState::Removing => "removing",
-        DiskState::Failing => "failing",
-        DiskState::Failed => "failed",
-        DiskState::Missing => "missing",
-    }
-}
-
 /// Columns of a table of drives before and after those about their health.
 const BEFORE: &[(&str, Align)] = &[("ID", Align::Right), ("SET", Align::Right), ("STATE", Align::Left)];
 const HEALTH: &[(&str, Align)] = &[("HEALTH", Align::Left), ("WEAR", Align::Right)];
@@ -281,7 +269,7 @@ fn table_with_health(disks: &[Disk]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use blockdev::report::DriveHealth;
+    use blockdev::report::{DiskState, DriveHealth};
 
     use super::*;
     use crate::exit::Exit;
