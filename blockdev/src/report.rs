@@ -7,6 +7,10 @@ use utoipa::ToSchema;
 
 use crate::units::Uuid;
 
+mod drive;
+
+pub use drive::{DriveHealth, HealthSource, HealthState, HealthWarning, Severity};
+
 /// How many drives may fail at once without loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -145,12 +149,15 @@ pub struct Redundancy {
 }
 
 /// Something a person should know of.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Alert {
     /// `info`, `warning` or `critical`.
     pub severity: String,
     /// Stable short code, such as `pool.space.90`.
     pub code: String,
+    /// What it is about: `pool`, `disk/3`, `volume/db`.
+    #[serde(default)]
+    pub object: String,
     /// What, of which object, and what to do.
     pub message: String,
 }

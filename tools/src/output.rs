@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
+use blockdev::report::{DiskState, Tolerance};
 use serde::Serialize;
 
 use crate::exit::{CommandResult, Failure};
@@ -18,6 +19,11 @@ pub enum Format {
 
 /// Writes `text` and a line end to standard output. A reader that went away (`| head`) is no error.
 pub fn say(text: impl AsRef<str>) -> CommandResult {
+    say_on(text).map(drop)
+}
+
+/// The same; says whether the reader is still there.
+pub fn say_on(text: impl AsRef<str>) -> CommandResult<bool> {
     let text = text.as_ref();
     let mut out = std::io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| match text.ends_with('\n') || text.is_empty() {
@@ -25,8 +31,9 @@ pub fn say(text: impl AsRef<str>) -> CommandResult {
         false => out.write_all(b"\n"),
     });
     match written.and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::other(format!("writing the output: {e}"))),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Failure::other(format!("writing the output: {e}"))),
     }
 }
 
@@ -188,6 +195,27 @@ pub fn pairs(pairs: &[(&str, String)], indent: usize) -> String {
         out.push('\n');
     }
     out
+}
+
+/// One word for a drive's state.
+pub fn state_word(state: DiskState) -> &'static str {
+    match state {
+        DiskState::Online => "online",
+        DiskState::Stale => "stale",
+        DiskState::Removing => "removing",
+        DiskState::Failing => "failing",
+        DiskState::Failed => "failed",
+        DiskState::Missing => "missing",
+    }
+}
+
+/// One word for a tolerance.
+pub fn tolerance_word(tolerance: Tolerance) -> &'static str {
+    match tolerance {
+        Tolerance::None => "none",
+        Tolerance::Single => "single",
+        Tolerance::Double => "double",
+    }
 }
 
 /// Control characters (a path may hold any) would spoil the terminal.

@@ -70,6 +70,28 @@ pub fn parse_delay(text: &str) -> Result<Duration> {
     number.checked_mul(scale).map(Duration::from_micros).ok_or_else(|| bad("it is too large"))
 }
 
+/// Reads a time ago such as `90s`, `30m`, `2h` or `7d`.
+pub fn parse_age(text: &str) -> Result<Duration> {
+    let bad =
+        |why: &str| Error::invalid(format!("'{text}' is no time ago: {why}; write for example 90s, 30m, 2h or 7d"));
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    if number.is_empty() {
+        return Err(bad("a whole number is expected"));
+    }
+    let number: u64 = number.parse().map_err(|_| bad("it is too large"))?;
+    let scale = match unit.trim_start() {
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "" => return Err(bad("the unit is missing")),
+        _ => return Err(bad("the unit is unknown")),
+    };
+    number.checked_mul(scale).map(Duration::from_secs).ok_or_else(|| bad("it is too large"))
+}
+
 /// [`parse_size`] for a volume: also checks [`check_volume_size`].
 pub fn parse_volume_size(text: &str) -> Result<u64> {
     let size = parse_size(text)?;
@@ -181,6 +203,17 @@ mod tests {
             assert!(parse_delay(text).is_err(), "{text:?} was accepted");
         }
         assert!(parse_delay("20").unwrap_err().to_string().contains("unit is missing"));
+    }
+
+    #[test]
+    fn ages_are_read() {
+        for (text, seconds) in [("90s", 90), ("30m", 1800), ("5 min", 300), ("2h", 7200), (" 7d ", 604_800), ("0s", 0)]
+        {
+            assert_eq!(parse_age(text).unwrap(), Duration::from_secs(seconds), "{text}");
+        }
+        for text in ["", "h", "2", "-1h", "1.5h", "1y", "18446744073709551616s", "18446744073709551615d"] {
+            assert!(parse_age(text).is_err(), "{text:?} was accepted");
+        }
     }
 
     #[test]

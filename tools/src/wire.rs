@@ -1,10 +1,11 @@
 //! What the REST API speaks besides the engine's own records. Sizes are bytes, times are seconds since 1970.
 
 use blockdev::error::ErrorKind;
-use blockdev::report::{CheckReport, Damage, Tolerance, VolumeInfo};
+use blockdev::report::{CheckReport, Damage, DiskInfo, DriveHealth, Tolerance, VolumeInfo};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub mod events;
 pub mod lab;
 
 /// An error, in the body of every answer that is not 2xx.
@@ -29,6 +30,17 @@ pub struct Health {
     pub pool: String,
     /// Health of the pool: `healthy`, `degraded` or `failed`.
     pub pool_health: String,
+}
+
+/// A drive of the pool and what it tells about itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Disk {
+    /// The engine's record.
+    #[serde(flatten)]
+    pub info: DiskInfo,
+    /// What the drive tells about its health.
+    #[serde(default)]
+    pub health: DriveHealth,
 }
 
 /// A disk to add.

@@ -9,6 +9,7 @@ use crate::env::BoxFuture;
 mod arena;
 mod buffer;
 pub mod fault;
+pub mod health;
 mod memory;
 pub mod signature;
 mod sim;

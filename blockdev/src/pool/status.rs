@@ -7,7 +7,7 @@ use super::Pool;
 use crate::redundancy::array::Member;
 use crate::report::{Alert, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction, Redundancy};
 use crate::segment::table::SegmentTable;
-use crate::units::BLOCK_BYTES;
+use crate::units::{BLOCK_BYTES, VolumeId};
 use crate::volume::recovery::OLDER_STATE;
 use crate::volume::scrub::ERRORS_MANY;
 use crate::volume::space::Space;
@@ -24,11 +24,108 @@ impl Pool {
         }
     }
 
-    fn alerts(&self, disks: &[DiskInfo], redundancy: &Redundancy) -> Vec<Alert> {
+    /// Alerts about single disks and volumes.
+    fn alerts_of_parts(&self, disks: &[DiskInfo]) -> Vec<Alert> {
         let engine = &self.0.engine;
         let mut out = Vec::new();
+        let mut add = |object: String, severity: &str, code: &str, message: String| {
+            out.push(Alert { severity: severity.into(), code: code.into(), object, message });
+        };
+        let disk = |id: u16| format!("disk/{id}");
+        let wanted = "once it works again, restarting the daemon takes it back";
+        for d in disks {
+            let name = if d.path.is_empty() { d.uuid.to_string() } else { d.path.clone() };
+            let name = format!("disk {} ({name})", d.id);
+            let why = d.reason.as_deref().unwrap_or_default();
+            match d.state {
+                DiskState::Online => {}
+                DiskState::Removing => add(
+                    disk(d.id),
+                    "info",
+                    "disk.removing",
+                    format!("what lies on {name} is being moved to the others; then it is let go"),
+                ),
+                DiskState::Failing => add(
+                    disk(d.id),
+                    "warning",
+                    "disk.failing",
+                    format!(
+                        "{name} makes too many errors: what lies on it is being moved to the others; replace it (`ashlar disk replace`)"
+                    ),
+                ),
+                DiskState::Stale => add(
+                    disk(d.id),
+                    "warning",
+                    "disk.stale",
+                    format!(
+                        "{name} lacks about {} MiB that were written while it was away: they are read from the other disks, and \
+                         survive fewer failures",
+                        d.behind.div_ceil(1 << 20)
+                    ),
+                ),
+                _ if engine.array.members().iter().any(|m| m.id.0 == d.id && m.is_empty()) => {
+                    add(disk(d.id), "warning", "disk.replace", format!("{name} is gone ({why}): replace it"))
+                }
+                DiskState::Failed if why.starts_with(OLDER_STATE) => {
+                    add(disk(d.id), "critical", "disk.failed", format!("{name} is not used: it {why}"))
+                }
+                DiskState::Failed => add(
+                    disk(d.id),
+                    "critical",
+                    "disk.failed",
+                    format!("{name} failed and is not used ({why}): {wanted}"),
+                ),
+                DiskState::Missing => {
+                    add(disk(d.id), "critical", "disk.missing", format!("{name} is missing ({why}): {wanted}"))
+                }
+            }
+        }
+        let now = engine.env.now();
+        let many = |m: &&std::sync::Arc<Member>| {
+            m.errors_of_late(now) >= ERRORS_MANY && m.online().is_some() && !m.is_leaving()
+        };
+        for d in engine.array.members().iter().filter(many) {
+            let count = d.errors_of_late(now).round();
+            let info = d.info();
+            add(
+                disk(d.id.0),
+                "warning",
+                "disk.errors",
+                format!(
+                    "disk {} ({}) made about {count} errors of late: plan to replace it (`ashlar disk replace`)",
+                    d.id, info.path
+                ),
+            );
+        }
+        for d in engine.array.members().iter().filter(|m| m.is_stalled()).map(|m| m.info()) {
+            add(
+                disk(d.id),
+                "critical",
+                "disk.no_space",
+                format!(
+                    "the file system that holds disk {} ({}) is full: writes wait until there is space again",
+                    d.id, d.path
+                ),
+            );
+        }
+        let broken: Vec<(VolumeId, String)> = engine.broken.lock().iter().map(|(id, why)| (*id, why.clone())).collect();
+        for (id, why) in broken {
+            let name = engine.state.read().volumes.get(&id).map_or_else(|| id.to_string(), |v| v.name.clone());
+            add(
+                format!("volume/{name}"),
+                "critical",
+                "volume.read_only",
+                format!("volume {name} takes no writes: {why}"),
+            );
+        }
+        out
+    }
+
+    fn alerts(&self, disks: &[DiskInfo], redundancy: &Redundancy) -> Vec<Alert> {
+        let engine = &self.0.engine;
+        let mut out = self.alerts_of_parts(disks);
         let mut add = |severity: &str, code: &str, message: String| {
-            out.push(Alert { severity: severity.into(), code: code.into(), message });
+            out.push(Alert { severity: severity.into(), code: code.into(), object: "pool".into(), message });
         };
         if engine.array.is_mixed() {
             add(
@@ -57,72 +154,6 @@ impl Pool {
         if let Some(e) = engine.failure() {
             add("critical", "pool.failed", format!("pool {} takes no writes: {e}", engine.name));
         }
-        let wanted = "once it works again, restarting the daemon takes it back";
-        for d in disks {
-            let name = if d.path.is_empty() { d.uuid.to_string() } else { d.path.clone() };
-            let name = format!("disk {} ({name})", d.id);
-            let why = d.reason.as_deref().unwrap_or_default();
-            match d.state {
-                DiskState::Online => {}
-                DiskState::Removing => add(
-                    "info",
-                    "disk.removing",
-                    format!("what lies on {name} is being moved to the others; then it is let go"),
-                ),
-                DiskState::Failing => add(
-                    "warning",
-                    "disk.failing",
-                    format!(
-                        "{name} makes too many errors: what lies on it is being moved to the others; replace it (`ashlar disk replace`)"
-                    ),
-                ),
-                DiskState::Stale => add(
-                    "warning",
-                    "disk.stale",
-                    format!(
-                        "{name} lacks about {} MiB that were written while it was away: they are read from the other disks, and \
-                         survive fewer failures",
-                        d.behind.div_ceil(1 << 20)
-                    ),
-                ),
-                _ if engine.array.members().iter().any(|m| m.id.0 == d.id && m.is_empty()) => {
-                    add("warning", "disk.replace", format!("{name} is gone ({why}): replace it"))
-                }
-                DiskState::Failed if why.starts_with(OLDER_STATE) => {
-                    add("critical", "disk.failed", format!("{name} is not used: it {why}"))
-                }
-                DiskState::Failed => {
-                    add("critical", "disk.failed", format!("{name} failed and is not used ({why}): {wanted}"))
-                }
-                DiskState::Missing => add("critical", "disk.missing", format!("{name} is missing ({why}): {wanted}")),
-            }
-        }
-        let now = engine.env.now();
-        let many = |m: &&std::sync::Arc<Member>| {
-            m.errors_of_late(now) >= ERRORS_MANY && m.online().is_some() && !m.is_leaving()
-        };
-        for d in engine.array.members().iter().filter(many) {
-            let count = d.errors_of_late(now).round();
-            let info = d.info();
-            add(
-                "warning",
-                "disk.errors",
-                format!(
-                    "disk {} ({}) made about {count} errors of late: plan to replace it (`ashlar disk replace`)",
-                    d.id, info.path
-                ),
-            );
-        }
-        for d in engine.array.members().iter().filter(|m| m.is_stalled()).map(|m| m.info()) {
-            add(
-                "critical",
-                "disk.no_space",
-                format!(
-                    "the file system that holds disk {} ({}) is full: writes wait until there is space again",
-                    d.id, d.path
-                ),
-            );
-        }
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let spare = engine.spare();
         if spare.free < spare.wanted {
@@ -145,9 +176,6 @@ impl Pool {
                  backup say"
                     .into(),
             );
-        }
-        for (volume, why) in engine.broken.lock().iter() {
-            add("critical", "volume.read_only", format!("volume {volume} takes no writes: {why}"));
         }
         if let Some(rebuild) = engine.rebuild_progress().filter(|r| r.waiting > 0) {
             add(

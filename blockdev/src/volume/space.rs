@@ -222,6 +222,7 @@ impl Engine {
         let alert = level.map(|(limit, severity)| Alert {
             severity: severity.into(),
             code: format!("pool.space.{limit}"),
+            object: "pool".into(),
             message: format!(
                 "pool {} is {percent}% full; at 100% writes fail. Delete volumes, discard data or add drives",
                 self.name

@@ -6,6 +6,7 @@
 mod appliance;
 mod drives;
 mod filesystems;
+mod health;
 mod kill;
 mod lvm;
 mod ublk;

@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use blockdev::report::{DiskInfo, DiskState};
+use blockdev::report::DiskInfo;
 use hyper::Method;
 
 use super::Global;
 use crate::client::Client;
 use crate::exit::{CommandResult, Exit, Failure};
-use crate::output::{Align, Table, pairs, percent, show, size};
-use crate::wire::DiskAdd;
+use crate::output::{Align, Table, pairs, percent, show, size, state_word};
+use crate::wire::{Disk, DiskAdd};
 
+mod health;
 mod replace;
 mod wait;
 
@@ -18,13 +19,16 @@ use wait::until_gone;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// The pool's drives: state, size, errors, path
+    /// The pool's drives: state, health, wear, size, errors, path
     #[command(
         visible_alias = "ls",
-        after_help = "Example:\n  ashlar disk list -o json | jq '.[] | select(.state != \"online\")'"
+        after_help = "Examples:\n  ashlar disk list -o json | jq '.[] | select(.state != \"online\")'\n  ashlar disk list -o json | jq '.[] | select(.health.wear_percent >= 80) | .path'"
     )]
     List,
-    /// All there is about one drive
+    /// All there is about one drive, with what it tells about itself: model, wear, temperature, errors, warnings
+    ///
+    /// The daemon asks drives every `health_interval` seconds (NVMe health log, SMART, SCSI log pages). Files, loop devices and virtio drives
+    /// have nothing to tell.
     #[command(after_help = "Examples:\n  ashlar disk show 3\n  ashlar disk show sdc -o json | jq .checksum_errors")]
     Show {
         /// Number, path or file name, as `disk list` shows them
@@ -104,11 +108,11 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     let client = global.client();
     match command {
         Command::List => {
-            let disks: Vec<DiskInfo> = super::talk(client.get("/v1/disks"))?;
-            show(global.output, &disks, |disks| table(disks, 0))?;
+            let disks: Vec<Disk> = super::talk(client.get("/v1/disks"))?;
+            show(global.output, &disks, |disks| table_with_health(disks))?;
         }
         Command::Show { disk } => {
-            let disk: DiskInfo = super::talk(async {
+            let disk: Disk = super::talk(async {
                 let id = find(&client, &disk).await?.id;
                 client.get(&format!("/v1/disks/{id}")).await
             })?;
@@ -195,7 +199,7 @@ fn pick<'a>(disks: &'a [DiskInfo], wanted: &str) -> CommandResult<&'a DiskInfo> 
 }
 
 /// All there is about one drive.
-fn describe(disk: &DiskInfo) -> String {
+fn describe(Disk { info: disk, health }: &Disk) -> String {
     let mut lines = vec![
         ("disk", disk.id.to_string()),
         ("identity", disk.uuid.to_string()),
@@ -213,52 +217,60 @@ fn describe(disk: &DiskInfo) -> String {
         ("write errors", disk.write_errors.to_string()),
         ("checksum errors", disk.checksum_errors.to_string()),
     ]);
+    lines.extend(health::lines(health));
     pairs(&lines, 0)
 }
 
-/// One word for a drive's state.
-pub fn state_word(state: DiskState) -> &'static str {
-    match state {
-        DiskState::Online => "online",
-        DiskState::Stale => "stale",
-        DiskState::Removing => "removing",
-        DiskState::Failing => "failing",
-        DiskState::Failed => "failed",
-        DiskState::Missing => "missing",
-    }
+/// Columns of a table of drives before and after those about their health.
+const BEFORE: &[(&str, Align)] = &[("ID", Align::Right), ("SET", Align::Right), ("STATE", Align::Left)];
+const HEALTH: &[(&str, Align)] = &[("HEALTH", Align::Left), ("WEAR", Align::Right)];
+const AFTER: &[(&str, Align)] = &[
+    ("SIZE", Align::Right),
+    ("ALLOCATED", Align::Right),
+    ("READ ERR", Align::Right),
+    ("WRITE ERR", Align::Right),
+    ("CKSUM ERR", Align::Right),
+    ("PATH", Align::Left),
+];
+
+fn cells_before(disk: &DiskInfo) -> [String; 3] {
+    [disk.id.to_string(), disk.set.to_string(), state_word(disk.state).into()]
+}
+
+fn cells_after(disk: &DiskInfo) -> [String; 6] {
+    [
+        size(disk.size),
+        size(disk.allocated),
+        disk.read_errors.to_string(),
+        disk.write_errors.to_string(),
+        disk.checksum_errors.to_string(),
+        if disk.path.is_empty() { "-".into() } else { disk.path.clone() },
+    ]
 }
 
 /// The drives, one a line.
 pub fn table(disks: &[DiskInfo], indent: usize) -> String {
-    let mut table = Table::new(&[
-        ("ID", Align::Right),
-        ("SET", Align::Right),
-        ("STATE", Align::Left),
-        ("SIZE", Align::Right),
-        ("ALLOCATED", Align::Right),
-        ("READ ERR", Align::Right),
-        ("WRITE ERR", Align::Right),
-        ("CKSUM ERR", Align::Right),
-        ("PATH", Align::Left),
-    ]);
+    let mut table = Table::new(&[BEFORE, AFTER].concat());
     for disk in disks {
-        table.row([
-            disk.id.to_string(),
-            disk.set.to_string(),
-            state_word(disk.state).into(),
-            size(disk.size),
-            size(disk.allocated),
-            disk.read_errors.to_string(),
-            disk.write_errors.to_string(),
-            disk.checksum_errors.to_string(),
-            if disk.path.is_empty() { "-".into() } else { disk.path.clone() },
-        ]);
+        table.row(cells_before(disk).into_iter().chain(cells_after(disk)));
     }
     table.render(indent)
 }
 
+/// The drives, one a line, with what they tell about their health.
+fn table_with_health(disks: &[Disk]) -> String {
+    let mut table = Table::new(&[BEFORE, HEALTH, AFTER].concat());
+    for Disk { info, health } in disks {
+        let told = [health::word(health).to_owned(), health::wear(health)];
+        table.row(cells_before(info).into_iter().chain(told).chain(cells_after(info)));
+    }
+    table.render(0)
+}
+
 #[cfg(test)]
 mod tests {
+    use blockdev::report::{DiskState, DriveHealth};
+
     use super::*;
     use crate::exit::Exit;
 
@@ -294,12 +306,18 @@ mod tests {
             checksum_errors: 33,
             ..disk(5, "/dev/sdx")
         };
+        let health = DriveHealth { wear_percent: Some(12), ..DriveHealth::not_reported("it is a file") };
+        let disk = Disk { info: disk, health };
         let text = describe(&disk);
         for part in
             ["5\n", "/dev/sdx", "failed", "it burnt", "2 GiB", "512 MiB (25 %)", "about 3 MiB", "11", "22", "33"]
         {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert!(describe(&DiskInfo::default()).contains("not known"));
+        assert!(text.contains("12 % of its endurance used") && text.contains("not reported; it is a file"), "{text}");
+        assert!(describe(&Disk::default()).contains("not known"));
+        let list = table_with_health(&[disk]);
+        assert!(list.starts_with("ID  SET  STATE   HEALTH  WEAR   SIZE"), "{list}");
+        assert!(list.contains(" 5    0  failed  -       12 %  2 GiB"), "{list}");
     }
 }

@@ -7,10 +7,11 @@ use hyper::Method;
 use serde::de::DeserializeOwned;
 
 use super::Global;
-use super::pool::{parse_tolerance, tolerance_word};
+use super::pool::parse_tolerance;
 use crate::client::segment;
 use crate::exit::{CommandResult, Exit};
 use crate::lab::{self, Report, Wanted};
+use crate::output::tolerance_word;
 use crate::output::{Format, micros, pairs, say, show, size};
 use crate::values::{parse_delay, parse_pool_name, parse_size};
 use crate::wire::lab::{CORRUPT_BYTES, CORRUPT_COUNT, DiskCorrupt, DiskCorrupted, DiskFault, DiskSlow};

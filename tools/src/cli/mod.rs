@@ -9,9 +9,11 @@ use crate::client::{Client, socket_in};
 use crate::exit::{CommandResult, Exit, Failure, HELP};
 use crate::output::Format;
 
+mod alert;
 mod config;
 mod disk;
 mod doctor;
+mod event;
 mod job;
 mod lab;
 mod pool;
@@ -97,6 +99,12 @@ enum Command {
     /// Drives of the pool
     #[command(subcommand)]
     Disk(disk::Command),
+    /// What is wrong now
+    #[command(subcommand)]
+    Alert(alert::Command),
+    /// What happened to the appliance
+    #[command(subcommand)]
+    Event(event::Command),
     /// Long work of the daemon
     #[command(subcommand)]
     Job(job::Command),
@@ -139,6 +147,8 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Pool(command) => pool::run(command, global),
         Command::Volume(command) => volume::run(command, global),
         Command::Disk(command) => disk::run(command, global),
+        Command::Alert(command) => alert::run(command, global),
+        Command::Event(command) => event::run(command, global),
         Command::Job(command) => job::run(command, global),
         Command::Lab(command) => lab::run(command, global),
         Command::Serve(command) => serve::run(command, global),

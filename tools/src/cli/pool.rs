@@ -10,7 +10,7 @@ use crate::client::Client;
 use crate::daemon::config;
 use crate::daemon::engine::{self, NewPool};
 use crate::exit::{CommandResult, Exit, Failure};
-use crate::output::{Align, Table, bar, duration, pairs, percent, ratio, show, size, timestamp};
+use crate::output::{Align, Table, bar, duration, pairs, percent, ratio, show, size, timestamp, tolerance_word};
 use crate::values::{parse_pool_name, parse_size};
 use crate::wire::{Job, PoolChange};
 
@@ -114,15 +114,6 @@ pub fn parse_tolerance(text: &str) -> Result<Tolerance, String> {
         "single" => Ok(Tolerance::Single),
         "double" => Ok(Tolerance::Double),
         _ => Err("use none, single or double".into()),
-    }
-}
-
-/// One word for a tolerance.
-pub fn tolerance_word(tolerance: Tolerance) -> &'static str {
-    match tolerance {
-        Tolerance::None => "none",
-        Tolerance::Single => "single",
-        Tolerance::Double => "double",
     }
 }
 
@@ -584,6 +575,7 @@ mod tests {
             alerts: vec![Alert {
                 severity: "warning".into(),
                 code: "pool.degraded".into(),
+                object: "pool".into(),
                 message: "replace it".into(),
             }],
         };

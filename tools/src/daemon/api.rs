@@ -8,23 +8,27 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use blockdev::error::{Error, ErrorKind};
-use blockdev::report::{DiskInfo, PoolStats, PoolStatus, Scrub};
+use blockdev::report::{DiskInfo, PoolStats, PoolStatus, Scrub, Severity};
 use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::engine::open_new;
+use super::events::origin::Origin;
 use super::jobs::Outcome;
 use super::known_disks;
 use super::rescan::rescan;
 use super::state::Appliance;
+use crate::output::{size, tolerance_word};
 use crate::values::{check_name, check_volume_size};
+use crate::wire::events::Event;
 use crate::wire::{
-    AttachRequest, Attachment, ConfigRow, DiskAdd, ErrorBody, Health, Job, PoolChange, Volume, VolumeCreate,
+    AttachRequest, Attachment, ConfigRow, Disk, DiskAdd, ErrorBody, Health, Job, PoolChange, Volume, VolumeCreate,
     VolumeResize,
 };
 
+mod events;
 mod lab;
 
 type Shared = State<Arc<Appliance>>;
@@ -113,6 +117,7 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(volume_attach, volume_detach))
         .routes(routes!(jobs))
         .routes(routes!(job))
+        .merge(events::routes())
         .merge(lab::routes())
         .routes(routes!(shutdown))
         .with_state(appliance)
@@ -156,7 +161,8 @@ async fn config(State(app): Shared) -> Json<Vec<ConfigRow>> {
 
 /// Stops the daemon: front ends are detached, the pool is closed. Answers before that is done.
 #[utoipa::path(post, path = "/v1/shutdown", tag = "daemon", responses((status = 202, body = Health)))]
-async fn shutdown(State(app): Shared) -> impl IntoResponse {
+async fn shutdown(State(app): Shared, origin: Origin) -> impl IntoResponse {
+    app.record(origin.of(told("daemon.shutdown", "daemon", "the daemon was asked to stop")));
     app.stopping.send_replace(true);
     (StatusCode::ACCEPTED, health(State(app)).await)
 }
@@ -170,16 +176,25 @@ async fn pool_status(State(app): Shared) -> Json<PoolStatus> {
 /// Changes how many failures the pool survives. What is stored follows in the background; `rebuild` of the status tells how far it is.
 #[utoipa::path(patch, path = "/v1/pool", tag = "pool", request_body = PoolChange,
     responses((status = 202, body = PoolStatus), (status = 400, body = ErrorBody), (status = 507, body = ErrorBody)))]
-async fn pool_change(State(app): Shared, Body(request): Body<PoolChange>) -> Result<impl IntoResponse, ApiError> {
-    let engine = app.engine.clone();
-    to_the_end(async move { engine.set_tolerance(request.tolerance).await }).await?;
-    Ok((StatusCode::ACCEPTED, Json(app.status().await)))
+async fn pool_change(
+    State(app): Shared,
+    origin: Origin,
+    Body(request): Body<PoolChange>,
+) -> Result<impl IntoResponse, ApiError> {
+    let status = to_the_end(async move {
+        app.engine.set_tolerance(request.tolerance).await?;
+        let message = format!("the tolerance was asked to be {}", tolerance_word(request.tolerance));
+        app.record(origin.of(told("pool.set_tolerance", "pool", message)));
+        Ok(app.status().await)
+    });
+    Ok((StatusCode::ACCEPTED, Json(status.await?)))
 }
 
 /// Begins to spread data evenly over the drives; `rebuild` of the status tells how far it is.
 #[utoipa::path(post, path = "/v1/pool/rebalance", tag = "pool", responses((status = 202, body = PoolStatus)))]
-async fn pool_rebalance(State(app): Shared) -> Result<impl IntoResponse, ApiError> {
+async fn pool_rebalance(State(app): Shared, origin: Origin) -> Result<impl IntoResponse, ApiError> {
     app.engine.rebalance().await?;
+    app.record(origin.of(told("pool.rebalance", "pool", "data was asked to be spread evenly")));
     Ok((StatusCode::ACCEPTED, Json(app.status().await)))
 }
 
@@ -199,15 +214,25 @@ async fn pool_check(State(app): Shared) -> impl IntoResponse {
 
 /// Begins a scrub of the whole pool, or lets the one that is running go on; `scrub` of the pool's status tells how far it is.
 #[utoipa::path(post, path = "/v1/pool/scrub", tag = "pool", responses((status = 202, body = Scrub)))]
-async fn pool_scrub(State(app): Shared) -> Result<impl IntoResponse, ApiError> {
-    let scrub = to_the_end(async move { app.engine.start_scrub().await }).await?;
+async fn pool_scrub(State(app): Shared, origin: Origin) -> Result<impl IntoResponse, ApiError> {
+    let scrub = to_the_end(async move {
+        let scrub = app.engine.start_scrub().await?;
+        app.record(origin.of(told("pool.scrub", "pool", "a scrub was asked for")));
+        Ok(scrub)
+    });
+    let scrub = scrub.await?;
     Ok((StatusCode::ACCEPTED, Json(scrub)))
 }
 
 /// Ends a scrub before it is through.
 #[utoipa::path(delete, path = "/v1/pool/scrub", tag = "pool", responses((status = 200, body = Scrub)))]
-async fn pool_scrub_stop(State(app): Shared) -> Answer<Scrub> {
-    Ok(Json(to_the_end(async move { app.engine.stop_scrub().await }).await?))
+async fn pool_scrub_stop(State(app): Shared, origin: Origin) -> Answer<Scrub> {
+    let scrub = to_the_end(async move {
+        let scrub = app.engine.stop_scrub().await?;
+        app.record(origin.of(told("pool.scrub_stop", "pool", "the scrub was asked to stop")));
+        Ok(scrub)
+    });
+    Ok(Json(scrub.await?))
 }
 
 /// Starts a search for what cannot be read, as a job; gives the running one if there is one.
@@ -219,16 +244,20 @@ async fn pool_damage(State(app): Shared) -> impl IntoResponse {
     (StatusCode::ACCEPTED, Json(job))
 }
 
-/// The drives of the pool.
-#[utoipa::path(get, path = "/v1/disks", tag = "pool", responses((status = 200, body = [DiskInfo])))]
-async fn disks(State(app): Shared) -> Json<Vec<DiskInfo>> {
-    Json(app.engine.status().await.disks)
+/// The drives of the pool, and what they tell about their health.
+#[utoipa::path(get, path = "/v1/disks", tag = "pool", responses((status = 200, body = [Disk])))]
+async fn disks(State(app): Shared) -> Json<Vec<Disk>> {
+    Json(app.engine.status().await.disks.into_iter().map(|info| app.disk(info)).collect())
 }
 
 /// Adds a drive to the pool. New data goes to it at once; what is there does not move.
 #[utoipa::path(post, path = "/v1/disks", tag = "pool", request_body = DiskAdd,
     responses((status = 201, body = DiskInfo), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
-async fn disk_add(State(app): Shared, Body(request): Body<DiskAdd>) -> Result<impl IntoResponse, ApiError> {
+async fn disk_add(
+    State(app): Shared,
+    origin: Origin,
+    Body(request): Body<DiskAdd>,
+) -> Result<impl IntoResponse, ApiError> {
     let path = PathBuf::from(&request.path);
     if !path.is_absolute() {
         return Err(Error::invalid(format!("'{}' is not an absolute path", request.path)).into());
@@ -249,6 +278,8 @@ async fn disk_add(State(app): Shared, Body(request): Body<DiskAdd>) -> Result<im
         if let (Some(faults), Some(drive)) = (&app.faults, drive) {
             faults.add(drive);
         }
+        let message = format!("disk {} ({}) of {} joined the pool", info.id, info.path, size(info.size));
+        app.record(origin.of(told("disk.added", format!("disk/{}", info.id), message).detail("path", &info.path)));
         let (known, disks) = (known_disks::load(&app.state_dir), app.engine.status().await.disks);
         known_disks::keep(&app.state_dir, known, &disks);
         known_disks::keep_added(&app.state_dir, &disks, Some(&path));
@@ -266,39 +297,72 @@ async fn disk_rescan(State(app): Shared) -> Answer<Vec<DiskInfo>> {
 
 /// One drive.
 #[utoipa::path(get, path = "/v1/disks/{id}", tag = "pool", params(("id" = u16, Path)),
-    responses((status = 200, body = DiskInfo), (status = 404, body = ErrorBody)))]
-async fn disk(State(app): Shared, Path(id): Path<String>) -> Answer<DiskInfo> {
+    responses((status = 200, body = Disk), (status = 404, body = ErrorBody)))]
+async fn disk(State(app): Shared, Path(id): Path<String>) -> Answer<Disk> {
     let id = disk_id(&id)?;
     let found = app.engine.status().await.disks.into_iter().find(|d| d.id == id);
     let missing = || Error::new(ErrorKind::NotFound, format!("there is no disk {id}; `ashlar disk list` shows them"));
-    Ok(Json(found.ok_or_else(missing)?))
+    Ok(Json(app.disk(found.ok_or_else(missing)?)))
 }
 
 /// Begins to remove a drive: what lies on it moves to the others, then it is let go and its label is wiped.
 #[utoipa::path(delete, path = "/v1/disks/{id}", tag = "pool", params(("id" = u16, Path)),
     responses((status = 202, body = DiskInfo), (status = 404, body = ErrorBody), (status = 507, body = ErrorBody)))]
-async fn disk_remove(State(app): Shared, Path(id): Path<String>) -> Result<impl IntoResponse, ApiError> {
+async fn disk_remove(
+    State(app): Shared,
+    origin: Origin,
+    Path(id): Path<String>,
+) -> Result<impl IntoResponse, ApiError> {
     let id = disk_id(&id)?;
-    let info = to_the_end(async move { app.engine.remove_disk(id).await }).await?;
-    Ok((StatusCode::ACCEPTED, Json(info)))
+    let info = to_the_end(async move {
+        let info = app.engine.remove_disk(id).await?;
+        let message = format!("disk {id} ({}) is to leave the pool", info.path);
+        app.record(origin.of(told("disk.remove", format!("disk/{id}"), message)));
+        Ok(info)
+    });
+    Ok((StatusCode::ACCEPTED, Json(info.await?)))
 }
 
 /// Calls the removal of a drive off: it takes data again.
 #[utoipa::path(post, path = "/v1/disks/{id}/keep", tag = "pool", params(("id" = u16, Path)),
     responses((status = 200, body = DiskInfo), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody)))]
-async fn disk_keep(State(app): Shared, Path(id): Path<String>) -> Answer<DiskInfo> {
+async fn disk_keep(State(app): Shared, origin: Origin, Path(id): Path<String>) -> Answer<DiskInfo> {
     let id = disk_id(&id)?;
-    Ok(Json(to_the_end(async move { app.engine.keep_disk(id).await }).await?))
+    let info = to_the_end(async move {
+        let info = app.engine.keep_disk(id).await?;
+        let message = format!("disk {id} ({}) is to stay in the pool", info.path);
+        app.record(origin.of(told("disk.keep", format!("disk/{id}"), message)));
+        Ok(info)
+    });
+    Ok(Json(info.await?))
 }
 
 /// Declares a drive failed: what it held is rebuilt on the others at once.
 #[utoipa::path(post, path = "/v1/disks/{id}/fail", tag = "pool", params(("id" = u16, Path)),
     responses((status = 202, body = DiskInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-async fn disk_give_up(State(app): Shared, Path(id): Path<String>) -> Result<impl IntoResponse, ApiError> {
+async fn disk_give_up(
+    State(app): Shared,
+    origin: Origin,
+    Path(id): Path<String>,
+) -> Result<impl IntoResponse, ApiError> {
     let id = disk_id(&id)?;
-    let info = to_the_end(async move { app.engine.fail_disk(id).await }).await?;
-    Ok((StatusCode::ACCEPTED, Json(info)))
+    let info = to_the_end(async move {
+        let info = app.engine.fail_disk(id).await?;
+        let message = format!("disk {id} ({}) was given up", info.path);
+        app.record(origin.of(told("disk.fail", format!("disk/{id}"), message)));
+        Ok(info)
+    });
+    Ok((StatusCode::ACCEPTED, Json(info.await?)))
+}
+
+/// An event about what somebody asked for.
+fn told(kind: &str, object: impl Into<String>, message: impl Into<String>) -> Event {
+    Event::new(Severity::Info, kind, object, message)
+}
+
+fn volume_object(name: &str) -> String {
+    format!("volume/{name}")
 }
 
 fn disk_id(text: &str) -> Result<u16, Error> {
@@ -315,10 +379,20 @@ async fn volumes(State(app): Shared) -> Json<Vec<Volume>> {
 /// Makes a volume.
 #[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = VolumeCreate,
     responses((status = 201, body = Volume), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
-async fn volume_create(State(app): Shared, Body(request): Body<VolumeCreate>) -> Result<impl IntoResponse, ApiError> {
+async fn volume_create(
+    State(app): Shared,
+    origin: Origin,
+    Body(request): Body<VolumeCreate>,
+) -> Result<impl IntoResponse, ApiError> {
     check_name("volume", &request.name)?;
     check_volume_size(request.size)?;
-    let info = to_the_end(async move { app.engine.create_volume(&request.name, request.size).await }).await?;
+    let info = to_the_end(async move {
+        let info = app.engine.create_volume(&request.name, request.size).await?;
+        let message = format!("volume '{}' of {} was made", info.name, size(info.size));
+        app.record(origin.of(told("volume.created", volume_object(&info.name), message).detail("size", info.size)));
+        Ok(info)
+    });
+    let info = info.await?;
     Ok((StatusCode::CREATED, Json(Volume { info, attachment: None })))
 }
 
@@ -335,20 +409,29 @@ async fn volume(State(app): Shared, Path(name): Path<String>) -> Answer<Volume> 
     responses((status = 200, body = Volume), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn volume_resize(
     State(app): Shared,
+    origin: Origin,
     Path(name): Path<String>,
     Body(request): Body<VolumeResize>,
 ) -> Answer<Volume> {
     check_volume_size(request.size)?;
-    let size = app.engine.volume_info(&name).await?.size;
-    if request.size < size && !request.shrink {
+    let before = app.engine.volume_info(&name).await?.size;
+    if request.size < before && !request.shrink {
         return Err(ApiError(Error::invalid(format!(
-            "volume '{name}' has {size} bytes; making it smaller ({} bytes) drops the data beyond the new end for good: \
+            "volume '{name}' has {before} bytes; making it smaller ({} bytes) drops the data beyond the new end for good: \
              ask for it with --shrink",
             request.size
         ))));
     }
     let volume = to_the_end(async move {
-        app.attachments.resize(&name, request.size).await?;
+        let resized = app.attachments.resize(&name, request.size).await;
+        // The volume may have its new size although what it is presented by does not.
+        let now = app.engine.volume_info(&name).await?.size;
+        if now != before {
+            let message = format!("volume '{name}' has {} now (had {})", size(now), size(before));
+            let event = told("volume.resized", volume_object(&name), message);
+            app.record(origin.of(event.detail("size", now).detail("size_before", before)));
+        }
+        resized?;
         app.volume(&name).await
     });
     Ok(Json(volume.await?))
@@ -357,8 +440,13 @@ async fn volume_resize(
 /// Deletes a volume that is not attached.
 #[utoipa::path(delete, path = "/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-async fn volume_delete(State(app): Shared, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
-    to_the_end(async move { app.attachments.delete(&name).await }).await?;
+async fn volume_delete(State(app): Shared, origin: Origin, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    let deleted = to_the_end(async move {
+        app.attachments.delete(&name).await?;
+        app.record(origin.of(told("volume.deleted", volume_object(&name), format!("volume '{name}' was deleted"))));
+        Ok(())
+    });
+    deleted.await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -369,17 +457,32 @@ async fn volume_delete(State(app): Shared, Path(name): Path<String>) -> Result<S
         (status = 501, body = ErrorBody)))]
 async fn volume_attach(
     State(app): Shared,
+    origin: Origin,
     Path(name): Path<String>,
     Body(request): Body<AttachRequest>,
 ) -> Answer<Attachment> {
-    Ok(Json(to_the_end(async move { app.attachments.attach(&name, &request).await }).await?))
+    let attachment = to_the_end(async move {
+        let before = app.attachments.get(&name).await;
+        let attachment = app.attachments.attach(&name, &request).await?;
+        if before.as_ref() != Some(&attachment) {
+            let message = format!("volume '{name}' is attached via {}: {}", attachment.via, attachment.target());
+            app.record(origin.of(told("volume.attached", volume_object(&name), message)));
+        }
+        Ok(attachment)
+    });
+    Ok(Json(attachment.await?))
 }
 
 /// Ends the presentation of a volume.
 #[utoipa::path(delete, path = "/v1/volumes/{name}/attachment", tag = "volumes", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-async fn volume_detach(State(app): Shared, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
-    to_the_end(async move { app.attachments.detach(&name).await }).await?;
+async fn volume_detach(State(app): Shared, origin: Origin, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    let detached = to_the_end(async move {
+        app.attachments.detach(&name).await?;
+        app.record(origin.of(told("volume.detached", volume_object(&name), format!("volume '{name}' was detached"))));
+        Ok(())
+    });
+    detached.await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -98,6 +98,9 @@ pub struct File {
     pub scrub_days: Option<u64>,
     /// See [`Config::error_limit`].
     pub error_limit: Option<u64>,
+    /// See [`Config::health_interval`], in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_interval: Option<u64>,
     /// See [`Config::rebuild_priority`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebuild_priority: Option<Priority>,
@@ -271,6 +274,8 @@ pub struct Config {
     pub scrub_days: Setting<u64>,
     /// A drive with so many errors of late is emptied and declared failed; never when 0.
     pub error_limit: Setting<u64>,
+    /// Drives are asked for their health every so many seconds; never when 0.
+    pub health_interval: Setting<u64>,
     /// Whether nothing is to be changed.
     pub read_only: bool,
     /// How much rebuilds, scrubs and the cleaner may slow hosts down.
@@ -497,6 +502,12 @@ impl Config {
             )?,
             scrub_days: pick.text(pick.value(file.scrub_days, 28), ("ASHLAR_SCRUB_DAYS", ""), None, parse_count)?,
             error_limit: pick.text(pick.value(file.error_limit, 64), ("ASHLAR_ERROR_LIMIT", ""), None, parse_count)?,
+            health_interval: pick.text(
+                pick.value(file.health_interval, 300),
+                ("ASHLAR_HEALTH_INTERVAL", ""),
+                None,
+                parse_seconds,
+            )?,
             read_only: flags.read_only,
             rebuild_priority: pick.text(
                 pick.value(file.rebuild_priority, Priority::default()),
@@ -585,6 +596,7 @@ impl Config {
             row("missing_grace", &self.missing_grace, |s| format!("{s} s")),
             row("scrub_days", &self.scrub_days, ToString::to_string),
             row("error_limit", &self.error_limit, ToString::to_string),
+            row("health_interval", &self.health_interval, |s| format!("{s} s")),
             row("rebuild_priority", &self.rebuild_priority, |p| format!("{p:?}").to_lowercase()),
             row("lab", &self.lab, ToString::to_string),
             row("nbd.socket", &self.nbd_socket, path),

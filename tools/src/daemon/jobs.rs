@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::report::{CheckReport, Damage};
 use parking_lot::Mutex;
 
 use super::engine::Progress;
+use super::state::now_s;
 use crate::wire::{ErrorBody, Job, JobState};
 
 /// What a job that succeeded gives.
@@ -35,10 +35,6 @@ pub struct Jobs {
 struct Table {
     last_id: u64,
     jobs: BTreeMap<u64, Job>,
-}
-
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn begun(id: u64, kind: &str) -> Job {

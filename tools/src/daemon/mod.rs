@@ -1,7 +1,7 @@
 //! The daemon: opens the pool, presents its volumes, answers the REST API until it is told to stop.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockdev::error::{Error, Result};
 use tokio::net::UnixListener;
@@ -13,8 +13,10 @@ pub mod attach;
 pub mod config;
 pub mod corrupt;
 pub mod engine;
+pub mod events;
 pub mod faults;
 pub mod fronts;
+pub mod health;
 pub mod instance;
 pub mod jobs;
 pub mod known_disks;
@@ -28,6 +30,9 @@ pub mod double;
 use attach::{Attachments, FrontEnds};
 use config::{Config, LogFormat};
 use engine::Engine;
+use events::observer::Observer;
+use events::origin::Peer;
+use events::{Events, lifetime};
 use faults::Faults;
 use instance::{Instance, clear_socket};
 use state::Appliance;
@@ -69,11 +74,27 @@ async fn run(config: &Config) -> Result<()> {
     watch_signals(stopping.clone())?;
     let _instance = Instance::claim(&config.pid_file)?;
     clear_socket(&config.socket.value)?;
+    let events = Events::open(&config.state_dir.value);
+    let events = Arc::new(events.map_err(|e| Error::io(format!("starting the list of events: {e}")))?);
+    let after_crash = lifetime::started(&events);
+    let ended = open_and_serve(config, &events, after_crash, stopping).await;
+    lifetime::stopped(&events, &ended);
+    ended
+}
+
+async fn open_and_serve(
+    config: &Config,
+    events: &Arc<Events>,
+    after_crash: bool,
+    stopping: watch::Sender<bool>,
+) -> Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), disks = config.disks.value.len(), "opening the pool");
+    let began = Instant::now();
     let (engine, faults) = engine::open(config).await?;
+    lifetime::opened(events, &engine.status().await.name, began.elapsed(), after_crash);
     let served = async {
         let fronts = fronts::start(config, engine.status().await.uuid).await?;
-        serve_api(config, engine.clone(), fronts, faults, stopping).await
+        serve_api(config, engine.clone(), fronts, faults, events.clone(), stopping).await
     };
     let served = served.await;
     let closed = engine.close().await;
@@ -89,6 +110,7 @@ pub async fn serve_api(
     engine: Arc<dyn Engine>,
     fronts: FrontEnds,
     faults: Option<Faults>,
+    events: Arc<Events>,
     stopping: watch::Sender<bool>,
 ) -> Result<()> {
     let attachments = Attachments::new(engine.clone(), fronts);
@@ -98,6 +120,12 @@ pub async fn serve_api(
         engine,
         attachments,
         jobs: Arc::default(),
+        observer: parking_lot::Mutex::new(Observer::after(&events.all())),
+        events,
+        health: health::Watch::new(
+            Arc::new(blockdev::disk::health::read),
+            Duration::from_secs(config.health_interval.value),
+        ),
         faults,
         state_dir: config.state_dir.value.clone(),
         disks: config.disks.value.clone(),
@@ -116,6 +144,7 @@ pub async fn serve_api(
         Ok(listener) => {
             tracing::info!(socket = %socket.display(), "serving");
             let mut told = stop.clone();
+            let router = router.into_make_service_with_connect_info::<Peer>();
             let server = axum::serve(listener, router).with_graceful_shutdown(async move {
                 let _ = told.wait_for(|stop| *stop).await;
             });
@@ -142,7 +171,8 @@ pub async fn serve_api(
     result
 }
 
-/// Keeps jobs for what the pool does by itself: rebuilds, moves, scrubs. Looks for drives of the pool when one was plugged in.
+/// Keeps jobs for what the pool does by itself (rebuilds, moves, scrubs) and records what changes. Looks for drives of the pool when one was
+/// plugged in, and asks those there are for their health.
 async fn follow(appliance: Arc<Appliance>) {
     let mut plugged = rescan::Plugged::now();
     loop {
@@ -154,7 +184,15 @@ async fn follow(appliance: Arc<Appliance>) {
                 }
             });
         }
-        let status = appliance.engine.status().await;
+        // Attachments may be in the middle of a change that takes long; what the pool does is followed nevertheless.
+        let status = match tokio::time::timeout(FOLLOW, appliance.status()).await {
+            Ok(status) => {
+                appliance.observe(&status);
+                status
+            }
+            Err(_) => appliance.engine.status().await,
+        };
+        appliance.health.ask(&status.disks);
         appliance.jobs.follow("pool.rebuild", status.rebuild.map(|r| (r.done, r.total)));
         appliance.jobs.follow("pool.scrub", status.scrub.running.then_some((status.scrub.done, status.scrub.total)));
         tokio::time::sleep(FOLLOW).await;

@@ -2,16 +2,21 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use blockdev::error::{Error, ErrorKind, Result};
-use blockdev::report::{Alert, PoolStatus};
+use blockdev::report::{Alert, DiskInfo, PoolStatus};
 use tokio::sync::watch;
 
 use super::attach::Attachments;
 use super::engine::Engine;
+use super::events::Events;
+use super::events::observer::Observer;
 use super::faults::Faults;
+use super::health::Watch;
 use super::jobs::Jobs;
-use crate::wire::{ConfigRow, Volume};
+use crate::wire::events::{ActiveAlert, Event};
+use crate::wire::{ConfigRow, Disk, Volume};
 
 /// A running appliance.
 pub struct Appliance {
@@ -21,6 +26,12 @@ pub struct Appliance {
     pub attachments: Attachments,
     /// Long work.
     pub jobs: Arc<Jobs>,
+    /// What happened.
+    pub events: Arc<Events>,
+    /// What the events so far tell of the appliance.
+    pub observer: parking_lot::Mutex<Observer>,
+    /// What drives tell about their health.
+    pub health: Watch,
     /// Fault injection; only in a laboratory.
     pub faults: Option<Faults>,
     /// Where the daemon keeps what it must know.
@@ -46,11 +57,43 @@ impl Appliance {
                      (ashlar volume attach {name} --via {via}) or give it up (ashlar volume detach {name})",
                     via = attachment.via
                 );
-                status.alerts.push(Alert { severity: "warning".into(), code: "volume.attachment".into(), message });
+                let (severity, code) = ("warning".into(), "volume.attachment".into());
+                status.alerts.push(Alert { severity, code, object: format!("volume/{name}"), message });
             }
         }
+        status.alerts.extend(self.health.alerts(&status.disks));
+        status.alerts.extend(self.events.alert());
         status.alerts.sort_by_key(|alert| severity_rank(&alert.severity));
         status
+    }
+
+    /// Records an event, and remembers what it tells of the appliance.
+    pub fn record(&self, event: Event) {
+        let mut observer = self.observer.lock();
+        self.note(&mut observer, event);
+    }
+
+    fn note(&self, observer: &mut Observer, event: Event) {
+        observer.learn(&self.events.record(event));
+    }
+
+    /// Records what changed since the last look.
+    pub fn observe(&self, status: &PoolStatus) {
+        let mut observer = self.observer.lock();
+        for event in observer.look(status, now_s()) {
+            self.note(&mut observer, event);
+        }
+    }
+
+    /// What is wrong now, most severe first, and since when.
+    pub async fn active_alerts(&self) -> Vec<ActiveAlert> {
+        let alerts = self.status().await.alerts;
+        self.observer.lock().active(alerts)
+    }
+
+    /// A drive with what it tells about its health.
+    pub fn disk(&self, info: DiskInfo) -> Disk {
+        Disk { health: self.health.of(&info), info }
     }
 
     /// All volumes and where they are presented, by name.
@@ -75,6 +118,11 @@ impl Appliance {
             Error::new(ErrorKind::Unsupported, "faults can be injected in a laboratory only (`ashlar lab up`)")
         })
     }
+}
+
+/// Seconds since 1970.
+pub fn now_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// Most severe first.

@@ -8,6 +8,7 @@
 //! DIR/mnt/               volumes attached by FUSE
 //! DIR/log/daemon.log     what the daemon says
 //! DIR/disk-faults.json    drives that are pulled or slow on purpose
+//! DIR/events.jsonl        what happened, and in events.1.jsonl what happened before
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -197,6 +198,7 @@ impl Lab {
         files.extend(names.map(|name| self.dir.join(name)));
         files.extend(crate::daemon::known_disks::files(&self.dir));
         files.extend(crate::daemon::faults::files(&self.dir));
+        files.extend(crate::daemon::events::files(&self.dir));
         for path in files {
             remove(&path, std::fs::remove_file)?;
         }

@@ -7,10 +7,11 @@ use blockdev::report::{DiskInfo, DiskState};
 use hyper::Method;
 use serde::Serialize;
 
-use super::{add, pick, state_word, until_gone};
+use super::{add, pick, until_gone};
 use crate::client::Client;
 use crate::daemon::engine::identity;
 use crate::exit::{CommandResult, Exit, Failure};
+use crate::output::state_word;
 
 /// What was done.
 #[derive(Debug, Serialize)]

@@ -82,7 +82,7 @@ mod tests {
     }
 
     fn alert(code: &str) -> Alert {
-        Alert { severity: "critical".into(), code: code.into(), message: format!("M {code}") }
+        Alert { severity: "critical".into(), code: code.into(), message: format!("M {code}"), ..Alert::default() }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::daemon::attach::Attachments;
 use crate::daemon::double::{Memory, MemoryEngine};
+use crate::daemon::events::Events;
 use crate::wire::{JobState, Via};
 
 struct Daemon {
@@ -19,14 +20,22 @@ struct Daemon {
     memory: Arc<Memory>,
     appliance: Arc<Appliance>,
     router: Router,
+    _state: tempfile::TempDir,
 }
 
 fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
+    let state = tempfile::tempdir().unwrap();
     let memory = Arc::new(Memory::default());
     let appliance = Arc::new(Appliance {
         attachments: Attachments::new(engine.clone(), memory.fronts()),
         engine: engine.clone(),
         jobs: Arc::default(),
+        events: Arc::new(Events::open(state.path()).unwrap()),
+        observer: Default::default(),
+        health: crate::daemon::health::Watch::new(
+            Arc::new(blockdev::disk::health::read),
+            std::time::Duration::from_secs(300),
+        ),
         faults: None,
         state_dir: std::path::PathBuf::new(),
         disks: vec![],
@@ -35,7 +44,7 @@ fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
         stopping: watch::Sender::new(false),
     });
     let (router, _) = router(appliance.clone());
-    Daemon { engine, memory, appliance, router }
+    Daemon { engine, memory, appliance, router, _state: state }
 }
 
 fn daemon() -> Daemon {
@@ -295,10 +304,100 @@ async fn the_rest_answers() {
     assert_eq!(d.get("/v1/pool").await.1["name"], "memory");
     assert_eq!(d.get("/v1/pool/stats").await.1["host_writes"], 5);
     assert_eq!(d.get("/v1/disks").await.1[0]["state"], "online");
+    assert_eq!(d.get("/v1/disks").await.1[0]["health"]["state"], "not_reported");
     assert_eq!(d.get("/v1/config").await.1, json!([]));
     let (status, health) = d.call(Method::POST, "/v1/shutdown", Value::Null).await;
     assert_eq!((status, &health["status"]), (StatusCode::ACCEPTED, &json!("stopping")));
     assert!(*d.appliance.stopping.borrow());
+}
+
+#[tokio::test]
+async fn changes_are_events_and_failures_are_not() {
+    let d = daemon();
+    d.create("a").await;
+    d.call(Method::POST, "/v1/volumes", json!({ "name": "a", "size": 8192 })).await;
+    d.call(Method::PATCH, "/v1/volumes/a", json!({ "size": 2 << 20 })).await;
+    d.call(Method::PATCH, "/v1/volumes/a", json!({ "size": 2 << 20 })).await;
+    for _ in 0..2 {
+        d.attach("a", json!({ "via": "nbd" })).await;
+    }
+    d.call(Method::DELETE, "/v1/volumes/a", Value::Null).await;
+    d.call(Method::DELETE, "/v1/volumes/a/attachment", Value::Null).await;
+    d.call(Method::DELETE, "/v1/volumes/a", Value::Null).await;
+    d.call(Method::POST, "/v1/pool/scrub", Value::Null).await;
+    d.call(Method::PATCH, "/v1/pool", json!({ "tolerance": "double" })).await;
+    let (status, page) = d.get("/v1/events").await;
+    assert_eq!(status, StatusCode::OK);
+    let kinds = |page: &Value| {
+        let kinds = page["events"].as_array().unwrap().iter().map(|e| e["kind"].as_str().unwrap().to_owned());
+        kinds.collect::<Vec<String>>().join(" ")
+    };
+    let all = "volume.created volume.resized volume.attached volume.detached volume.deleted pool.scrub";
+    assert_eq!(kinds(&page), all);
+    let events = page["events"].as_array().unwrap();
+    assert!(events.iter().enumerate().all(|(n, e)| e["seq"] == n + 1), "{page}");
+    assert_eq!((&events[1]["object"], &events[1]["details"]["size"]), (&json!("volume/a"), &json!("2097152")));
+    assert_eq!((&events[1]["message"], &page["next"]), (&json!("volume 'a' has 2 MiB now (had 1 MiB)"), &json!(6)));
+    for (query, expected) in [
+        ("object=volume/a&limit=1", "volume.deleted"),
+        ("after=4", "volume.deleted pool.scrub"),
+        ("after=1&limit=1", "volume.resized"),
+        ("kind=pool", "pool.scrub"),
+        ("severity=warning", ""),
+        ("since_s=99999999999", ""),
+    ] {
+        assert_eq!(kinds(&d.get(&format!("/v1/events?{query}")).await.1), expected, "{query}");
+    }
+    for query in ["severity=bad", "limit=-1", "colour=1", "after=x"] {
+        let answer = d.get(&format!("/v1/events?{query}")).await;
+        assert_error(answer, StatusCode::BAD_REQUEST, "invalid_argument", "the query");
+    }
+}
+
+#[tokio::test]
+async fn a_follower_waits_for_events_and_not_beyond_the_end() {
+    let d = daemon();
+    let (_, page) = d.get("/v1/events?after=0&wait_s=0").await;
+    assert_eq!(page, json!({ "events": [], "next": 0 }));
+    let waiting = d.get("/v1/events?after=0&wait_s=60&object=volume");
+    let change = async {
+        // One that is not asked for does not end the wait.
+        d.call(Method::POST, "/v1/pool/scrub", Value::Null).await;
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        d.create("a").await;
+    };
+    let ((_, page), ()) = tokio::join!(waiting, change);
+    assert_eq!((&page["events"][0]["kind"], &page["next"]), (&json!("volume.created"), &json!(2)));
+    let waiting = d.get("/v1/events?after=2&wait_s=60");
+    let stop = async {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        d.appliance.stopping.send_replace(true);
+    };
+    let ((_, page), ()) = tokio::join!(waiting, stop);
+    assert_eq!(page["events"], json!([]));
+}
+
+#[tokio::test]
+async fn alerts_tell_since_when_they_hold() {
+    let d = daemon();
+    d.create("a").await;
+    d.attach("a", json!({ "via": "nbd" })).await;
+    let again = daemon_on(d.engine.clone());
+    again.memory.broken.store(true, Ordering::Relaxed);
+    again.appliance.attachments.restore().await;
+    let (_, alerts) = again.get("/v1/alerts").await;
+    let new = (&alerts[0]["code"], &alerts[0]["object"], &alerts[0]["since_s"]);
+    assert_eq!(new, (&json!("volume.attachment"), &json!("volume/a"), &Value::Null));
+    again.appliance.observe(&again.appliance.status().await);
+    let (_, alerts) = again.get("/v1/alerts").await;
+    assert_eq!(alerts.as_array().unwrap().len(), 1);
+    assert!(alerts[0]["since_s"].as_u64() > Some(1_600_000_000) && alerts[0]["event"] == 1, "{alerts}");
+    again.memory.broken.store(false, Ordering::Relaxed);
+    again.attach("a", json!({ "via": "nbd" })).await;
+    again.appliance.observe(&again.appliance.status().await);
+    assert_eq!(again.get("/v1/alerts").await.1, json!([]));
+    let kinds: Vec<String> = again.appliance.events.all().into_iter().map(|e| e.kind).collect();
+    assert_eq!(kinds, ["alert.raised", "volume.attached", "alert.cleared"]);
 }
 
 #[tokio::test]
@@ -320,7 +419,7 @@ async fn the_description_fits_the_api() {
             assert!(!answer["message"].as_str().unwrap_or("").contains("no such resource"), "{method} {path}");
         }
     }
-    assert_eq!(operations.len(), 32, "{operations:?}");
+    assert_eq!(operations.len(), 34, "{operations:?}");
     for reference in document.to_string().split("\"$ref\":\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
         assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not described");
