@@ -133,6 +133,9 @@ fn the_daemon_restarts_under_load() {
         --verify=crc32c --verify_fatal=1 --do_verify=1 --time_based --runtime=20";
     std::thread::scope(|scope| {
         let load = scope.spawn(|| shell(fio, &[&device]));
+        // Until it has begun nobody uses the device, which would go with the daemon.
+        let writes = "awk '{ exit !($5 > 100) }' \"/sys/block/${1#/dev/}/stat\"";
+        assert!(wait_until(LIMIT, || shell(writes, &[&device]).ok()), "fio does not write");
         for _ in 0..3 {
             std::thread::sleep(Duration::from_secs(2));
             assert!(!load.is_finished(), "the daemon would be restarted too late: {}", load.join().expect("fio"));

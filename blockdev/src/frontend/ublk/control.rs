@@ -197,6 +197,10 @@ fn serve_on(control: &UblkCtrl, start: &Start, takes_over: bool) -> Result<(Arc<
     match begin() {
         Ok(()) => Ok((driver, threads)),
         Err(error) => {
+            // What was made here is stopped, which takes back what its queues wait for; what was there before goes on waiting.
+            if !takes_over && let Err(error) = control.stop_dev() {
+                tracing::warn!(%error, "stopping a ublk device that could not be started");
+            }
             start.common.end();
             wait(threads);
             Err(error)
@@ -235,7 +239,7 @@ pub(super) fn parameters(geometry: &Geometry, logical_block: u32) -> sys::ublk_p
 }
 
 fn resize(control: &UblkCtrl, size: u64) -> Result<()> {
-    if !features().is_some_and(|features| features & u64::from(sys::UBLK_F_UPDATE_SIZE) != 0) {
+    if !able_to_resize() {
         return Err(no_resize());
     }
     control.update_size(size).map(drop).map_err(|e| from_ublk(&e, "change the size of a ublk device"))
@@ -250,9 +254,9 @@ pub(super) fn no_resize() -> Error {
     )
 }
 
-/// What the driver can do; None when it does not say. For a thread of its own.
-pub(super) fn features() -> Option<u64> {
-    UblkCtrl::get_features()
+/// Whether the driver can change the size of a device in use. For a thread that has a control ring, or may get one.
+pub(super) fn able_to_resize() -> bool {
+    UblkCtrl::get_features().is_some_and(|features| features & u64::from(sys::UBLK_F_UPDATE_SIZE) != 0)
 }
 
 /// Runs control commands on a thread of their own, as the ring they go through belongs to the thread.

@@ -334,9 +334,7 @@ pub fn memory(bytes: u64) -> Arc<Semaphore> {
 
 /// Whether the driver of this machine can change the size of a device in use. Blocks briefly.
 pub fn check_resize() -> Result<()> {
-    let features = apart(|| Ok(control::features()))?;
-    let able = features.is_some_and(|features| features & u64::from(sys::UBLK_F_UPDATE_SIZE) != 0);
-    if able { Ok(()) } else { Err(control::no_resize()) }
+    if apart(|| Ok(control::able_to_resize()))? { Ok(()) } else { Err(control::no_resize()) }
 }
 
 /// Whether the driver is there and lets us in.

@@ -155,9 +155,22 @@ pub(super) fn serve(
         Err(error) => return ready(Err(from_ublk(&error, format_args!("set up queue {number}")))),
     };
     ready(Ok(()));
-    if let Err(error) = turn(&queue, data, common, &answers) {
-        tracing::error!(queue = number, %error, "a queue of a ublk device ended");
+    match turn(&queue, data, common, &answers) {
+        Ok(End::Stopped) => return,
+        Ok(End::Told) => {}
+        Err(error) => tracing::error!(queue = number, %error, "a queue of a ublk device ended"),
     }
+    // The driver still has our requests for work. Dropping the queue would wait in the kernel until it gives them back, which it does only
+    // when the ring is closed: by the end of this thread. The map of the descriptors stays until the process ends.
+    std::mem::forget(queue);
+}
+
+/// Why a queue ended.
+enum End {
+    /// The device was stopped, and the driver has given back all requests for work.
+    Stopped,
+    /// This process was told to serve it no longer.
+    Told,
 }
 
 /// Asks to be woken when the event counter goes up.
@@ -168,7 +181,7 @@ fn poll(answers: &Answers) -> std::result::Result<(), UblkError> {
         .map_err(|_| UblkError::OtherError(-libc::EAGAIN))
 }
 
-fn turn(queue: &UblkQueue<'_>, data: &Arc<File>, common: &Arc<Common>, answers: &Answers) -> Result<()> {
+fn turn(queue: &UblkQueue<'_>, data: &Arc<File>, common: &Arc<Common>, answers: &Answers) -> Result<End> {
     let mut begun = Vec::new();
     let mut ready = Vec::new();
     while !answers.ended.load(Ordering::Acquire) {
@@ -186,7 +199,7 @@ fn turn(queue: &UblkQueue<'_>, data: &Arc<File>, common: &Arc<Common>, answers: 
         match waited {
             Ok(_) => {}
             // All requests were taken back: the device is stopped.
-            Err(UblkError::QueueIsDown) => return Ok(()),
+            Err(UblkError::QueueIsDown) => return Ok(End::Stopped),
             Err(UblkError::IOError(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(from_ublk(&error, "wait for requests")),
         }
@@ -214,7 +227,7 @@ fn turn(queue: &UblkQueue<'_>, data: &Arc<File>, common: &Arc<Common>, answers: 
             common.runtime.spawn(answer(request, slot, promise));
         }
     }
-    Ok(())
+    Ok(End::Told)
 }
 
 async fn answer(request: Result<Request>, slot: Slot, promise: Promise) {
