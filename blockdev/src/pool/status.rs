@@ -58,6 +58,9 @@ impl Pool {
             add("critical", "pool.failed", format!("pool {} takes no writes: {e}", engine.name));
         }
         let wanted = "once it works again, restarting the daemon takes it back";
+        let declared = |d: &DiskInfo| {
+            engine.array.members().iter().any(|m| m.id.0 == d.id && m.is_declared_failed())
+        };
         for d in disks {
             let name = if d.path.is_empty() { d.uuid.to_string() } else { d.path.clone() };
             let name = format!("disk {} ({name})", d.id);
@@ -68,6 +71,14 @@ impl Pool {
                     "info",
                     "disk.removing",
                     format!("what lies on {name} is being moved to the others; then it is let go"),
+                ),
+                DiskState::Failing if declared(d) => add(
+                    "warning",
+                    "disk.failing",
+                    format!(
+                        "{name} was declared failed, and serves because too many others are gone: what lies on it is being moved to the \
+                         others; replace it (`ashlar disk replace`)"
+                    ),
                 ),
                 DiskState::Failing => add(
                     "warning",
@@ -91,6 +102,14 @@ impl Pool {
                 DiskState::Failed if why.starts_with(OLDER_STATE) => {
                     add("critical", "disk.failed", format!("{name} is not used: it {why}"))
                 }
+                DiskState::Failed if declared(d) => add(
+                    "warning",
+                    "disk.failed",
+                    format!(
+                        "{name} is not used ({why}): replace it (`ashlar disk replace`), or take it back (`ashlar disk keep {}`)",
+                        d.id
+                    ),
+                ),
                 DiskState::Failed => {
                     add("critical", "disk.failed", format!("{name} failed and is not used ({why}): {wanted}"))
                 }

@@ -104,11 +104,39 @@ impl Engine {
                 return Ok(false);
             }
             member.forgive();
+            self.array.take_back_declaration(member.id);
             self.array.set_service(member.id, Service::Serving);
             own.forced = true;
         }
         self.checkpoint().await?;
         tracing::info!(pool = self.name, disk = member.id.0, "the removal of a disk was called off");
+        Ok(true)
+    }
+
+    /// Declares a disk failed: it stays out, also after a restart, and what it held is rebuilt on the others. Once this completes a durable checkpoint
+    /// says so.
+    pub async fn declare_failed(self: &Arc<Self>, id: DiskId) -> Result<()> {
+        // Before a checkpoint that may be waiting for this very disk.
+        self.array.declare_failed(id);
+        self.checkpoints.lock().await.forced = true;
+        self.checkpoint().await?;
+        self.label_absent().await?;
+        tracing::info!(pool = self.name, disk = id.0, "declared failed by an administrator");
+        Ok(())
+    }
+
+    /// Takes back that a disk which does not serve was declared failed. Says whether it was still a member.
+    pub async fn take_back_declaration(self: &Arc<Self>, member: &Member) -> Result<bool> {
+        {
+            // A disk is let go under the same lock.
+            let mut own = self.checkpoints.lock().await;
+            if self.array.member(member.id).is_none_or(|m| m.uuid != member.uuid) {
+                return Ok(false);
+            }
+            self.array.take_back_declaration(member.id);
+            own.forced = true;
+        }
+        self.checkpoint().await?;
         Ok(true)
     }
 

@@ -261,6 +261,9 @@ pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue, config
         member.last_checkpoint.store(sure, Ordering::Relaxed);
         member.set_errors(record.errors);
         member.set_set(record.set);
+        if record.declared {
+            member.stay_out();
+        }
         if member.online().is_none()
             || matches!(record.service, Service::Leaving | Service::Failing | Service::Condemned)
         {
@@ -278,6 +281,15 @@ pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue, config
     let array = DiskArray::new(env.clone(), label.geometry, catalogue.tolerance, members);
     array.set_guaranteed(catalogue.guaranteed);
     array.set_mixed(catalogue.mixed);
+    if array.check_quorum().is_err() {
+        // What was declared failed stays out, but not at the price of the data.
+        for member in array.members().iter().filter(|m| m.serve_at_need()) {
+            tracing::warn!(
+                disk = member.id.0,
+                "the disk was declared failed, and too many are gone to do without it: it serves until the others have what it holds"
+            );
+        }
+    }
     if config.read_only {
         return Ok(array);
     }
@@ -691,12 +703,12 @@ pub fn next_epoch(env: &Arc<dyn Env>, seen: Epoch) -> Epoch {
 /// Disks whose copies of the log cannot be relied on, as the newest labels say: a bit per disk.
 ///
 /// A disk that went itself kept an older label, which knows nothing of disks that came back since: it does not count when a disk that nobody calls absent
-/// says that it was away, or when it was condemned, for then nobody labels it. Where disks call each other absent all of them count.
+/// says that it was away, or when it was condemned or declared failed, for then nobody labels it. Where disks call each other absent all of them count.
 fn absent_by_labels(labels: &[&Label], catalogue: &Catalogue) -> u128 {
     let bit = |l: &Label| 1u128.checked_shl(l.id.0.into()).unwrap_or(0);
     let here = |l: &&&Label| {
         let record = catalogue.disks.iter().find(|r| r.uuid == l.disk);
-        record.is_some_and(|r| r.service != Service::Condemned)
+        record.is_some_and(|r| r.service != Service::Condemned && !r.declared)
     };
     let labels: Vec<&&Label> = labels.iter().filter(here).collect();
     let called = labels.iter().fold(0, |bits, l| bits | l.absent);

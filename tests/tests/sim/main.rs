@@ -4,6 +4,7 @@
 mod changes;
 mod concurrent;
 mod cut_short;
+mod declared;
 mod every_step;
 mod exhaustive;
 mod full;
