@@ -58,9 +58,7 @@ impl Pool {
             add("critical", "pool.failed", format!("pool {} takes no writes: {e}", engine.name));
         }
         let wanted = "once it works again, restarting the daemon takes it back";
-        let declared = |d: &DiskInfo| {
-            engine.array.members().iter().any(|m| m.id.0 == d.id && m.is_declared_failed())
-        };
+        let declared = |d: &DiskInfo| engine.array.members().iter().any(|m| m.id.0 == d.id && m.is_declared_failed());
         for d in disks {
             let name = if d.path.is_empty() { d.uuid.to_string() } else { d.path.clone() };
             let name = format!("disk {} ({name})", d.id);
@@ -270,16 +268,21 @@ impl Pool {
         let Space { free_segments, segment, .. } = engine.space();
         let c = &engine.counters;
         let get = |v: &std::sync::atomic::AtomicU64| v.load(Ordering::Relaxed);
+        // One lock after the other: none is waited for under another.
+        let open: usize = engine.appenders.read().values().map(|a| a.memory()).sum();
+        let index = engine.index.lock().memory_used();
+        let queued = engine.log_queue.lock().memory();
+        let (write_buffer, frames) = (engine.intake.memory(), engine.frames.memory());
         let state = engine.state.read();
         let memory = [
-            ("write buffer", engine.intake.memory()),
+            ("write buffer", write_buffer),
             ("map pages", state.maps.pages.len() * 4352),
             ("block table pages", state.table.pages.len() * 4352),
             ("directory pages", state.table.directory.len() * 8192),
-            ("frame cache", engine.frames.memory()),
-            ("dedupe index", engine.index.lock().memory_used()),
-            ("open segments", engine.appenders.read().values().map(|a| a.memory()).sum()),
-            ("log queue", engine.log_queue.lock().memory()),
+            ("frame cache", frames),
+            ("dedupe index", index),
+            ("open segments", open),
+            ("log queue", queued),
         ];
         let capacity = state.segments.len() as u64 * segment;
         PoolStats {

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::member::Stalled;
@@ -19,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::Service;
 use crate::format::layout::PoolGeometry;
 use crate::format::record::SegmentRecord;
+use crate::lock::{Mutex, Rank, RwLock};
 use crate::planted::{self, Bug};
 use crate::report::Tolerance;
 use crate::units::{ChunkIndex, DiskId, SegmentId};
@@ -118,10 +118,10 @@ impl DiskArray {
             tolerance: AtomicU8::new(tolerance.drives() as u8),
             guaranteed: AtomicU8::new(tolerance.drives() as u8),
             mixed: AtomicBool::new(false),
-            members: RwLock::new(members.into_iter().map(Arc::new).collect()),
+            members: RwLock::new(Rank::Members, members.into_iter().map(Arc::new).collect()),
             failures: AtomicU64::new(0),
             changes: AtomicU64::new(0),
-            closed: Mutex::new((u64::MAX, 0)),
+            closed: Mutex::new(Rank::Closed, (u64::MAX, 0)),
             changed: Notify::new(),
             suspected: Notify::new(),
             stopped: AtomicBool::new(false),

@@ -15,5 +15,6 @@ mod rebuild;
 mod regressions;
 mod scrub;
 mod seeds;
+mod status;
 mod stress;
 mod work;
