@@ -201,6 +201,7 @@ impl Pool {
                 format!("{} MiB survive fewer failures of disks than the pool tolerates", mib(redundancy.reduced)),
             );
         }
+        out.extend(engine.set_alerts());
         out.extend(engine.space_alerts());
         out
     }

@@ -5,6 +5,7 @@ mod changes;
 mod concurrent;
 mod cut_short;
 mod declared;
+mod divide;
 mod every_step;
 mod exhaustive;
 mod full;
