@@ -7,6 +7,7 @@ pub mod env;
 pub mod error;
 pub mod format;
 pub mod frontend;
+pub mod lock;
 pub mod log;
 pub mod map;
 pub mod planted;

@@ -20,6 +20,9 @@ const DIRECTORIES_AHEAD: u64 = 64;
 /// Numbers of disks are below this: sets of disks are masks of so many bits.
 pub const DISK_IDS: u16 = 128;
 
+/// Bit of the byte for [`Service`] that is set when an administrator declared the disk failed.
+const DECLARED: u8 = 1 << 7;
+
 /// Fewest bytes of an encoded [`DiskRecord`].
 const DISK_RECORD_MIN: usize = 24;
 
@@ -66,6 +69,8 @@ pub struct DiskRecord {
     pub last_checkpoint: u64,
     /// What is expected of it.
     pub service: Service,
+    /// An administrator declared it failed: it stays out, whether it is there or not.
+    pub declared: bool,
     /// Its resiliency set.
     pub set: u16,
     /// What it did wrong since it joined.
@@ -157,7 +162,7 @@ impl Catalogue {
             body.extend_from_slice(&d.uuid.0);
             body.put_varint(d.size);
             body.put_varint(d.last_checkpoint);
-            body.put_u8(d.service as u8);
+            body.put_u8(d.service as u8 | if d.declared { DECLARED } else { 0 });
             body.put_varint(d.set.into());
             for v in [d.errors.read, d.errors.write, d.errors.checksum] {
                 body.put_varint(v);
@@ -211,12 +216,18 @@ impl Catalogue {
             ..Self::default()
         };
         for _ in 0..get.count(DISK_RECORD_MIN)? {
+            let id = DiskId(get.varint16()?);
+            let uuid = get.uuid()?;
+            let size = get.below(DISK_SIZE_MAX + 1, "disk size")?;
+            let last_checkpoint = get.below(COUNTER_LIMIT, "checkpoint")?;
+            let service = get.u8()?;
             out.disks.push(DiskRecord {
-                id: DiskId(get.varint16()?),
-                uuid: get.uuid()?,
-                size: get.below(DISK_SIZE_MAX + 1, "disk size")?,
-                last_checkpoint: get.below(COUNTER_LIMIT, "checkpoint")?,
-                service: Service::decode(get.u8()?)?,
+                id,
+                uuid,
+                size,
+                last_checkpoint,
+                service: Service::decode(service & !DECLARED)?,
+                declared: service & DECLARED != 0,
                 set: get.varint16()?,
                 errors: DiskErrors {
                     read: get.below(COUNTER_LIMIT, "read errors")?,

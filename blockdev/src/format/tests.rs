@@ -375,6 +375,7 @@ fn impossible_values_are_refused() {
             size: 1 << 30,
             last_checkpoint: 1,
             service: Service::Serving,
+            declared: false,
             set: 0,
             errors: DiskErrors::default(),
         }],

@@ -7,7 +7,7 @@ use super::{DISKS_MAX, Pool, check_large_enough, refuse_foreign};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::layout::LABEL_SIZE;
-use crate::redundancy::array::{CONDEMNED, Member};
+use crate::redundancy::array::{CONDEMNED, DECLARED, Member};
 use crate::report::{DiskInfo, Tolerance};
 use crate::segment::table::disks_min;
 use crate::units::{DiskId, Uuid};
@@ -28,6 +28,13 @@ impl Pool {
                 "{} is not taken back: {CONDEMNED}. To use it all the same remove it (`ashlar disk remove {}`) and add it again",
                 disk.name(),
                 member.id
+            )));
+        }
+        if member.is_declared_failed() && member.online().is_none() {
+            return Err(Error::invalid(format!(
+                "{} stays out: disk {id} was {DECLARED}. To use it again call that off (`ashlar disk keep {id}`)",
+                disk.name(),
+                id = member.id
             )));
         }
         if member.online().is_none() {
@@ -109,9 +116,13 @@ impl Pool {
         }
         let label = read_label(&disk).await.ok();
         if let Some(member) = label.as_ref().and_then(|l| members.iter().find(|m| m.uuid == l.disk)) {
+            let way_back = match member.is_declared_failed() {
+                true => format!(", and was {DECLARED}: `ashlar disk keep {}` takes it back", member.id),
+                false => String::new(),
+            };
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
-                format!("{} is disk {} of pool {} already", disk.name(), member.id, engine.name),
+                format!("{} is disk {} of pool {} already{way_back}", disk.name(), member.id, engine.name),
             ));
         }
         // One that was removed, or whose adding was cut short, holds nothing of value.
@@ -161,12 +172,16 @@ impl Pool {
         Ok(self.disk_info(&member, &engine.state.read().segments))
     }
 
-    /// Calls the removal of a disk off, as long as it is not gone: it takes data again.
+    /// Calls the removal of a disk off, as long as it is not gone: it takes data again. One that was declared failed is taken back if it is there, and
+    /// else when it is found.
     pub async fn keep_disk(&self, id: u16) -> Result<DiskInfo> {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let member = self.member(id)?;
+        if member.is_declared_failed() && member.online().is_none() {
+            return self.keep_declared(&member).await;
+        }
         if !member.is_leaving() {
             return Err(Error::invalid(format!("disk {id} of pool {} is not being removed", engine.name)));
         }
@@ -182,7 +197,23 @@ impl Pool {
         Ok(self.disk_info(&member, &engine.state.read().segments))
     }
 
-    /// Declares a disk failed, and gives it up: what it held is rebuilt on the others at once. Refused when data would be lost.
+    /// Takes a disk back that was declared failed.
+    async fn keep_declared(&self, member: &Arc<Member>) -> Result<DiskInfo> {
+        let engine = &self.0.engine;
+        if !engine.take_back_declaration(member).await? {
+            return Err(Error::new(ErrorKind::NotFound, format!("disk {} was removed already", member.id)));
+        }
+        let candidates = engine.candidates.read().clone();
+        for disk in member.handle().into_iter().chain(candidates) {
+            if read_label(&disk).await.is_ok_and(|label| label.disk == member.uuid) {
+                return self.reinstate_disk(disk).await;
+            }
+        }
+        Ok(self.disk_info(member, &engine.state.read().segments))
+    }
+
+    /// Declares a disk failed, and gives it up: what it held is rebuilt on the others at once. It stays out, also after a restart, until that is called
+    /// off ([`Self::keep_disk`]). Refused when data would be lost.
     pub async fn fail_disk(&self, id: u16) -> Result<DiskInfo> {
         let engine = &self.0.engine;
         engine.check_writable()?;
@@ -208,9 +239,8 @@ impl Pool {
                     ),
                 ));
             }
-            engine.array.fail(member.id, "declared failed by an administrator");
         }
-        engine.array.give_up(member.id);
+        engine.declare_failed(member.id).await?;
         Ok(self.disk_info(&member, &engine.state.read().segments))
     }
 }

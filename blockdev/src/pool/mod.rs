@@ -158,7 +158,7 @@ impl Pool {
         }
         let pool = uuid(&env);
         let joining = |i: usize| Grouped { id: DiskId(i as u16), set: None, used: 0 };
-        let sets = regroup(&(0..disks.len()).map(joining).collect::<Vec<_>>(), tolerance);
+        let sets = regroup(&(0..disks.len()).map(joining).collect::<Vec<_>>(), tolerance, true);
         let members = disks.into_iter().zip(sets).map(|(disk, (id, set))| {
             let size = disk.geometry().size;
             let member = Member::new(id, uuid(&env), size, Some(disk), false);

@@ -33,6 +33,7 @@ impl Pool {
         };
         let disk = |id: u16| format!("disk/{id}");
         let wanted = "once it works again, restarting the daemon takes it back";
+        let declared = |d: &DiskInfo| engine.array.members().iter().any(|m| m.id.0 == d.id && m.is_declared_failed());
         for d in disks {
             let name = if d.path.is_empty() { d.uuid.to_string() } else { d.path.clone() };
             let name = format!("disk {} ({name})", d.id);
@@ -44,6 +45,15 @@ impl Pool {
                     "info",
                     "disk.removing",
                     format!("what lies on {name} is being moved to the others; then it is let go"),
+                ),
+                DiskState::Failing if declared(d) => add(
+                    disk(d.id),
+                    "warning",
+                    "disk.failing",
+                    format!(
+                        "{name} was declared failed, and serves because too many others are gone: what lies on it is being moved to the \
+                         others; replace it (`ashlar disk replace`)"
+                    ),
                 ),
                 DiskState::Failing => add(
                     disk(d.id),
@@ -69,6 +79,15 @@ impl Pool {
                 DiskState::Failed if why.starts_with(OLDER_STATE) => {
                     add(disk(d.id), "critical", "disk.failed", format!("{name} is not used: it {why}"))
                 }
+                DiskState::Failed if declared(d) => add(
+                    disk(d.id),
+                    "warning",
+                    "disk.failed",
+                    format!(
+                        "{name} is not used ({why}): replace it (`ashlar disk replace`), or take it back (`ashlar disk keep {}`)",
+                        d.id
+                    ),
+                ),
                 DiskState::Failed => add(
                     disk(d.id),
                     "critical",
@@ -212,6 +231,7 @@ impl Pool {
                 format!("{} MiB survive fewer failures of disks than the pool tolerates", mib(redundancy.reduced)),
             );
         }
+        out.extend(engine.set_alerts());
         out.extend(engine.space_alerts());
         out
     }
@@ -279,16 +299,21 @@ impl Pool {
         let Space { free_segments, segment, .. } = engine.space();
         let c = &engine.counters;
         let get = |v: &std::sync::atomic::AtomicU64| v.load(Ordering::Relaxed);
+        // One lock after the other: none is waited for under another.
+        let open: usize = engine.appenders.read().values().map(|a| a.memory()).sum();
+        let index = engine.index.lock().memory_used();
+        let queued = engine.log_queue.lock().memory();
+        let (write_buffer, frames) = (engine.intake.memory(), engine.frames.memory());
         let state = engine.state.read();
         let memory = [
-            ("write buffer", engine.intake.memory()),
+            ("write buffer", write_buffer),
             ("map pages", state.maps.pages.len() * 4352),
             ("block table pages", state.table.pages.len() * 4352),
             ("directory pages", state.table.directory.len() * 8192),
-            ("frame cache", engine.frames.memory()),
-            ("dedupe index", engine.index.lock().memory_used()),
-            ("open segments", engine.appenders.read().values().map(|a| a.memory()).sum()),
-            ("log queue", engine.log_queue.lock().memory()),
+            ("frame cache", frames),
+            ("dedupe index", index),
+            ("open segments", open),
+            ("log queue", queued),
         ];
         let capacity = state.segments.len() as u64 * segment;
         PoolStats {

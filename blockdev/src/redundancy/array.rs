@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::member::Stalled;
-pub use super::member::{CONDEMNED, Member};
+pub use super::member::{CONDEMNED, DECLARED, Member};
 use super::parity::{self, Recovery};
 use crate::disk::{AlignedBuf, Disk, DiskError, IO_ALIGN};
 use crate::env::Env;
@@ -19,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::Service;
 use crate::format::layout::PoolGeometry;
 use crate::format::record::SegmentRecord;
+use crate::lock::{Mutex, Rank, RwLock};
 use crate::planted::{self, Bug};
 use crate::report::Tolerance;
 use crate::units::{ChunkIndex, DiskId, SegmentId};
@@ -118,10 +118,10 @@ impl DiskArray {
             tolerance: AtomicU8::new(tolerance.drives() as u8),
             guaranteed: AtomicU8::new(tolerance.drives() as u8),
             mixed: AtomicBool::new(false),
-            members: RwLock::new(members.into_iter().map(Arc::new).collect()),
+            members: RwLock::new(Rank::Members, members.into_iter().map(Arc::new).collect()),
             failures: AtomicU64::new(0),
             changes: AtomicU64::new(0),
-            closed: Mutex::new((u64::MAX, 0)),
+            closed: Mutex::new(Rank::Closed, (u64::MAX, 0)),
             changed: Notify::new(),
             suspected: Notify::new(),
             stopped: AtomicBool::new(false),
@@ -256,15 +256,6 @@ impl DiskArray {
         }
     }
 
-    /// Gives up a disk that does not serve.
-    pub fn give_up(&self, id: DiskId) {
-        if let Some(member) = self.member(id).filter(|m| m.online().is_none()) {
-            member.given_up.store(true, Ordering::Release);
-            self.changes.fetch_add(1, Ordering::AcqRel);
-            self.changed.notify_one();
-        }
-    }
-
     /// Bit per disk that is not there, or is back and lacks what no checkpoint tells of yet.
     pub fn unreliable(&self) -> u128 {
         let bad = |m: &&Arc<Member>| m.online().is_none() || m.unsettled.load(Ordering::Acquire);
@@ -322,13 +313,39 @@ impl DiskArray {
         }
     }
 
+    /// Declares a disk failed because an administrator says so: it stays out, and what it held is rebuilt elsewhere.
+    pub fn declare_failed(&self, id: DiskId) {
+        if let Some(member) = self.member(id) {
+            member.declared.store(true, Ordering::Release);
+            self.fail(id, DECLARED);
+            member.set_trouble(DECLARED);
+            member.given_up.store(true, Ordering::Release);
+            self.changes.fetch_add(1, Ordering::AcqRel);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Takes back that a disk was declared failed. It may be reinstated then, and does not leave any more if it did.
+    pub fn take_back_declaration(&self, id: DiskId) {
+        if let Some(member) = self.member(id) {
+            member.declared.store(false, Ordering::Release);
+            member.leaving.store(false, Ordering::Release);
+            member.set_trouble("it was declared failed, and is taken back when it is found");
+            self.changes.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     /// Declares a disk failed for good, on which nothing lies as a durable checkpoint shows.
     pub fn condemn(&self, id: DiskId) {
         if let Some(member) = self.member(id) {
             // First: from now on it does not count.
             member.set_empty();
-            self.fail(id, CONDEMNED);
-            self.set_service(id, Service::Condemned);
+            let (why, service) = match member.is_declared_failed() {
+                true => (DECLARED, Service::Empty),
+                false => (CONDEMNED, Service::Condemned),
+            };
+            self.fail(id, why);
+            self.set_service(id, service);
         }
     }
 
@@ -349,6 +366,10 @@ impl DiskArray {
             *member.gone_since.lock() = None;
             self.changes.fetch_add(1, Ordering::AcqRel);
             tracing::warn!(disk = id.0, "disk reinstated");
+            if member.is_declared_failed() {
+                // That was said this very moment.
+                self.declare_failed(id);
+            }
         }
     }
 

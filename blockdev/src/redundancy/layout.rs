@@ -86,9 +86,12 @@ pub struct Grouped {
     pub used: u64,
 }
 
-/// Sets of drives after some joined or left: as few change their set as can be. Sets are as equal as that allows, at most [`set_limit`] large, and a
+/// Sets of drives after some joined or left: as few change their set as can be. Sets are as equal as that allows, at most [`set_limit`] large, and
 /// sets that fit into one with some slack become one.
-pub fn regroup(drives: &[Grouped], tolerance: Tolerance) -> Vec<(DiskId, u16)> {
+///
+/// Without `divide` none is divided, and no new one is made beside others: they grow beyond the limit. For two small sets hold less than a large one:
+/// their extents are narrower, and each keeps a spare.
+pub fn regroup(drives: &[Grouped], tolerance: Tolerance, divide: bool) -> Vec<(DiskId, u16)> {
     let limit = set_limit(tolerance);
     let mut sets: BTreeMap<u16, Vec<Grouped>> = BTreeMap::new();
     let mut joining = Vec::new();
@@ -100,7 +103,7 @@ pub fn regroup(drives: &[Grouped], tolerance: Tolerance) -> Vec<(DiskId, u16)> {
     }
     let free_number = |sets: &BTreeMap<u16, Vec<Grouped>>| (0..).find(|n| !sets.contains_key(n)).unwrap_or(u16::MAX);
     // Too large: as when the tolerance became another one.
-    while let Some((&large, _)) = sets.iter().find(|(_, drives)| drives.len() > limit) {
+    while divide && let Some((&large, _)) = sets.iter().find(|(_, drives)| drives.len() > limit) {
         let number = free_number(&sets);
         let drives = sets.entry(large).or_default();
         drives.sort_by_key(|d| (Reverse(d.used), d.id));
@@ -108,8 +111,10 @@ pub fn regroup(drives: &[Grouped], tolerance: Tolerance) -> Vec<(DiskId, u16)> {
         sets.insert(number, moved);
     }
     for drive in joining {
-        let smallest =
-            sets.iter().filter(|(_, drives)| drives.len() < limit).min_by_key(|(n, drives)| (drives.len(), **n));
+        let smallest = sets
+            .iter()
+            .filter(|(_, drives)| drives.len() < limit || !divide)
+            .min_by_key(|(n, drives)| (drives.len(), **n));
         let number = match smallest.map(|(n, _)| *n) {
             Some(number) => number,
             None => {
@@ -346,7 +351,7 @@ mod tests {
             (51, Tolerance::Double, vec![26, 25]),
             (96, Tolerance::None, vec![96]),
         ] {
-            let mut found = sizes(&regroup(&new(disks), tolerance));
+            let mut found = sizes(&regroup(&new(disks), tolerance, true));
             found.sort_unstable_by(|a, b| b.cmp(a));
             assert_eq!(found, expected, "{disks} drives");
         }
@@ -368,7 +373,7 @@ mod tests {
                 } else {
                     drives.remove(rng.index(drives.len()));
                 }
-                let after = regroup(&drives, tolerance);
+                let after = regroup(&drives, tolerance, true);
                 assert_eq!(after.len(), drives.len());
                 assert!(sizes(&after).iter().all(|&n| n <= limit), "{after:?}");
                 let changed = after.iter().filter(|(id, n)| sets.iter().any(|(old, m)| old == id && m != n)).count();
@@ -385,8 +390,34 @@ mod tests {
     #[test]
     fn a_lower_tolerance_halves_sets_that_are_too_large() {
         let sets: Vec<(DiskId, u16)> = (0..50).map(|i| (DiskId(i), 0)).collect();
-        assert_eq!(sizes(&regroup(&grouped(&sets), Tolerance::Single)), [25, 25]);
-        assert_eq!(sizes(&regroup(&grouped(&sets), Tolerance::Double)), [50]);
+        assert_eq!(sizes(&regroup(&grouped(&sets), Tolerance::Single, true)), [25, 25]);
+        assert_eq!(sizes(&regroup(&grouped(&sets), Tolerance::Double, true)), [50]);
+    }
+
+    #[test]
+    fn sets_that_are_not_divided_grow() {
+        let joining = Grouped { id: DiskId(90), set: None, used: 0 };
+        for (before, expected) in
+            [(vec![25], vec![26]), (vec![25, 25], vec![26, 25]), (vec![30], vec![31]), (vec![], vec![1])]
+        {
+            let mut drives = Vec::new();
+            for (set, count) in before.iter().enumerate() {
+                let first = drives.len() as u16;
+                drives.extend((first..first + count).map(|i| Grouped {
+                    id: DiskId(i),
+                    set: Some(set as u16),
+                    used: 1,
+                }));
+            }
+            drives.push(joining);
+            let after = regroup(&drives, Tolerance::Single, false);
+            assert_eq!(sizes(&after), expected, "{before:?}");
+            let moved = |d: &&Grouped| d.set.is_some_and(|set| !after.contains(&(d.id, set)));
+            assert_eq!(drives.iter().find(moved), None);
+            // Sets that fit into one become one all the same.
+            let small: Vec<Grouped> = (0..8).map(|i| Grouped { id: DiskId(i), set: Some(i / 4), used: 1 }).collect();
+            assert_eq!(sizes(&regroup(&small, Tolerance::Single, false)), [8]);
+        }
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::units::{DiskId, Uuid};
 /// Why a disk is not used that was condemned.
 pub const CONDEMNED: &str = "it made too many errors; what it held was moved to the others";
 
+/// Why a disk is not used that an administrator declared failed.
+pub const DECLARED: &str = "declared failed by an administrator";
+
 /// Errors count half after this time.
 const ERRORS_HALVE: Duration = Duration::from_secs(3600);
 
@@ -52,6 +55,8 @@ pub struct Member {
     pub(super) failing: AtomicBool,
     /// It made too many errors, nothing lies on it, and it is not used again.
     condemned: AtomicBool,
+    /// An administrator declared it failed: it stays out until that is taken back.
+    pub(super) declared: AtomicBool,
     /// It was added, and no checkpoint names it yet.
     pub(super) joining: AtomicBool,
     /// Its resiliency set.
@@ -116,6 +121,7 @@ impl Member {
             leaving: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
+            declared: AtomicBool::new(false),
             joining: AtomicBool::new(false),
             set: AtomicU16::new(0),
             returns: AtomicU64::new(0),
@@ -175,6 +181,31 @@ impl Member {
     /// Whether it is not used again because of its errors.
     pub fn is_condemned(&self) -> bool {
         self.condemned.load(Ordering::Acquire)
+    }
+
+    /// Whether an administrator declared it failed.
+    pub fn is_declared_failed(&self) -> bool {
+        self.declared.load(Ordering::Acquire)
+    }
+
+    /// It was declared failed in an earlier life of the pool, and stays out. The service on record is set afterwards.
+    pub fn stay_out(&self) {
+        self.declared.store(true, Ordering::Release);
+        self.failed.store(true, Ordering::Release);
+        self.set_trouble(DECLARED);
+    }
+
+    /// The pool cannot be served without a disk that was declared failed: what lies on it is read, and moves to the others. Nothing new is put on
+    /// it, and in the end it is out again. Says whether it is there.
+    pub fn serve_at_need(&self) -> bool {
+        if !self.is_declared_failed() || self.is_empty() || self.disk.read().is_none() {
+            return false;
+        }
+        self.failed.store(false, Ordering::Release);
+        if !self.leaving.load(Ordering::Acquire) {
+            self.set_service(Service::Failing);
+        }
+        true
     }
 
     /// Takes note of an error when reading at a place. Halving makes the count one of late. Says whether the place was not known to be bad.

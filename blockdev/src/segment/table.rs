@@ -361,16 +361,22 @@ impl SegmentTable {
             .sum()
     }
 
-    /// Bytes of data, summaries and reserves not taken off, that the disks that stay have room for with another tolerance and in other sets.
-    pub fn capacity_with(&self, array: &DiskArray, tolerance: Tolerance, sets: &BTreeMap<DiskId, u16>) -> u64 {
+    /// Segments, without the spare, that the disks that stay have room for with another tolerance and in other sets, and their width. `joining` is a
+    /// disk that is no member yet, with its chunks.
+    pub fn capacity_with(
+        &self,
+        tolerance: Tolerance,
+        sets: &BTreeMap<DiskId, u16>,
+        joining: Option<(DiskId, u32)>,
+    ) -> Option<(u64, Width)> {
         let mut chunks: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
-        for c in &self.chunks {
-            if let Some(set) = sets.get(&c.id) {
-                chunks.entry(*set).or_default().push(c.used.len() as u32);
+        for (id, count) in self.chunks.iter().map(|c| (c.id, c.used.len() as u32)).chain(joining) {
+            if let Some(set) = sets.get(&id) {
+                chunks.entry(*set).or_default().push(count);
             }
         }
         let widths = chunks.values().filter_map(|own| width(own.len(), tolerance));
-        let Some(width) = widths.min_by_key(|w| w.data) else { return 0 };
+        let width = widths.min_by_key(|w| w.data)?;
         let extents = |mut own: Vec<u32>| {
             own.sort_unstable();
             if has_spare(own.len(), tolerance) {
@@ -378,8 +384,7 @@ impl SegmentTable {
             }
             max_extents(&own, width.columns())
         };
-        let extents: u64 = chunks.into_values().map(extents).sum();
-        extents * width.data as u64 * u64::from(array.geometry.chunk_size)
+        Some((chunks.into_values().map(extents).sum(), width))
     }
 
     /// Segments of the present width that the disks that are online have room for, and how many of these are the spare: what would not

@@ -75,6 +75,8 @@ impl Engine {
     /// Spreads data evenly over the disks; segments of another width or parity than new ones are written again.
     pub async fn rebalance(self: &Arc<Self>) -> Result<()> {
         self.check_writable()?;
+        self.divide_sets().await;
+        self.check_alive()?;
         *self.balance.lock() = Balance { on: true, restripe: true };
         self.array.changed.notify_one();
         Ok(())

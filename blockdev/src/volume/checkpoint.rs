@@ -592,6 +592,7 @@ pub fn disk_records(array: &DiskArray, unused: &dyn Fn(DiskId) -> bool) -> Vec<D
             Service::GivenUp | Service::Leaving if m.online().is_none() && unused(m.id) => Service::Empty,
             service => service,
         },
+        declared: m.is_declared_failed(),
         errors: m.errors(),
         set: m.set(),
     };

@@ -11,10 +11,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{DISK_IDS, Service};
 use crate::format::layout::{EDGE, LABEL_SIZE};
 use crate::redundancy::array::Member;
-use crate::redundancy::layout::{Grouped, regroup};
-use crate::report::Tolerance;
+use crate::redundancy::layout::{Grouped, regroup, set_limit};
+use crate::report::{Alert, Tolerance};
 use crate::segment::table::disks_min;
 use crate::units::{DiskId, Uuid};
+
+/// Share of the room there would be that may be in use when sets are divided: hosts must not be out of space because a disk was added.
+const FULL_WHEN_DIVIDED: f64 = 0.9;
 
 impl Engine {
     /// Takes a new disk in, in the place of another one that will be removed, if `replaces` says so. Once this completes a durable checkpoint names it, and
@@ -44,7 +47,8 @@ impl Engine {
             disk.flush().await.map_err(failed)?;
             write_label(&self.array, &self.label, self.epoch, self.array.unreliable(), &member, &disk).await?;
             let _alone = self.regroups.lock().await;
-            member.set_set(self.regroup(Some(id), replaces, self.array.tolerance()).await?);
+            let joining = Some((id, geometry.chunks(size)));
+            member.set_set(self.regroup(joining, replaces, self.array.tolerance()).await?);
             let mut own = self.checkpoints.lock().await;
             self.array.add(member);
             self.state.write().segments.add_disk(id, geometry.chunks(size));
@@ -104,11 +108,39 @@ impl Engine {
                 return Ok(false);
             }
             member.forgive();
+            self.array.take_back_declaration(member.id);
             self.array.set_service(member.id, Service::Serving);
             own.forced = true;
         }
         self.checkpoint().await?;
         tracing::info!(pool = self.name, disk = member.id.0, "the removal of a disk was called off");
+        Ok(true)
+    }
+
+    /// Declares a disk failed: it stays out, also after a restart, and what it held is rebuilt on the others. Once this completes a durable checkpoint
+    /// says so.
+    pub async fn declare_failed(self: &Arc<Self>, id: DiskId) -> Result<()> {
+        // Before a checkpoint that may be waiting for this very disk.
+        self.array.declare_failed(id);
+        self.checkpoints.lock().await.forced = true;
+        self.checkpoint().await?;
+        self.label_absent().await?;
+        tracing::info!(pool = self.name, disk = id.0, "declared failed by an administrator");
+        Ok(())
+    }
+
+    /// Takes back that a disk which does not serve was declared failed. Says whether it was still a member.
+    pub async fn take_back_declaration(self: &Arc<Self>, member: &Member) -> Result<bool> {
+        {
+            // A disk is let go under the same lock.
+            let mut own = self.checkpoints.lock().await;
+            if self.array.member(member.id).is_none_or(|m| m.uuid != member.uuid) {
+                return Ok(false);
+            }
+            self.array.take_back_declaration(member.id);
+            own.forced = true;
+        }
+        self.checkpoint().await?;
         Ok(true)
     }
 
@@ -162,13 +194,9 @@ impl Engine {
         counts.into_values().max().unwrap_or(0)
     }
 
-    /// The sets of disks if a pool of this tolerance were divided anew, with one that is about to join, and without one that it replaces.
-    fn grouped(
-        &self,
-        joining: Option<DiskId>,
-        replaces: Option<DiskId>,
-        tolerance: Tolerance,
-    ) -> BTreeMap<DiskId, u16> {
+    /// The sets of disks if a pool of this tolerance were divided anew, with one that is about to join (and its chunks), and without one that it
+    /// replaces. Sets are not divided when what is stored would then not have room.
+    fn grouped(&self, joining: Option<(DiskId, u32)>, replaces: Option<DiskId>, tolerance: Tolerance) -> Division {
         let mut drives: Vec<Grouped> = {
             let state = self.state.read();
             let members = self.array.members();
@@ -176,21 +204,67 @@ impl Engine {
             let of = |m: &Arc<Member>| Grouped { id: m.id, set: Some(m.set()), used: state.segments.allocated(m.id) };
             members.iter().filter(stays).map(of).collect()
         };
-        drives.extend(joining.map(|id| Grouped { id, set: None, used: 0 }));
-        regroup(&drives, tolerance).into_iter().collect()
+        drives.extend(joining.map(|(id, _)| Grouped { id, set: None, used: 0 }));
+        let divide = |divide| -> BTreeMap<DiskId, u16> { regroup(&drives, tolerance, divide).into_iter().collect() };
+        let usable = |sets: &BTreeMap<DiskId, u16>| {
+            let capacity = self.state.read().segments.capacity_with(tolerance, sets, joining);
+            capacity.map_or(0, |(segments, width)| self.usable_of(segments, width))
+        };
+        let (divided, whole) = (divide(true), divide(false));
+        let (used, room) = (self.space().used, usable(&divided));
+        if divided == whole || used as f64 <= room as f64 * FULL_WHEN_DIVIDED {
+            return Division { sets: divided, usable: room, divided: room };
+        }
+        Division { usable: usable(&whole), sets: whole, divided: room }
+    }
+
+    /// What a person should know about sets that are larger than they should be.
+    pub fn set_alerts(&self) -> Vec<Alert> {
+        let limit = set_limit(self.array.tolerance());
+        let mut sizes: BTreeMap<u16, usize> = BTreeMap::new();
+        for m in self.array.members().iter().filter(|m| !m.is_leaving() && !m.is_given_up()) {
+            *sizes.entry(m.set()).or_default() += 1;
+        }
+        sizes.retain(|_, drives| *drives > limit);
+        if sizes.is_empty() {
+            return Vec::new();
+        }
+        let Division { divided, .. } = self.grouped(None, None, self.array.tolerance());
+        let mib = |bytes: u64| bytes >> 20;
+        let alert = |(set, drives): (u16, usize)| Alert {
+            severity: "warning".into(),
+            code: "pool.set.large".into(),
+            object: "pool".into(),
+            message: format!(
+                "resiliency set {set} has {drives} drives, more than {limit}, and is not divided: the pool would have room for {} MiB then, and {} \
+                 MiB are in use. Until it is, the failures in all of these drives count together. Add drives, delete volumes or discard data, \
+                 then call `ashlar pool rebalance`",
+                mib(divided),
+                mib(self.space().used)
+            ),
+        };
+        sizes.into_iter().map(alert).collect()
+    }
+
+    /// Divides sets that are too large, if there is room by now.
+    pub(super) async fn divide_sets(self: &Arc<Self>) {
+        let _alone = self.regroups.lock().await;
+        if let Err(e) = self.regroup(None, None, self.array.tolerance()).await {
+            tracing::warn!(pool = self.name, error = %e, "resiliency sets stay as they are");
+        }
     }
 
     /// Puts disks into sets anew, with one that is about to join, or after one has left; gives the set of the new one. The caller holds
     /// [`Engine::regroups`].
     async fn regroup(
         self: &Arc<Self>,
-        joining: Option<DiskId>,
+        joining: Option<(DiskId, u32)>,
         replaces: Option<DiskId>,
         tolerance: Tolerance,
     ) -> Result<u16> {
         let before = self.array.sets();
-        let after = self.grouped(joining, replaces, tolerance);
-        let own = joining.and_then(|id| after.get(&id)).copied().unwrap_or_default();
+        let after = self.grouped(joining, replaces, tolerance).sets;
+        let own = joining.and_then(|(id, _)| after.get(&id)).copied().unwrap_or_default();
         if after.iter().any(|(id, set)| before.get(id).is_some_and(|old| old != set)) {
             let _transition = self.begin_transition().await?;
             // Those that do not count go where most of their set went, or they would lie alone.
@@ -238,11 +312,7 @@ impl Engine {
             )));
         }
         let _alone = self.regroups.lock().await;
-        let usable = {
-            let sets = self.grouped(None, None, wanted);
-            self.state.read().segments.capacity_with(&self.array, wanted, &sets)
-        };
-        let (usable, used) = (usable - usable / 10, self.space().used);
+        let (usable, used) = (self.grouped(None, None, wanted).usable, self.space().used);
         if used > usable {
             return Err(Error::new(
                 ErrorKind::NoSpace,
@@ -290,6 +360,15 @@ impl Engine {
         self.array.changed.notify_one();
         Ok(())
     }
+}
+
+/// How disks are put into sets.
+struct Division {
+    sets: BTreeMap<DiskId, u16>,
+    /// Bytes that data and metadata may take then.
+    usable: u64,
+    /// The same if sets that are too large were divided.
+    divided: u64,
 }
 
 /// What would be refused service is not begun.

@@ -34,7 +34,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
-use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -44,6 +43,7 @@ use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::ScrubRecord;
 use crate::format::label::Label;
+use crate::lock::{Mutex, RwLock};
 use crate::log::Log;
 use crate::redundancy::array::DiskArray;
 use crate::report::{Compression, Priority};

@@ -491,6 +491,10 @@ impl Engine {
             .collect();
         let failing: Vec<String> =
             self.array.members().into_iter().filter(|m| m.is_failing()).map(|m| m.id.to_string()).collect();
+        let declared = |m: &Arc<Member>| m.is_failing() && m.is_declared_failed();
+        if self.array.members().iter().any(declared) {
+            return format!("disk {} was declared failed", failing.join(", "));
+        }
         if !failing.is_empty() {
             return format!("disk {} makes too many errors", failing.join(", "));
         }

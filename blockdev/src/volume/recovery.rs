@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::checkpoint::{Checkpoints, mark_root};
@@ -31,6 +31,7 @@ use crate::format::page::Location;
 use crate::format::part::{Content, Item, PART_OVERHEAD, item_bytes_max};
 use crate::format::record::{Inline, Op, SegmentRecord};
 use crate::format::superblock::Superblock;
+use crate::lock::{Mutex, Rank, RwLock};
 use crate::log::{Log, replay};
 use crate::planted::{self, Bug};
 use crate::redundancy::array::{DiskArray, Extent, Member};
@@ -261,6 +262,9 @@ pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue, config
         member.last_checkpoint.store(sure, Ordering::Relaxed);
         member.set_errors(record.errors);
         member.set_set(record.set);
+        if record.declared {
+            member.stay_out();
+        }
         if member.online().is_none()
             || matches!(record.service, Service::Leaving | Service::Failing | Service::Condemned)
         {
@@ -278,6 +282,15 @@ pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue, config
     let array = DiskArray::new(env.clone(), label.geometry, catalogue.tolerance, members);
     array.set_guaranteed(catalogue.guaranteed);
     array.set_mixed(catalogue.mixed);
+    if array.check_quorum().is_err() {
+        // What was declared failed stays out, but not at the price of the data.
+        for member in array.members().iter().filter(|m| m.serve_at_need()) {
+            tracing::warn!(
+                disk = member.id.0,
+                "the disk was declared failed, and too many are gone to do without it: it serves until the others have what it holds"
+            );
+        }
+    }
     if config.read_only {
         return Ok(array);
     }
@@ -318,20 +331,20 @@ impl Engine {
         let opened = env.now();
         Self {
             opened,
-            candidates: RwLock::default(),
+            candidates: RwLock::new(Rank::Candidates, Vec::new()),
             uuid: label.pool,
             name: label.pool_name.clone(),
             epoch,
             intake: Intake::new(config.write_buffer(), state.seqno),
             log: Log::new(array.clone(), label.pool, epoch, found.extents, found.next_extent),
-            log_queue: Mutex::new(LogQueue::default()),
+            log_queue: Mutex::new(Rank::LogQueue, LogQueue::default()),
             log_wake: Notify::new(),
             durable: watch::channel(Durable { seqno: state.seqno.0, record: state.record }).0,
-            state: RwLock::new(state),
+            state: RwLock::new(Rank::State, state),
             committer: tokio::sync::Mutex::new(Committer::default()),
             stripes: Arc::new(Semaphore::new(STRIPES_IN_FLIGHT)),
-            appenders: RwLock::default(),
-            index: Mutex::new(index),
+            appenders: RwLock::new(Rank::Appenders, FxHashMap::default()),
+            index: Mutex::new(Rank::Index, index),
             list_loaded: Notify::new(),
             frames: FrameCache::new(config.frame_cache()),
             gate: Arc::default(),
@@ -340,7 +353,7 @@ impl Engine {
             labelled_changes: tokio::sync::Mutex::new(u64::MAX),
             noted_failures: AtomicU64::new(0),
             catalogue_bytes: AtomicU64::new(superblock.catalogue_len.into()),
-            segment_counts: Mutex::new(((u64::MAX, 0), super::space::Space::default())),
+            segment_counts: Mutex::new(Rank::SegmentCounts, ((u64::MAX, 0), super::space::Space::default())),
             checkpoint_wanted: Notify::new(),
             checkpointed: watch::channel(superblock.checkpoint).0,
             checkpoints: tokio::sync::Mutex::new(Checkpoints {
@@ -355,17 +368,17 @@ impl Engine {
             pins: AtomicUsize::new(0),
             cleaner_wanted: Notify::new(),
             set_aside: AtomicUsize::new(0),
-            scrub: Mutex::new(catalogue.scrub),
+            scrub: Mutex::new(Rank::Progress, catalogue.scrub),
             scrub_runs: AtomicU64::new(0),
             in_transition: AtomicUsize::new(0),
             regroups: tokio::sync::Mutex::new(()),
-            balance: Mutex::default(),
+            balance: Mutex::new(Rank::Balance, Default::default()),
             scrub_wanted: Notify::new(),
-            broken: Mutex::default(),
+            broken: Mutex::new(Rank::Broken, BTreeMap::new()),
             pace: Pace::new(config.priority),
-            rebuild: Mutex::new(None),
+            rebuild: Mutex::new(Rank::Progress, None),
             stopping: false.into(),
-            failure: Mutex::new(None),
+            failure: Mutex::new(Rank::Failure, None),
             env,
             array,
             config,
@@ -691,12 +704,12 @@ pub fn next_epoch(env: &Arc<dyn Env>, seen: Epoch) -> Epoch {
 /// Disks whose copies of the log cannot be relied on, as the newest labels say: a bit per disk.
 ///
 /// A disk that went itself kept an older label, which knows nothing of disks that came back since: it does not count when a disk that nobody calls absent
-/// says that it was away, or when it was condemned, for then nobody labels it. Where disks call each other absent all of them count.
+/// says that it was away, or when it was condemned or declared failed, for then nobody labels it. Where disks call each other absent all of them count.
 fn absent_by_labels(labels: &[&Label], catalogue: &Catalogue) -> u128 {
     let bit = |l: &Label| 1u128.checked_shl(l.id.0.into()).unwrap_or(0);
     let here = |l: &&&Label| {
         let record = catalogue.disks.iter().find(|r| r.uuid == l.disk);
-        record.is_some_and(|r| r.service != Service::Condemned)
+        record.is_some_and(|r| r.service != Service::Condemned && !r.declared)
     };
     let labels: Vec<&&Label> = labels.iter().filter(here).collect();
     let called = labels.iter().fold(0, |bits, l| bits | l.absent);

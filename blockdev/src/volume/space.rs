@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::Engine;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::layout::PoolGeometry;
+use crate::redundancy::layout::Width;
 use crate::report::Alert;
 use crate::segment::appender::recovery_room;
 use crate::units::BLOCK_SIZE;
@@ -77,7 +79,25 @@ impl Space {
     }
 }
 
+/// Data bytes of a segment of a width.
+fn segment_bytes(geometry: &PoolGeometry, width: Width) -> u64 {
+    let capacity = width.data as u32 * geometry.chunk_size;
+    u64::from(capacity - recovery_room(capacity, width.data as u32 * geometry.strip_size))
+}
+
 impl Engine {
+    /// Bytes of a segment that data can take for certain: at its end there may be no room for one more frame.
+    fn certain(&self, segment: u64) -> u64 {
+        segment.saturating_sub((self.config.frame_blocks.clamp(1, 4) * BLOCK_SIZE) as u64)
+    }
+
+    /// What live data and metadata could take if the pool had so many segments of this width, all even.
+    pub(super) fn usable_of(&self, segments: u64, width: Width) -> u64 {
+        let segment = segment_bytes(&self.array.geometry, width);
+        let out = Space { total_segments: segments, segment, checkpoint: self.space().checkpoint, ..Space::default() };
+        (segments.saturating_sub(out.reserve()) as f64 * self.certain(segment) as f64 * (1.0 - OVERHEAD)) as u64
+    }
+
     /// The space now.
     pub fn space(&self) -> Space {
         let state = self.state.read();
@@ -88,9 +108,7 @@ impl Engine {
         let mut out = self.segment_counts(&state);
         out.used = state.segments.live() + dirty as u64 * PAGE_BYTES;
         out.checkpoint = (dirty as u64 * PAGE_BYTES).div_ceil(out.segment.max(1));
-        // At the end of a segment there may be no room for one more frame.
-        let tail = (self.config.frame_blocks.clamp(1, 4) * BLOCK_SIZE) as u64;
-        let usable = out.segment.saturating_sub(tail);
+        let usable = self.certain(out.segment);
         out.usable = out.total_segments.saturating_sub(out.reserve()) * usable;
         if out.uneven {
             // What there is, and what emptying the rest would give: the cleaner has to fit into it. Never more than if all were even: columns
@@ -123,11 +141,7 @@ impl Engine {
                 free_segments: state.segments.free(&self.array).saturating_sub(spare),
                 spare_segments: spare,
                 uneven: state.segments.is_uneven(&self.array),
-                segment: width.map_or(0, |w| {
-                    let g = &self.array.geometry;
-                    let capacity = w.data as u32 * g.chunk_size;
-                    u64::from(capacity - recovery_room(capacity, w.data as u32 * g.strip_size))
-                }),
+                segment: width.map_or(0, |w| segment_bytes(&self.array.geometry, w)),
                 ..Space::default()
             };
             known.0 = version;

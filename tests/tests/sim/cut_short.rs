@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 /// Bytes that a map leaf covers.
 const LEAF: u64 = 2 * MIB;
 
-fn noise(seed: u64, len: usize) -> Bytes {
+pub fn noise(seed: u64, len: usize) -> Bytes {
     let mut data = vec![0; len];
     Rng::new(seed).fill(&mut data);
     Bytes::from(data)
@@ -28,7 +28,7 @@ async fn make(env: &Arc<dyn Env>, size: u64) -> (Vec<Arc<FaultDisk>>, Vec<Arc<dy
     make_of(env, 3, size).await
 }
 
-async fn make_of(env: &Arc<dyn Env>, count: usize, size: u64) -> (Vec<Arc<FaultDisk>>, Vec<Arc<dyn Disk>>) {
+pub async fn make_of(env: &Arc<dyn Env>, count: usize, size: u64) -> (Vec<Arc<FaultDisk>>, Vec<Arc<dyn Disk>>) {
     let memory = |i| Arc::new(MemoryDisk::new(format!("d{i}"), size));
     let faults: Vec<Arc<FaultDisk>> = (0..count).map(|i| FaultDisk::new(memory(i), env.clone())).collect();
     let disks: Vec<Arc<dyn Disk>> = faults.iter().map(|f| f.clone() as Arc<dyn Disk>).collect();
@@ -43,7 +43,7 @@ async fn make_of(env: &Arc<dyn Env>, count: usize, size: u64) -> (Vec<Arc<FaultD
     (faults, disks)
 }
 
-fn run<F: Future<Output = ()>>(seed: u64, work: impl FnOnce(Arc<dyn Env>) -> F) {
+pub fn run<F: Future<Output = ()>>(seed: u64, work: impl FnOnce(Arc<dyn Env>) -> F) {
     let scope = SimScope::new(seed);
     scope.run_until(work(scope.env()), STEPS).unwrap_or_else(|stall| panic!("seed {seed}: {stall}"));
 }

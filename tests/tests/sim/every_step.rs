@@ -22,6 +22,8 @@ enum What {
     CatchUp,
     Change(Change),
     Scrub,
+    /// A disk that was declared failed is taken back.
+    Keep,
 }
 
 fn scenario(tolerance: Tolerance) -> Scenario {
@@ -57,6 +59,10 @@ fn before(what: What, tolerance: Tolerance) -> Result<Appliance, String> {
                 a.disks[1].corrupt((1 << 20) + rng.below(6 << 20) / 4096 * 4096, 2048);
             }
         }
+        What::Keep => {
+            a.heal_after(Change::Fail(1), None)?;
+            a.live(None)?;
+        }
         What::Change(_) => {}
     }
     Ok(a)
@@ -66,6 +72,7 @@ fn change_of(what: What) -> Change {
     match what {
         What::Rebuild | What::CatchUp => Change::None,
         What::Scrub => Change::Scrub,
+        What::Keep => Change::Keep(1),
         What::Change(change) => change,
     }
 }
@@ -82,7 +89,8 @@ fn crash_at(what: What, tolerance: Tolerance, point: u64) -> Result<(), String> 
         Change::Tolerance(t) => t,
         _ => tolerance,
     };
-    let alive = (0..a.disks.len()).filter(|&i| !a.disks[i].is_failed()).collect::<Vec<_>>();
+    let out = a.declared;
+    let alive = (0..a.disks.len()).filter(|&i| !a.disks[i].is_failed() && Some(i) != out).collect::<Vec<_>>();
     let next = alive.into_iter().skip(point as usize % 3).take(after.drives());
     next.for_each(|i| a.disks[i].fail());
     a.finish()
@@ -104,7 +112,8 @@ fn death_at(what: What, tolerance: Tolerance, victim: usize, point: u64) -> Resu
         Change::Tolerance(t) => t,
         _ => tolerance,
     };
-    let alive = (0..a.disks.len()).filter(|&i| !a.disks[i].is_failed()).collect::<Vec<_>>();
+    let out = a.declared;
+    let alive = (0..a.disks.len()).filter(|&i| !a.disks[i].is_failed() && Some(i) != out).collect::<Vec<_>>();
     alive.into_iter().skip(point as usize % 2).take(after.drives()).for_each(|i| a.disks[i].fail());
     a.finish()
 }
@@ -153,6 +162,9 @@ every_step! {
     of_joining: What::Change(Change::Add), Single;
     of_leaving: What::Change(Change::Remove(2)), Single;
     of_leaving_with_double_tolerance: What::Change(Change::Remove(2)), Double;
+    of_declaring_a_disk_failed: What::Change(Change::Fail(1)), Single;
+    of_declaring_a_disk_failed_with_double_tolerance: What::Change(Change::Fail(1)), Double;
+    of_keeping_a_disk_that_was_declared_failed: What::Keep, Single;
     of_raising_the_tolerance: What::Change(Change::Tolerance(Tolerance::Double)), Single;
     of_lowering_the_tolerance: What::Change(Change::Tolerance(Tolerance::Single)), Double;
     of_a_scrub: What::Scrub, Single;
@@ -171,6 +183,8 @@ every_death! {
     death_in_catching_up: What::CatchUp, Double;
     death_in_joining: What::Change(Change::Add), Single;
     death_in_leaving: What::Change(Change::Remove(2)), Single;
+    death_in_declaring_a_disk_failed: What::Change(Change::Fail(1)), Double;
+    death_in_keeping_a_disk: What::Keep, Double;
     death_in_raising_the_tolerance: What::Change(Change::Tolerance(Tolerance::Double)), Single;
     death_in_lowering_the_tolerance: What::Change(Change::Tolerance(Tolerance::Single)), Double;
     death_in_a_scrub: What::Scrub, Double;

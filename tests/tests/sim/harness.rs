@@ -7,7 +7,7 @@ use std::time::Duration;
 use blockdev::disk::{CrashPlan, CrashTrigger, Disk, FaultBudget, FaultRate, SimDisk};
 use blockdev::env::{Rng, SimScope};
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
-use blockdev::report::{Priority, Tolerance};
+use blockdev::report::{DiskInfo, DiskState, Priority, Tolerance};
 use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE};
 
 use super::model::{Image, Model, Step, tag_of};
@@ -25,6 +25,10 @@ pub enum Change {
     Add,
     /// This one is to be removed.
     Remove(usize),
+    /// This one is declared failed.
+    Fail(usize),
+    /// This one is taken back that was declared failed.
+    Keep(usize),
     /// All is scrubbed.
     Scrub,
     /// Another tolerance.
@@ -117,6 +121,8 @@ pub struct Appliance {
     cleaned: u64,
     /// Disks that may fail.
     frail: Vec<usize>,
+    /// A disk that was declared failed for good: it stays out.
+    pub declared: Option<usize>,
     /// A disk that dies after so many requests of the next life in which redundancy is restored.
     pub doomed: Option<(usize, u64)>,
 }
@@ -140,8 +146,18 @@ impl Appliance {
             .into_iter()
             .take(if scenario.faults != Faults::None { scenario.tolerance.drives() } else { 0 })
             .collect();
-        let mut out =
-            Self { scenario, disks, rng, model: Model::default(), lives: 0, trace: 0, cleaned: 0, frail, doomed: None };
+        let mut out = Self {
+            scenario,
+            disks,
+            rng,
+            model: Model::default(),
+            lives: 0,
+            trace: 0,
+            cleaned: 0,
+            frail,
+            declared: None,
+            doomed: None,
+        };
         let scope = out.next_life();
         let env = scope.env();
         let options = CreateOptions {
@@ -233,16 +249,37 @@ impl Appliance {
         let new = if change == Change::Add { disks.pop() } else { None };
         let (volumes, silent) = (self.scenario.volumes, scenario_is_silent(&self.scenario));
         let model = Mutex::new(std::mem::take(&mut self.model));
+        let declared = Mutex::new(self.declared);
         let life = async {
             let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
             let found = read_all(&pool, volumes).await?;
             model.lock().map_err(|e| e.to_string())?.recover(&found)?;
+            let stays_out = *declared.lock().map_err(|e| e.to_string())?;
+            if let Some(info) = stays_out.and_then(|disk| disk_of(&pool, disk))
+                && info.state != DiskState::Failed
+            {
+                return Err(format!("disk {} was declared failed, and is {:?}", info.id, info.state));
+            }
             match (change, new) {
                 (Change::Remove(disk), _) => {
-                    let name = format!("disk{disk}");
-                    let id = pool.disks().iter().find(|d| d.path == name).map(|d| d.id);
-                    if let Some(id) = id {
-                        pool.remove_disk(id).await.map_err(|e| format!("removing: {e}"))?;
+                    if let Some(info) = disk_of(&pool, disk) {
+                        pool.remove_disk(info.id).await.map_err(|e| format!("removing: {e}"))?;
+                    }
+                }
+                (Change::Fail(disk), _) => {
+                    if let Some(info) = disk_of(&pool, disk) {
+                        pool.fail_disk(info.id).await.map_err(|e| format!("declaring failed: {e}"))?;
+                        *declared.lock().map_err(|e| e.to_string())? = Some(disk);
+                    }
+                }
+                (Change::Keep(disk), _) => {
+                    // As soon as it was asked for, either may be.
+                    *declared.lock().map_err(|e| e.to_string())? = None;
+                    if let Some(info) = disk_of(&pool, disk).filter(|d| d.state == DiskState::Failed) {
+                        let info = pool.keep_disk(info.id).await.map_err(|e| format!("keeping: {e}"))?;
+                        if !matches!(info.state, DiskState::Online | DiskState::Stale) {
+                            return Err(format!("a disk that was kept is {:?}", info.state));
+                        }
                     }
                 }
                 (Change::Scrub, _) => {
@@ -279,6 +316,7 @@ impl Appliance {
         self.trace = self.trace.rotate_left(7) ^ scope.trace();
         scope.kill_all_tasks();
         self.model = model.into_inner().map_err(|e| e.to_string())?;
+        self.declared = declared.into_inner().map_err(|e| e.to_string())?;
         result.map_err(|e| format!("healing, life {}: {e}", self.lives))?;
         let mut rng = self.rng.fork();
         self.disks.iter().for_each(|d| d.crash(&mut rng));
@@ -379,6 +417,12 @@ impl Appliance {
         self.model.recover(&found).map_err(|e| format!("last life: {e}"))?;
         Ok(())
     }
+}
+
+/// What a pool says of a disk.
+fn disk_of(pool: &Pool, disk: usize) -> Option<DiskInfo> {
+    let name = format!("disk{disk}");
+    pool.disks().into_iter().find(|d| d.path == name)
 }
 
 /// What a pool still lacks in redundancy; none when it would survive as many failures as it promises.

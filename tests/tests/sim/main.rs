@@ -1,9 +1,12 @@
 //! The whole engine under the simulator: random work, crashes at any point, failing disks; the state after each recovery must be the
 //! state of one instant, not before the last completed flush. `ASHLAR_SIM_SEEDS` sets how many seeds run, `ASHLAR_SIM_SEED` one of them.
 
+mod capacity;
 mod changes;
 mod concurrent;
 mod cut_short;
+mod declared;
+mod divide;
 mod every_step;
 mod exhaustive;
 mod full;
@@ -14,5 +17,7 @@ mod rebuild;
 mod regressions;
 mod scrub;
 mod seeds;
+mod sparse;
+mod status;
 mod stress;
 mod work;

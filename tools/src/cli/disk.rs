@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use blockdev::report::DiskInfo;
+use blockdev::report::{DiskInfo, DiskState};
 use hyper::Method;
 
 use super::Global;
@@ -63,8 +63,12 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
-    /// Call the removal of a drive off, as long as it is not gone: it takes data again
-    #[command(after_help = "Example:\n  ashlar disk remove 3 --no-wait && ashlar disk keep 3")]
+    /// Call the removal of a drive off, as long as it is not gone, or take back one that was declared failed
+    ///
+    /// It takes data again. What a drive that was declared failed missed is written to it.
+    #[command(
+        after_help = "Examples:\n  ashlar disk remove 3 --no-wait && ashlar disk keep 3\n  ashlar disk fail 3 && ashlar disk keep 3"
+    )]
     Keep {
         /// Number, path or file name, as `disk list` shows them
         disk: String,
@@ -72,7 +76,7 @@ pub enum Command {
     /// Look for drives that failed or are missing, and take back those that are there again
     ///
     /// They are known by their labels, whatever they are called now. What a drive missed is written to it. One that is plugged in while the
-    /// daemon runs is found without this.
+    /// daemon runs is found without this. Drives that were declared failed (`disk fail`) stay out.
     #[command(after_help = "Example:\n  ashlar disk rescan && ashlar pool status")]
     Rescan,
     /// Put a new drive in the place of another, while the pool is in use
@@ -94,9 +98,11 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
-    /// Give a drive up: what it held is rebuilt on the others at once
+    /// Declare a drive failed: what it held is rebuilt on the others at once
     ///
-    /// Refused when data could not be read without it.
+    /// Refused when data could not be read without it. It stays out, also after a restart and although it answers. The ways back: `disk keep`
+    /// takes it back with what it has; `disk replace` puts another in its place; `disk remove` strikes it off, then `disk add` takes it as a
+    /// new one. A drive whose label was wiped is a new one, too.
     #[command(after_help = "Example:\n  ashlar disk fail 3 && ashlar pool status")]
     Fail {
         /// Number, path or file name, as `disk list` shows them
@@ -139,7 +145,12 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
                 let id = find(&client, &disk).await?.id;
                 client.send(Method::POST, &format!("/v1/disks/{id}/keep")).await
             })?;
-            show(global.output, &disk, |d| format!("disk {} ({}) stays, and takes data again", d.id, d.path))?;
+            show(global.output, &disk, |d| match d.state {
+                DiskState::Failed | DiskState::Missing => {
+                    format!("disk {} ({}) is not there: it is taken back when it is found", d.id, d.path)
+                }
+                _ => format!("disk {} ({}) stays, and takes data again", d.id, d.path),
+            })?;
         }
         Command::Rescan => {
             let disks: Vec<DiskInfo> = super::talk(client.send(Method::POST, "/v1/disks/rescan"))?;
@@ -155,7 +166,7 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
                 client.send(Method::POST, &format!("/v1/disks/{id}/fail")).await
             })?;
             show(global.output, &disk, |d| {
-                format!("disk {} ({}) was given up: what it held is rebuilt on the others", d.id, d.path)
+                format!("disk {} ({}) stays out: what it held is rebuilt on the others", d.id, d.path)
             })?;
         }
     }
@@ -269,7 +280,7 @@ fn table_with_health(disks: &[Disk]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use blockdev::report::{DiskState, DriveHealth};
+    use blockdev::report::DriveHealth;
 
     use super::*;
     use crate::exit::Exit;

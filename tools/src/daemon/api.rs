@@ -8,7 +8,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use blockdev::error::{Error, ErrorKind};
-use blockdev::report::{DiskInfo, PoolStats, PoolStatus, Scrub, Severity};
+use blockdev::report::{DiskInfo, DiskState, PoolStats, PoolStatus, Scrub, Severity};
 use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -323,22 +323,27 @@ async fn disk_remove(
     Ok((StatusCode::ACCEPTED, Json(info.await?)))
 }
 
-/// Calls the removal of a drive off: it takes data again.
+/// Calls the removal of a drive off: it takes data again. One that was declared failed is taken back.
 #[utoipa::path(post, path = "/v1/disks/{id}/keep", tag = "pool", params(("id" = u16, Path)),
     responses((status = 200, body = DiskInfo), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody)))]
 async fn disk_keep(State(app): Shared, origin: Origin, Path(id): Path<String>) -> Answer<DiskInfo> {
     let id = disk_id(&id)?;
-    let info = to_the_end(async move {
+    let kept = async move {
         let info = app.engine.keep_disk(id).await?;
         let message = format!("disk {id} ({}) is to stay in the pool", info.path);
         app.record(origin.of(told("disk.keep", format!("disk/{id}"), message)));
-        Ok(info)
-    });
-    Ok(Json(info.await?))
+        if !matches!(info.state, DiskState::Failed | DiskState::Missing) {
+            return Ok(info);
+        }
+        // It was declared failed, and is not open any more: perhaps it is found.
+        let disks = rescan(&app).await?;
+        Ok(disks.into_iter().find(|d| d.id == id).unwrap_or(info))
+    };
+    Ok(Json(to_the_end(kept).await?))
 }
 
-/// Declares a drive failed: what it held is rebuilt on the others at once.
+/// Declares a drive failed: what it held is rebuilt on the others at once. It stays out, also after a restart, until it is kept.
 #[utoipa::path(post, path = "/v1/disks/{id}/fail", tag = "pool", params(("id" = u16, Path)),
     responses((status = 202, body = DiskInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 async fn disk_give_up(

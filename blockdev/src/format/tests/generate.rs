@@ -300,6 +300,7 @@ pub fn catalogue(rng: &mut Rng) -> Catalogue {
                 size: number(rng, 1 << 50),
                 last_checkpoint: number(rng, COUNTER_LIMIT),
                 service: [Service::Serving, Service::Away, Service::GivenUp, Service::Empty][rng.index(4)],
+                declared: rng.chance(1, 4),
                 set: rng.below(4) as u16,
                 errors: DiskErrors { read: number(rng, 1 << 20), write: rng.below(9), checksum: number(rng, 1 << 40) },
             })

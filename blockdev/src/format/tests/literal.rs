@@ -113,6 +113,7 @@ fn catalogue() {
         size: 1 << 30,
         last_checkpoint: 8,
         service,
+        declared: false,
         set: id + 1,
         errors: DiskErrors { read: 1, write: 2, checksum: 128 },
     };

@@ -30,6 +30,7 @@ fn absent(labels: &[(u16, u128)], services: &[Service]) -> u128 {
         size: 16 << 20,
         last_checkpoint: 1,
         service: *service,
+        declared: false,
         set: 0,
         errors: Default::default(),
     };
