@@ -179,6 +179,16 @@ pub struct Rebuild {
     pub eta_s: Option<u64>,
 }
 
+impl Rebuild {
+    /// The cause of a balance.
+    pub const SPREADING: &str = "data is spread over all disks";
+
+    /// Whether nothing is restored, but data spread evenly.
+    pub fn is_balance(&self) -> bool {
+        self.cause == Self::SPREADING
+    }
+}
+
 /// The newest scrub.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Scrub {
@@ -343,6 +353,12 @@ pub struct PoolStats {
     pub dedupe_misses: u64,
     /// Log records written.
     pub log_records: u64,
+    /// Log entries that were replayed when the pool was opened: there are none when it was closed in order.
+    #[serde(default)]
+    pub log_replayed: u64,
+    /// Seconds that took, together with finishing what a crash had cut short.
+    #[serde(default)]
+    pub recovery_s: f64,
     /// Checkpoints completed.
     pub checkpoints: u64,
     /// Bytes the cleaner moved.

@@ -332,6 +332,8 @@ impl Pool {
             dedupe_hits: get(&c.dedupe_hits),
             dedupe_misses: get(&c.dedupe_misses),
             log_records: get(&engine.log.entries),
+            log_replayed: get(&c.log_replayed),
+            recovery_s: get(&c.recovery_us) as f64 / 1e6,
             checkpoints: get(&c.checkpoints),
             cleaner_moved: get(&c.cleaner_moved),
             rebuilt: get(&c.rebuilt),

@@ -168,6 +168,10 @@ pub struct Counters {
     pub host_flushes: AtomicU64,
     /// Bytes of zero blocks written.
     pub zero_bytes: AtomicU64,
+    /// Log entries replayed when the pool was opened.
+    pub log_replayed: AtomicU64,
+    /// Microseconds that took, with all that opening writes.
+    pub recovery_us: AtomicU64,
     /// Blocks shared.
     pub dedupe_hits: AtomicU64,
     /// Candidates that differed.

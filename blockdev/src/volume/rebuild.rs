@@ -54,7 +54,7 @@ pub(super) enum Kind {
 }
 
 /// Why data moves when disks are filled evenly.
-const SPREADING: &str = "data is spread over all disks";
+const SPREADING: &str = Rebuild::SPREADING;
 
 /// A segment with columns to be written anew.
 #[derive(Clone)]

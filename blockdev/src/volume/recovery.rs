@@ -467,6 +467,7 @@ impl Engine {
             entries = entries.len(),
             "opening"
         );
+        engine.counters.log_replayed.store(entries.len() as u64, Ordering::Relaxed);
         let open = engine.replay(entries).await.context(format!("pool {}: replaying the log", label.pool_name))?;
         let reached = {
             let state = engine.state.read();
@@ -482,6 +483,8 @@ impl Engine {
             engine.stop();
             return Err(e);
         }
+        let took = engine.env.now().saturating_sub(engine.opened);
+        engine.counters.recovery_us.store(took.as_micros() as u64, Ordering::Relaxed);
         engine.start_background();
         Ok(engine)
     }

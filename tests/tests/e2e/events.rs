@@ -66,6 +66,7 @@ fn events_tell_the_story_of_a_pulled_disk_over_a_kill() {
     lab.lab("disk-pull", &["1"]).expect_ok();
     until_told(&lab, "disk.state disk/1 failed");
     until_told(&lab, "alert.raised disk/1 disk.failed");
+    create(&lab, "late", "4M");
     lab.lab("kill", &[]).expect_ok();
     // It was cut off in the middle of a line.
     let mut file = std::fs::OpenOptions::new().append(true).open(lab.dir().join("events.jsonl")).expect("the file");
@@ -120,6 +121,9 @@ fn events_tell_the_story_of_a_pulled_disk_over_a_kill() {
     assert!(failed["cause"].as_str().is_some_and(|c| c.contains("injected failure")), "{failed}");
     assert!(failed["action"].as_str().is_some_and(|a| a.contains("ashlar disk replace 1")), "{failed}");
     assert_eq!(failed["severity"], "error");
+    let recovered = told("pool.recovered");
+    let replayed: u64 = recovered["details"]["replayed"].as_str().and_then(|n| n.parse().ok()).expect("a number");
+    assert!(replayed > 0, "a volume made right before the kill is in the log: {recovered}");
     let killed = told("daemon.killed");
     assert!(killed["cause"].as_str().is_some_and(|c| c.contains("it was killed")), "{killed}");
     // A restart in which nothing changes tells of nothing but itself.
@@ -129,7 +133,7 @@ fn events_tell_the_story_of_a_pulled_disk_over_a_kill() {
     // Selections, and one in full.
     let of_disk = events(&lab, &["--object", "disk/1", "--severity", "error", "--since", "1h"]);
     assert!(of_disk.len() >= 2 && of_disk.iter().all(|e| e["object"] == "disk/1" && e["severity"] != "info"));
-    assert_eq!(events(&lab, &["--kind", "volume.created"]).len(), 1);
+    assert_eq!(events(&lab, &["--kind", "volume.created", "--object", "volume/data"]).len(), 1);
     let table = lab.ashlar(&["event", "list", "--limit", "2"]).expect_ok().stdout;
     assert!(table.lines().count() == 3 && table.contains("pool.opened"), "{table}");
     let shown = lab.ashlar(&["event", "show", &failed["seq"].to_string()]).expect_ok().stdout;

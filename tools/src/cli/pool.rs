@@ -474,6 +474,7 @@ fn describe_stats(stats: &PoolStats) -> String {
             ("write amplification", stats.write_amplification.map_or_else(|| "-".into(), |w| format!("{w:.2}"))),
             ("dedupe", format!("{} blocks shared, {} candidates differed", stats.dedupe_hits, stats.dedupe_misses)),
             ("log records", stats.log_records.to_string()),
+            ("replayed at opening", format!("{} in {}", stats.log_replayed, duration(stats.recovery_s))),
             ("checkpoints", stats.checkpoints.to_string()),
             ("segments", format!("{} in use, {} free", stats.segments_used, stats.segments_free)),
             ("waiting for the cleaner", size(stats.dead)),

@@ -91,7 +91,8 @@ async fn open_and_serve(
     tracing::info!(version = env!("CARGO_PKG_VERSION"), disks = config.disks.value.len(), "opening the pool");
     let began = Instant::now();
     let (engine, faults) = engine::open(config).await?;
-    lifetime::opened(events, &engine.status().await.name, began.elapsed(), after_crash);
+    let took = began.elapsed();
+    lifetime::opened(events, &engine.status().await.name, took, &engine.stats().await, after_crash);
     let served = async {
         let fronts = fronts::start(config, engine.status().await.uuid).await?;
         serve_api(config, engine.clone(), fronts, faults, events.clone(), stopping).await

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use blockdev::error::Result;
-use blockdev::report::Severity;
+use blockdev::report::{PoolStats, Severity};
 
 use super::Events;
 use crate::output::{duration, timestamp};
@@ -51,16 +51,18 @@ fn started_in(events: &Events, boot: Option<String>) -> bool {
     before.is_some()
 }
 
-/// Records that the pool is open, after so much time.
-pub fn opened(events: &Events, pool: &str, took: Duration, after_crash: bool) {
-    let time = duration(took.as_secs_f64());
-    let (kind, message) = match after_crash {
-        true => {
-            ("pool.recovered", format!("pool {pool} is open again after a crash: its log was replayed; it took {time}"))
-        }
-        false => ("pool.opened", format!("pool {pool} is open; it took {time}")),
+/// Records that the pool is open, after so much time. It was recovered when its log had to be replayed, whatever is known of the daemon before.
+pub fn opened(events: &Events, pool: &str, took: Duration, stats: &PoolStats, after_crash: bool) {
+    let (time, recovery) = (duration(took.as_secs_f64()), duration(stats.recovery_s));
+    let entries = stats.log_replayed;
+    let (kind, message) = if after_crash || entries > 0 {
+        let replayed = format!("{entries} entries of its log were replayed in {recovery}");
+        ("pool.recovered", format!("pool {pool} is open again after a crash: {replayed}; all of it took {time}"))
+    } else {
+        ("pool.opened", format!("pool {pool} is open; it took {time}"))
     };
-    events.record(Event::new(Severity::Info, kind, "pool", message).detail("open_ms", took.as_millis()));
+    let event = Event::new(Severity::Info, kind, "pool", message).detail("open_ms", took.as_millis());
+    events.record(event.detail("replayed", entries).detail("recovery_ms", (stats.recovery_s * 1e3) as u64));
 }
 
 /// Records how the daemon ends, and waits a little until all events are written down.
@@ -98,14 +100,21 @@ mod tests {
         stopped(&events, &Ok(()));
         let (events, killed) = life("1");
         assert!(!killed && kinds(&events) == [STARTED, STOPPED, STARTED]);
-        opened(&events, "p", Duration::from_millis(1500), false);
+        opened(&events, "p", Duration::from_millis(1500), &PoolStats::default(), false);
+        assert_eq!(events.all().last().unwrap().kind, "pool.opened");
+        // The state directory may be new, the pool is not.
+        let stats = PoolStats { log_replayed: 7, recovery_s: 0.5, ..PoolStats::default() };
+        opened(&events, "p", Duration::from_millis(1500), &stats, false);
+        let told = events.all().pop().unwrap();
+        assert_eq!((told.kind.as_str(), told.details["recovery_ms"].as_str()), ("pool.recovered", "500"));
+        assert!(told.message.contains("7 entries of its log were replayed in 0.5 s"), "{}", told.message);
         events.flush(FLUSH_MAX);
         let (events, killed) = life("1");
-        assert!(killed && kinds(&events)[4..] == [KILLED, STARTED]);
-        let told = &events.all()[4];
+        assert!(killed && kinds(&events)[5..] == [KILLED, STARTED]);
+        let told = &events.all()[5];
         assert!(told.cause.as_ref().unwrap().contains("it was killed"), "{told:?}");
         let (events, killed) = life("2");
-        let told = &events.all()[6];
+        let told = &events.all()[7];
         assert!(killed && told.kind == KILLED && told.cause.as_ref().unwrap().contains("restarted"), "{told:?}");
         // One that cannot go on says why, and was not killed.
         stopped(&events, &Err::<(), _>(Error::io("no disks")));

@@ -26,6 +26,8 @@ mod kind {
     pub const ALERT_CLEARED: &str = "alert.cleared";
     pub const REBUILD_STARTED: &str = "rebuild.started";
     pub const REBUILD_FINISHED: &str = "rebuild.finished";
+    pub const BALANCE_STARTED: &str = "balance.started";
+    pub const BALANCE_FINISHED: &str = "balance.finished";
     pub const SCRUB_STARTED: &str = "scrub.started";
     pub const SCRUB_FINISHED: &str = "scrub.finished";
     pub const TOLERANCE: &str = "pool.tolerance";
@@ -46,6 +48,7 @@ struct Raised {
 /// Work that was seen to go on.
 #[derive(Clone, Debug)]
 struct Work {
+    balance: bool,
     cause: String,
     since_s: u64,
     bytes: u64,
@@ -125,12 +128,12 @@ impl Observer {
                 let Some(code) = detail("code") else { return };
                 self.alerts.remove(&(event.object.clone(), code.to_owned()));
             }
-            (kind::REBUILD_STARTED, _) => {
+            (began @ (kind::REBUILD_STARTED | kind::BALANCE_STARTED), _) => {
                 let (cause, since_s) = (event.cause.clone().unwrap_or_default(), event.time_s);
-                let bytes = number("bytes").unwrap_or(0);
-                self.rebuild = Some(Work { cause, since_s, bytes, quiet: 0, quiet_max: QUIET });
+                let (balance, bytes) = (began == kind::BALANCE_STARTED, number("bytes").unwrap_or(0));
+                self.rebuild = Some(Work { balance, cause, since_s, bytes, quiet: 0, quiet_max: QUIET });
             }
-            (kind::REBUILD_FINISHED, _) => self.rebuild = None,
+            (kind::REBUILD_FINISHED | kind::BALANCE_FINISHED, _) => self.rebuild = None,
             (kind::SCRUB_STARTED, _) => self.scrub = number("begun_s").map(|begun| (begun, false)).or(self.scrub),
             (kind::SCRUB_FINISHED, _) => self.scrub = number("begun_s").map(|begun| (begun, true)).or(self.scrub),
             (kind::TOLERANCE, _) => {
@@ -278,31 +281,17 @@ impl Observer {
 
     fn look_at_rebuild(&mut self, rebuild: Option<&Rebuild>, now_s: u64, events: &mut Vec<Event>) {
         match (&mut self.rebuild, rebuild) {
-            (None, Some(now)) => {
-                let message = match now.total {
-                    0 => "data is to be moved".to_owned(),
-                    bytes => format!("{} are to be written anew or moved", size(bytes)),
-                };
-                events.push(
-                    Event::new(Severity::Info, kind::REBUILD_STARTED, "pool", message)
-                        .cause(&now.cause)
-                        .detail("bytes", now.total),
-                );
-            }
-            (Some(work), Some(now)) => (work.quiet, work.bytes) = (0, work.bytes.max(now.total)),
-            (Some(work), None) if work.quiet + 1 < work.quiet_max => work.quiet += 1,
-            (Some(work), None) => {
-                let took = now_s.saturating_sub(work.since_s);
-                let message =
-                    format!("data was written anew or moved: {} in {}", size(work.bytes), duration(took as f64));
-                events.push(
-                    Event::new(Severity::Info, kind::REBUILD_FINISHED, "pool", message)
-                        .cause(&work.cause)
-                        .detail("bytes", work.bytes)
-                        .detail("duration_s", took),
-                );
-            }
             (None, None) => {}
+            (None, Some(now)) => events.push(work_began(now)),
+            (Some(work), Some(now)) if work.balance != now.is_balance() => {
+                events.extend([work_ended(work, now_s), work_began(now)]);
+            }
+            (Some(work), Some(now)) => {
+                (work.quiet, work.quiet_max) = (0, QUIET);
+                work.bytes = work.bytes.max(now.total);
+            }
+            (Some(work), None) if work.quiet + 1 < work.quiet_max => work.quiet += 1,
+            (Some(work), None) => events.push(work_ended(work, now_s)),
         }
     }
 
@@ -373,6 +362,26 @@ impl Observer {
         };
         alerts.into_iter().map(of).collect()
     }
+}
+
+fn work_began(now: &Rebuild) -> Event {
+    let (kind, message) = match (now.is_balance(), now.total) {
+        (true, _) => (kind::BALANCE_STARTED, "data is being spread evenly over the drives".to_owned()),
+        (false, 0) => (kind::REBUILD_STARTED, "data is to be written anew or moved".to_owned()),
+        (false, bytes) => (kind::REBUILD_STARTED, format!("{} are to be written anew or moved", size(bytes))),
+    };
+    Event::new(Severity::Info, kind, "pool", message).cause(&now.cause).detail("bytes", now.total)
+}
+
+fn work_ended(work: &Work, now_s: u64) -> Event {
+    let took = now_s.saturating_sub(work.since_s);
+    let (bytes, time) = (size(work.bytes), duration(took as f64));
+    let (kind, message) = match work.balance {
+        true => (kind::BALANCE_FINISHED, format!("data was spread evenly over the drives: {bytes} in {time}")),
+        false => (kind::REBUILD_FINISHED, format!("data was written anew or moved: {bytes} in {time}")),
+    };
+    let event = Event::new(Severity::Info, kind, "pool", message).cause(&work.cause);
+    event.detail("bytes", work.bytes).detail("duration_s", took)
 }
 
 fn state_changed(disk: &DiskInfo, before: DiskState) -> Event {

@@ -157,6 +157,16 @@ fn rebuilds_have_a_start_an_end_and_a_duration() {
     let event = told.last();
     assert_eq!((event.details["bytes"].as_str(), event.details["duration_s"].as_str()), ("31457280", "6"));
     assert_eq!(told.look(&now), NOTHING);
+    // What follows at once is work of its own.
+    now.rebuild = Some(rebuild(1));
+    assert_eq!(told.look(&now), ["info rebuild.started pool"]);
+    now.rebuild = Some(Rebuild { cause: Rebuild::SPREADING.into(), ..rebuild(5) });
+    assert_eq!(told.look(&now), ["info rebuild.finished pool", "info balance.started pool"]);
+    told.restart();
+    assert_eq!(told.look(&now), NOTHING);
+    now.rebuild = None;
+    assert_eq!(told.look(&now), NOTHING);
+    assert_eq!(told.look(&now), ["info balance.finished pool"]);
     // One that a restart interrupts goes on some seconds later.
     now.rebuild = Some(rebuild(1));
     told.look(&now);
