@@ -163,8 +163,8 @@ impl Pool {
                     .into(),
             );
         }
-        for (volume, why) in engine.broken.lock().iter() {
-            add("critical", "volume.read_only", format!("volume {volume} takes no writes: {why}"));
+        for (volume, broken) in engine.broken.lock().iter() {
+            add("critical", "volume.read_only", format!("volume {volume} takes no writes: {}", broken.why));
         }
         if let Some(rebuild) = engine.rebuild_progress().filter(|r| r.waiting > 0) {
             add(

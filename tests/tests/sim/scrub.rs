@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use blockdev::disk::{AlignedBuf, Disk};
 use blockdev::env::Rng;
 use blockdev::error::ErrorKind;
 use blockdev::pool::Pool;
@@ -479,6 +480,52 @@ fn a_lost_map_page_stops_its_volume_only() {
         let again = pool.open_volume("v0").expect("there");
         again.write(0, Bytes::from(vec![3; BLOCK_SIZE]), true).await.expect("written");
         assert_eq!(again.read(0, BLOCK_SIZE).await.expect("read"), vec![3; BLOCK_SIZE]);
+        pool.close().await.expect("closed");
+    };
+    scope.run_until(work, STEPS).expect("in time");
+    scope.kill_all_tasks();
+}
+
+/// A page of a map is lost and there again: its volume takes writes once more, but only after a flush said that some were dropped.
+#[test]
+fn a_map_page_that_is_back_lets_its_volume_go_on() {
+    let kept = std::sync::Mutex::new((0, Vec::new()));
+    let mut a = one_disk(6, |a, map, _| {
+        let page = map / 4096 * 4096;
+        *kept.lock().expect("a page") = (page, a.disks[0].peek(page, 8192));
+        a.disks[0].corrupt(map, 8);
+    });
+    let scope = a.next_life();
+    let env = scope.env();
+    let (page, content) = kept.into_inner().expect("a page");
+    let work = async {
+        let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+        let device = pool.open_volume("v0").expect("there");
+        let change = || pool.engine().array.set_sets(&[]);
+        device.write(0, Bytes::from(vec![9; BLOCK_SIZE]), false).await.expect("buffered");
+        // It is dropped, and nobody knows yet.
+        pool.open_volume("v1").expect("there").flush().await.expect("another volume");
+        let mut back = AlignedBuf::zeroed(content.len());
+        back.copy_from_slice(&content);
+        a.disks[0].write(page, vec![back.freeze()], true).await.expect("as it was");
+        change();
+        env.sleep(std::time::Duration::from_secs(10)).await;
+        let refused = device.write(0, Bytes::from(vec![8; BLOCK_SIZE]), false).await.expect_err("not yet");
+        assert!(refused.to_string().contains("takes no writes"), "{refused}");
+        device.flush().await.expect_err("the write was dropped");
+        env.sleep(std::time::Duration::from_secs(10)).await;
+        // Both are told now, and the page is there.
+        device.flush().await.expect("nothing is lost from here on");
+        device.write(4096, Bytes::from(vec![7; BLOCK_SIZE]), true).await.expect("written");
+        let alerts = pool.status().await.alerts;
+        assert!(!alerts.iter().any(|a| a.code == "volume.read_only"), "{alerts:?}");
+        pool.close().await.expect("closed");
+        drop(device);
+        let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened again");
+        let device = pool.open_volume("v0").expect("there");
+        assert_eq!(device.read(0, BLOCK_SIZE).await.expect("read"), super::model::content(5 << 40));
+        assert_eq!(device.read(4096, BLOCK_SIZE).await.expect("read"), vec![7; BLOCK_SIZE]);
+        super::harness::check(&pool, false).await.expect("sound");
         pool.close().await.expect("closed");
     };
     scope.run_until(work, STEPS).expect("in time");
