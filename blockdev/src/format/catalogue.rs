@@ -13,7 +13,7 @@ use crate::units::{DiskId, Uuid};
 
 const MAGIC: u32 = 0x4348_5341; // "ASHC"
 /// Most bytes of a catalogue before compression.
-const BODY_MAX: usize = 256 << 20;
+const BODY_MAX: usize = 1 << 30;
 /// The block table is at most this many directory pages longer than those that exist: the newest entries may never have been used.
 const DIRECTORIES_AHEAD: u64 = 64;
 

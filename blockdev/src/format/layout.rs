@@ -15,8 +15,20 @@ pub const CATALOGUE_SLOTS: u64 = 2;
 pub const CHUNK_SIZE_MAX: u32 = 128 << 20;
 /// Most bytes of a strip: the unfinished stripes of two streams, of 16 strips each, must fit a log extent.
 pub const STRIP_SIZE_MAX: u32 = 1 << 20;
-/// Most bytes of a catalogue place and of a log extent.
+/// Most bytes of a log extent.
 pub const REGION_SIZE_MAX: u32 = 64 << 20;
+/// Most bytes of a catalogue place: enough for 96 disks of 20 TB that are full of what does not compress.
+pub const CATALOGUE_SIZE_MAX: u32 = 1 << 30;
+/// Bytes of a catalogue that a chunk in use takes at most: its share of the record of its segment.
+const CATALOGUE_CHUNK: u64 = 20;
+/// Bytes that a pointer of the block table's directory takes: there is one for each [`DIRECTORY_DATA`] of blocks.
+const CATALOGUE_POINTER: u64 = 24;
+/// Bytes of blocks that a directory page stands for.
+const DIRECTORY_DATA: u64 = 128 << 20;
+/// Bytes of a catalogue for everything else.
+const CATALOGUE_BASE: u64 = 4 << 10;
+/// Share of its place that a catalogue may fill: above it hosts are told that there is no space.
+pub const CATALOGUE_FULL: f64 = 0.85;
 /// Most bytes of a disk: sums over all disks of a pool fit 64 bits by far.
 pub const DISK_SIZE_MAX: u64 = 1 << 56;
 /// Most log extents of a disk.
@@ -51,9 +63,10 @@ impl PoolGeometry {
         let segments = total / chunk_size.max(1);
         // About 100 bytes of catalogue a segment before compression, and room for volumes.
         // One pointer of the block table's directory for each 128 MiB of unique data, four times as much as is stored.
-        let directory = total / (128 << 20) * 24 * 4;
-        let catalogue_size = segments.saturating_mul(100).saturating_add(directory).clamp(0, 1 << 30) + (48 << 10);
-        let catalogue_size = catalogue_size.next_multiple_of(64 << 10).clamp(64 << 10, REGION_SIZE_MAX.into());
+        let directory = total / DIRECTORY_DATA * CATALOGUE_POINTER * 4;
+        let most = (smallest / 64).clamp(64 << 20, CATALOGUE_SIZE_MAX.into());
+        let catalogue_size = segments.saturating_mul(100).saturating_add(directory).clamp(0, 1 << 32) + (48 << 10);
+        let catalogue_size = catalogue_size.next_multiple_of(64 << 10).clamp(64 << 10, most);
         // An extent holds at least one entry with the unfinished stripes of two streams inline.
         let strips = if strip_size < 32 << 10 { 32 } else { 64 };
         let needed = strips * u64::from(strip_size);
@@ -71,6 +84,27 @@ impl PoolGeometry {
         Ok(out)
     }
 
+    /// Bytes that the catalogue takes, at most, when disks of `total` bytes are full of blocks that are stored as large as they are.
+    pub fn catalogue_needed(&self, total: u64) -> u64 {
+        let chunks = total / u64::from(self.chunk_size.max(1));
+        chunks * CATALOGUE_CHUNK + total / DIRECTORY_DATA * CATALOGUE_POINTER + CATALOGUE_BASE
+    }
+
+    /// Fails when the catalogue has no room for disks of `total` bytes that are full.
+    pub fn check_catalogue(&self, total: u64) -> Result<()> {
+        let (needed, room) = (self.catalogue_needed(total), f64::from(self.catalogue_size) * CATALOGUE_FULL);
+        if needed as f64 <= room {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "disks of {} GiB in chunks of {} KiB need up to {} KiB of catalogue, and it has room for {} KiB",
+            total >> 30,
+            self.chunk_size >> 10,
+            needed.div_ceil(1 << 10),
+            room as u64 >> 10
+        )))
+    }
+
     /// Checks the relations the engine relies on.
     pub fn validate(&self) -> Result<()> {
         let aligned = |v: u32| v != 0 && v.is_multiple_of(4096);
@@ -83,7 +117,7 @@ impl PoolGeometry {
         let limits = [
             ("chunk size", self.chunk_size, CHUNK_SIZE_MAX),
             ("strip size", self.strip_size, STRIP_SIZE_MAX),
-            ("catalogue size", self.catalogue_size, REGION_SIZE_MAX),
+            ("catalogue size", self.catalogue_size, CATALOGUE_SIZE_MAX),
             ("log extent size", self.log_extent_size, REGION_SIZE_MAX),
             ("number of log extents", self.log_extents, LOG_EXTENTS_MAX),
         ];

@@ -26,7 +26,7 @@ use imports::*;
 
 use crate::error::ErrorKind;
 use crate::format::cursor::Put;
-use crate::format::layout::{CHUNK_SIZE_MAX, LABEL_SIZE};
+use crate::format::layout::{CATALOGUE_FULL, CHUNK_SIZE_MAX, LABEL_SIZE};
 use crate::format::part::{PART_BLOCKS, PART_BYTES_MAX, PART_OVERHEAD, item_bytes_max};
 
 #[test]
@@ -243,7 +243,7 @@ fn catalogue_takes_no_more_memory_than_its_header_says() {
     assert_eq!(bomb(10, 64 << 20), "catalogue: its length is not what its header says");
     assert_eq!(bomb(64 << 20, 10), "catalogue: its length is not what its header says");
     assert_eq!(bomb(u64::MAX, 10), "catalogue: impossible length");
-    assert_eq!(bomb(1 << 30, 10), "catalogue: impossible length");
+    assert_eq!(bomb((1 << 30) + 1, 10), "catalogue: impossible length");
 }
 
 #[test]
@@ -394,5 +394,63 @@ fn impossible_values_are_refused() {
         Catalogue { record: u64::MAX, ..catalogue },
     ] {
         assert_eq!(message(Catalogue::decode(&bad.encode().unwrap())).0, ErrorKind::Corrupt, "{bad:?}");
+    }
+}
+
+/// What a catalogue takes is what its place is measured by.
+#[test]
+fn a_full_pool_fits_its_catalogue() {
+    const TB: u64 = 1_000_000_000_000;
+    let room = |g: &PoolGeometry| (f64::from(g.catalogue_size) * CATALOGUE_FULL) as u64;
+    for (disks, size) in [(2, 64 << 20), (3, 1 << 30), (6, 64 << 30), (24, 20 * TB), (96, 20 * TB), (96, 1 << 30)] {
+        let g = PoolGeometry::choose(size, size * disks, None, None).unwrap();
+        g.check_catalogue(size * disks).unwrap_or_else(|e| panic!("{disks} disks of {size}: {e}"));
+        assert!(g.chunk(0) < size / 2, "{disks} disks of {size}: {g:?}");
+    }
+    let small = PoolGeometry::choose(1 << 30, 3 << 30, None, None).unwrap();
+    let refused = small.check_catalogue(20 * TB).unwrap_err().to_string();
+    assert!(refused.contains("of catalogue, and it has room for"), "{refused}");
+    assert!(room(&small) < small.catalogue_needed(20 * TB));
+
+    // Segments of all widths and the pointers for what they hold, as large as their numbers can be.
+    let mut rng = crate::env::Rng::new(3);
+    for (data, parity) in [(1u8, 1u8), (2, 1), (4, 2), (16, 2)] {
+        let columns = usize::from(data + parity);
+        let segments: Vec<SegmentRecord> = (0..20_000u32)
+            .map(|i| SegmentRecord {
+                id: SegmentId(i * 40),
+                incarnation: 1_000_000 + rng.below(1 << 20),
+                stream: Stream::Data,
+                data,
+                parity,
+                columns: (0..columns).map(|c| (DiskId(c as u16), ChunkIndex(rng.below(150_000) as u32))).collect(),
+                sealed: true,
+                written: rng.below(2 << 30) as u32,
+                live: rng.below(2 << 30),
+                last_part: Location { segment: SegmentId(i * 40), offset: rng.below(2 << 30) as u32, len: 60_000 },
+                stale_columns: 0,
+                damaged: false,
+            })
+            .collect();
+        let total = segments.len() as u64 * columns as u64 * (128 << 20);
+        let pointers = segments.len() * usize::from(data);
+        let directory: Vec<PagePtr> = (0..pointers)
+            .map(|_| PagePtr {
+                at: Location {
+                    segment: SegmentId(rng.below(800_000) as u32),
+                    offset: rng.below(2 << 30) as u32,
+                    len: 6000,
+                },
+                codec: Codec::Zstd,
+                checksum: rng.u64(),
+                used: rng.below(30_000) as u32 as _,
+            })
+            .collect();
+        let table_len = directory.len() as u64 * 256 * 128;
+        let catalogue = Catalogue { segments, directory, table_len, ..Catalogue::default() };
+        let encoded = catalogue.encode().unwrap().len() as u64;
+        let g = PoolGeometry::choose(20 * TB, total, None, None).unwrap();
+        let needed = g.catalogue_needed(total);
+        assert!(encoded <= needed, "{data}+{parity}: {encoded} bytes, {needed} were to be enough");
     }
 }

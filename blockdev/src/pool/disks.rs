@@ -130,6 +130,15 @@ impl Pool {
             refuse_foreign(&disk).await?;
         }
         check_large_enough(&disk, &engine.array.geometry)?;
+        let stays = |m: &&Arc<Member>| !m.is_leaving() && Some(m.id.0) != replaces;
+        let total = members.iter().filter(stays).map(|m| m.size).sum::<u64>() + disk.geometry().size;
+        engine.array.geometry.check_catalogue(total).map_err(|e| {
+            Error::invalid(format!(
+                "with {} pool {} would be too large for the catalogue it was made with: {e}. Add a smaller disk, or make a new pool",
+                disk.name(),
+                engine.name
+            ))
+        })?;
         let member = engine.add_disk(disk.clone(), replaces.map(DiskId)).await?;
         let mut candidates = engine.candidates.write();
         if !candidates.iter().any(|d| d.name() == disk.name()) {

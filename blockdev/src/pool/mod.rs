@@ -156,6 +156,13 @@ impl Pool {
         for disk in &disks {
             check_large_enough(disk, &geometry)?;
         }
+        let larger = |e: Error| {
+            Error::invalid(format!(
+                "{e}: chunks follow the smallest disk, of {} GiB; leave it out, or give larger ones",
+                smallest >> 30
+            ))
+        };
+        geometry.check_catalogue(sizes.iter().sum()).map_err(larger)?;
         let pool = uuid(&env);
         let joining = |i: usize| Grouped { id: DiskId(i as u16), set: None, used: 0 };
         let sets = regroup(&(0..disks.len()).map(joining).collect::<Vec<_>>(), tolerance, true);

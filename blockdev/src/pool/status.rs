@@ -127,7 +127,8 @@ impl Pool {
                 ),
             );
         }
-        let broken: Vec<(VolumeId, String)> = engine.broken.lock().iter().map(|(id, why)| (*id, why.clone())).collect();
+        let broken: Vec<(VolumeId, String)> =
+            engine.broken.lock().iter().map(|(id, broken)| (*id, broken.why.clone())).collect();
         for (id, why) in broken {
             let name = engine.state.read().volumes.get(&id).map_or_else(|| id.to_string(), |v| v.name.clone());
             add(

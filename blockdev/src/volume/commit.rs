@@ -89,7 +89,7 @@ impl Engine {
                         && is_unreadable(e)
                         && !self.is_dead()
                     {
-                        self.break_volume(volume, e);
+                        self.break_volume(volume, (lba, count), e);
                         result = self.carry_on(seqno).await;
                     }
                     result
@@ -119,6 +119,9 @@ impl Engine {
             let gone = |v| !state.volumes.contains_key(&v) || broken.contains_key(&v);
             writes.iter().map(|w| gone(w.volume)).collect()
         };
+        for (write, _) in writes.iter().zip(&deleted).filter(|(_, deleted)| **deleted) {
+            self.note_dropped(write.volume, write.seqno);
+        }
         let fresh = shared.iter().filter(|s| matches!(s, Sharing::Not | Sharing::Later)).count();
         let mut free = Vec::with_capacity(fresh);
         // Checkpoints take their instant under the commit lock: the interval stays as it is until this is committed.
@@ -234,21 +237,8 @@ impl Engine {
     /// Finds volumes whose map cannot be read where writes change it: they take no more writes.
     async fn find_broken(&self, writes: &[ReducedWrite]) -> Result<()> {
         for w in writes {
-            loop {
-                let (missing, lost) = {
-                    let state = self.state.read();
-                    (state.missing(w.volume, w.lba, w.blocks.len()), state.table.lost())
-                };
-                let Some(miss) = missing.first() else { break };
-                match self.load(*miss).await {
-                    // What is lost may not be needed.
-                    Err(e) if is_unreadable(&e) && self.state.read().table.lost() == lost => {
-                        self.break_volume(w.volume, &e);
-                        break;
-                    }
-                    Err(e) if !is_unreadable(&e) => return Err(e),
-                    _ => {}
-                }
+            if let Some(e) = self.first_unreadable(w.volume, w.lba, w.blocks.len()).await? {
+                self.break_volume(w.volume, (w.lba, w.blocks.len() as u64), &e);
             }
         }
         Ok(())

@@ -60,6 +60,19 @@ enum Page {
     Changed,
 }
 
+/// A volume that takes no writes.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    /// What cannot be read.
+    pub why: String,
+    /// Where a change of the map needs it.
+    at: (Lba, u64),
+    /// Newest write that was taken and then dropped.
+    dropped: Seqno,
+    /// Newest operation of which a flush was answered with an error since.
+    told: Seqno,
+}
+
 impl Engine {
     /// Segments in which something cannot be read, as far as is known.
     pub fn hurt_segments(&self) -> BTreeSet<SegmentId> {
@@ -76,15 +89,88 @@ impl Engine {
     /// Fails when a volume takes no writes.
     pub fn check_volume(&self, volume: VolumeId) -> Result<()> {
         match self.broken.lock().get(&volume) {
-            Some(why) => Err(Error::io(format!("volume {volume} takes no writes: {why}"))),
+            Some(b) => Err(Error::io(format!("volume {volume} takes no writes: {}", b.why))),
             None => Ok(()),
         }
     }
 
-    /// A volume takes no writes any more.
-    pub(super) fn break_volume(&self, volume: VolumeId, why: &Error) {
-        let before = self.broken.lock().insert(volume, why.to_string());
-        if before.is_none() {
+    /// A flush of what came up to an operation is answered with an error: who asked knows that writes are lost.
+    pub(super) fn tell_broken(&self, volume: VolumeId, upto: Seqno) {
+        let known = match self.broken.lock().get_mut(&volume) {
+            Some(b) => {
+                b.told = b.told.max(upto);
+                true
+            }
+            None => false,
+        };
+        if known {
+            self.want_mending();
+        }
+    }
+
+    /// A write was dropped that had been taken.
+    pub(super) fn note_dropped(&self, volume: VolumeId, seqno: Seqno) {
+        if let Some(b) = self.broken.lock().get_mut(&volume) {
+            b.dropped = b.dropped.max(seqno);
+        }
+    }
+
+    /// Something may be readable again.
+    pub(super) fn want_mending(&self) {
+        if !self.broken.lock().is_empty() {
+            self.mending_wanted.store(true, Ordering::Release);
+            self.array.changed.notify_one();
+        }
+    }
+
+    /// Lets volumes take writes again whose map can be read by now. Not before whoever wrote was told of what was dropped: a later flush that succeeds would
+    /// call it durable.
+    pub(super) async fn mend_volumes(&self) -> Result<()> {
+        let told = |(volume, b): (&VolumeId, &Broken)| (b.told >= b.dropped).then_some((*volume, b.at));
+        let hopeful: Vec<(VolumeId, (Lba, u64))> = self.broken.lock().iter().filter_map(told).collect();
+        for (volume, (lba, count)) in hopeful {
+            // Nothing is committed, or dropped, in between.
+            let _committer = self.committer.lock().await;
+            let _pass = self.gate.enter();
+            if self.first_unreadable(volume, lba, count as usize).await?.is_some() {
+                continue;
+            }
+            let mut broken = self.broken.lock();
+            if broken.get(&volume).is_some_and(|b| b.told >= b.dropped) {
+                broken.remove(&volume);
+                tracing::warn!(volume = volume.0, "the map of a volume can be read again: it takes writes");
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the map cannot be changed there, if it cannot.
+    pub(super) async fn first_unreadable(&self, volume: VolumeId, lba: Lba, count: usize) -> Result<Option<Error>> {
+        loop {
+            let (missing, lost) = {
+                let state = self.state.read();
+                (state.missing(volume, lba, count), state.table.lost())
+            };
+            let Some(miss) = missing.first() else { return Ok(None) };
+            match self.load(*miss).await {
+                // What is lost may not be needed.
+                Err(e) if is_unreadable(&e) && self.state.read().table.lost() == lost => return Ok(Some(e)),
+                Err(e) if !is_unreadable(&e) => return Err(e),
+                _ => {}
+            }
+        }
+    }
+
+    /// A volume takes no writes any more, since its map cannot be read where a change of these blocks needs it.
+    pub(super) fn break_volume(&self, volume: VolumeId, at: (Lba, u64), why: &Error) {
+        let new = {
+            let mut broken = self.broken.lock();
+            let new = !broken.contains_key(&volume);
+            let (dropped, told) = (Seqno(0), Seqno(0));
+            broken.entry(volume).or_insert_with(|| Broken { why: why.to_string(), at, dropped, told });
+            new
+        };
+        if new {
             tracing::error!(volume = volume.0, error = %why, "a page of a volume's map cannot be read: it takes no writes any more");
         }
     }
@@ -97,7 +183,7 @@ impl Engine {
         }
         let volumes: Vec<VolumeRecord> = self.state.read().volumes.values().filter(|v| !v.deleting).cloned().collect();
         let name = |id: &VolumeId| volumes.iter().find(|v| v.id == *id).map(|v| v.name.clone());
-        let read_only = self.broken.lock().iter().filter_map(|(id, why)| Some((name(id)?, why.clone()))).collect();
+        let read_only = self.broken.lock().iter().filter_map(|(id, b)| Some((name(id)?, b.why.clone()))).collect();
         let mut list = List { damage: Damage { read_only, ..Damage::default() }, volume: String::new(), blocks: 0 };
         let hurt = self.hurt_segments();
         if hurt.is_empty() {

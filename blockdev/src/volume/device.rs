@@ -157,10 +157,15 @@ impl Volume {
             return Ok(());
         }
         let asked = self.engine.asked();
+        let upto = self.engine.intake.hurry();
         self.engine.flush().await?;
         asked.answered(Kind::Flush);
         // What was taken before it was known is lost.
-        self.engine.check_volume(self.id)
+        let answer = self.engine.check_volume(self.id);
+        if answer.is_err() {
+            self.engine.tell_broken(self.id, upto);
+        }
+        answer
     }
 
     async fn unmap(&self, first: u64, count: u64) -> Result<()> {

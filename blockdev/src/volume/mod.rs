@@ -276,7 +276,9 @@ pub struct Engine {
     /// Wakes who scrubs: one was asked for, or is to stop.
     pub(crate) scrub_wanted: Notify,
     /// Volumes that take no writes, and why: a page of their map cannot be read.
-    pub(crate) broken: Mutex<BTreeMap<VolumeId, String>>,
+    pub(crate) broken: Mutex<BTreeMap<VolumeId, damage::Broken>>,
+    /// Pages that could not be read may be there again: volumes are to be looked at that take no writes.
+    pub(crate) mending_wanted: AtomicBool,
     /// Who works in the background, and how much.
     pub(crate) pace: Pace,
     /// Redundancy being restored.

@@ -196,7 +196,13 @@ impl Engine {
                 // A disk that came back may have what could not be read.
                 aside.clear();
                 self.state.write().table.forget_lost();
+                self.mending_wanted.store(true, Ordering::Release);
                 changes = self.array.changes();
+            }
+            if self.mending_wanted.swap(false, Ordering::AcqRel)
+                && let Err(e) = self.mend_volumes().await
+            {
+                tracing::warn!(pool = self.name, error = %e, "volumes that take no writes could not be looked at");
             }
             if self.array.give_up_overdue(self.config.failed_grace, self.config.missing_grace) {
                 self.checkpoints.lock().await.forced = true;

@@ -375,6 +375,7 @@ impl Engine {
             balance: Mutex::new(Rank::Balance, Default::default()),
             scrub_wanted: Notify::new(),
             broken: Mutex::new(Rank::Broken, BTreeMap::new()),
+            mending_wanted: false.into(),
             pace: Pace::new(config.priority),
             rebuild: Mutex::new(Rank::Progress, None),
             stopping: false.into(),

@@ -296,6 +296,7 @@ impl Engine {
             if found.damaged == 0 && found.bad == 0 {
                 if extent.damaged.swap(false, Ordering::AcqRel) {
                     tracing::info!(segment = id.0, "all of a segment can be read again");
+                    self.want_mending();
                 }
                 return Ok(Look::Sound(repaired));
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Engine;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::layout::PoolGeometry;
+use crate::format::layout::{CATALOGUE_FULL, PoolGeometry};
 use crate::redundancy::layout::Width;
 use crate::report::Alert;
 use crate::segment::appender::recovery_room;
@@ -26,8 +26,8 @@ const BATCH_SEGMENTS: u64 = 2;
 const OVERHEAD: f64 = 0.03;
 /// Commits wait for a checkpoint when the log is this full.
 const LOG_FULL: f64 = 0.7;
-/// Writes fail when the catalogue fills this share of its region.
-const CATALOGUE_FULL: f64 = 0.85;
+/// A person is told when the catalogue fills this share of its region.
+const CATALOGUE_ALERT: f64 = 0.6;
 /// Pause between looks at the free space.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -161,16 +161,22 @@ impl Engine {
         if fits() {
             return Ok(());
         }
-        Err(Error::new(
-            ErrorKind::NoSpace,
-            format!("pool {} is full: delete volumes, discard data or add drives", self.name),
-        ))
+        let why = match self.catalogue_is_full() {
+            true => format!("the catalogue of pool {} is full: delete volumes or discard data", self.name),
+            false => format!("pool {} is full: delete volumes, discard data or add drives", self.name),
+        };
+        Err(Error::new(ErrorKind::NoSpace, why))
     }
 
     /// Whether the catalogue has nearly outgrown its region.
     fn catalogue_is_full(&self) -> bool {
+        self.catalogue_share() > CATALOGUE_FULL
+    }
+
+    /// How much of its region the catalogue fills.
+    fn catalogue_share(&self) -> f64 {
         let used = self.catalogue_bytes.load(std::sync::atomic::Ordering::Relaxed);
-        used as f64 > f64::from(self.array.geometry.catalogue_size) * CATALOGUE_FULL
+        used as f64 / f64::from(self.array.geometry.catalogue_size)
     }
 
     /// Whether commits must wait for a checkpoint: the log is nearly full, or too many pages are dirty.
@@ -242,6 +248,19 @@ impl Engine {
                 self.name
             ),
         });
-        alert.into_iter().collect()
+        let share = self.catalogue_share();
+        let catalogue = (share > CATALOGUE_ALERT).then(|| Alert {
+            severity: "warning".into(),
+            code: "pool.catalogue".into(),
+            object: "pool".into(),
+            message: format!(
+                "the catalogue of pool {} fills {:.0} % of its region; at {:.0} % writes fail, whatever space there is. Delete volumes or discard \
+                 data; a pool that is made anew with all its drives has a larger one",
+                self.name,
+                share * 100.0,
+                CATALOGUE_FULL * 100.0
+            ),
+        });
+        alert.into_iter().chain(catalogue).collect()
     }
 }

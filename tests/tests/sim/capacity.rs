@@ -166,3 +166,49 @@ fn small_disks_can_be_filled_to_what_is_reported() {
         assert!(share > 0.6, "{sizes:?}: {share}");
     }
 }
+
+/// Pools of the largest size are made, and what would outgrow a catalogue is refused before anything is written.
+#[test]
+fn the_catalogue_bounds_no_pool_silently() {
+    const TB: u64 = 1_000_000_000_000;
+    let scope = SimScope::new(8);
+    let env = scope.env();
+    let work = async {
+        let disks = |count: usize, size: u64| -> Vec<Arc<dyn Disk>> {
+            (0..count).map(|i| SparseDisk::new(format!("d{i}"), size) as Arc<dyn Disk>).collect()
+        };
+        let make = |tolerance| CreateOptions {
+            name: "tank".into(),
+            tolerance,
+            chunk_size: None,
+            strip_size: None,
+            force: false,
+        };
+        let large = disks(96, 20 * TB);
+        Pool::create(env.clone(), large.clone(), make(Tolerance::Double)).await.expect("created");
+        let pool = Pool::open(env.clone(), large, PoolConfig::default()).await.expect("opened");
+        let status = pool.status().await;
+        assert!(status.usable > 1400 * TB, "{}", status.usable);
+        pool.create_volume("a", GIB).await.expect("a volume");
+        let device = pool.open_volume("a").expect("a device");
+        device.write(0, noise(1, 4 << 20), true).await.expect("written");
+        pool.close().await.expect("closed");
+        drop((device, pool));
+
+        let small = disks(3, GIB);
+        Pool::create(env.clone(), small.clone(), make(Tolerance::Single)).await.expect("created");
+        let pool = Pool::open(env.clone(), small, PoolConfig::default()).await.expect("opened");
+        let huge = SparseDisk::new("huge".into(), 20 * TB);
+        let refused = pool.add_disk(huge.clone(), false, None).await.expect_err("too large").to_string();
+        assert!(refused.contains("huge") && refused.contains("catalogue it was made with"), "{refused}");
+        assert!(huge.is_blank(), "something was written to it");
+        pool.add_disk(SparseDisk::new("more".into(), 8 * GIB), false, None).await.expect("added");
+        pool.close().await.expect("closed");
+
+        let mixed = [disks(2, GIB), disks(60, 20 * TB)].concat();
+        let refused =
+            Pool::create(env.clone(), mixed, make(Tolerance::Single)).await.expect_err("too large").to_string();
+        assert!(refused.contains("chunks follow the smallest disk"), "{refused}");
+    };
+    scope.run_until(work, STEPS).unwrap_or_else(|stall| panic!("{stall}"));
+}

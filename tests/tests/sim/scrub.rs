@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use blockdev::disk::{AlignedBuf, Disk};
 use blockdev::env::Rng;
 use blockdev::error::ErrorKind;
 use blockdev::pool::Pool;
@@ -485,6 +486,52 @@ fn a_lost_map_page_stops_its_volume_only() {
     scope.kill_all_tasks();
 }
 
+/// A page of a map is lost and there again: its volume takes writes once more, but only after a flush said that some were dropped.
+#[test]
+fn a_map_page_that_is_back_lets_its_volume_go_on() {
+    let kept = std::sync::Mutex::new((0, Vec::new()));
+    let mut a = one_disk(6, |a, map, _| {
+        let page = map / 4096 * 4096;
+        *kept.lock().expect("a page") = (page, a.disks[0].peek(page, 8192));
+        a.disks[0].corrupt(map, 8);
+    });
+    let scope = a.next_life();
+    let env = scope.env();
+    let (page, content) = kept.into_inner().expect("a page");
+    let work = async {
+        let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+        let device = pool.open_volume("v0").expect("there");
+        let change = || pool.engine().array.set_sets(&[]);
+        device.write(0, Bytes::from(vec![9; BLOCK_SIZE]), false).await.expect("buffered");
+        // It is dropped, and nobody knows yet.
+        pool.open_volume("v1").expect("there").flush().await.expect("another volume");
+        let mut back = AlignedBuf::zeroed(content.len());
+        back.copy_from_slice(&content);
+        a.disks[0].write(page, vec![back.freeze()], true).await.expect("as it was");
+        change();
+        env.sleep(std::time::Duration::from_secs(10)).await;
+        let refused = device.write(0, Bytes::from(vec![8; BLOCK_SIZE]), false).await.expect_err("not yet");
+        assert!(refused.to_string().contains("takes no writes"), "{refused}");
+        device.flush().await.expect_err("the write was dropped");
+        env.sleep(std::time::Duration::from_secs(10)).await;
+        // Both are told now, and the page is there.
+        device.flush().await.expect("nothing is lost from here on");
+        device.write(4096, Bytes::from(vec![7; BLOCK_SIZE]), true).await.expect("written");
+        let alerts = pool.status().await.alerts;
+        assert!(!alerts.iter().any(|a| a.code == "volume.read_only"), "{alerts:?}");
+        pool.close().await.expect("closed");
+        drop(device);
+        let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened again");
+        let device = pool.open_volume("v0").expect("there");
+        assert_eq!(device.read(0, BLOCK_SIZE).await.expect("read"), super::model::content(5 << 40));
+        assert_eq!(device.read(4096, BLOCK_SIZE).await.expect("read"), vec![7; BLOCK_SIZE]);
+        super::harness::check(&pool, false).await.expect("sound");
+        pool.close().await.expect("closed");
+    };
+    scope.run_until(work, STEPS).expect("in time");
+    scope.kill_all_tasks();
+}
+
 /// A sector with live data answers with errors and nothing gives it back: the pool says so once, and then is quiet.
 #[test]
 fn damage_is_looked_at_once() {
@@ -595,4 +642,88 @@ pub fn run_to_read(seed: u64) -> Result<(), String> {
 #[test]
 fn a_pool_with_too_few_disks_can_be_read() {
     sweep(0, 1, 200, run_to_read);
+}
+
+/// Parity alone is wrong, of one column or of both, and nobody has read it: a scrub writes it anew at a fresh place, which failures of data columns prove.
+#[test]
+fn a_scrub_writes_wrong_parity_anew() {
+    for (seed, parities) in [(1, vec![0]), (2, vec![1]), (3, vec![0, 1])] {
+        let mut scenario = scenario(50 + seed);
+        (scenario.tolerance, scenario.disks, scenario.volumes, scenario.blocks) = (Tolerance::Double, 7, 1, 400);
+        (scenario.disk_size, scenario.faults, scenario.config.memory) = (8 << 20, Faults::None, 16 << 20);
+        scenario.config.error_limit = 0;
+        let mut a = Appliance::new(scenario).expect("a pool");
+        let scope = a.next_life();
+        let env = scope.env();
+        let data: Vec<u8> = (0..400).flat_map(|i| content(5 * ((1 << 40) + i))).collect();
+        let work = async {
+            let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+            let device = pool.open_volume(&name(0)).expect("a volume");
+            device.write(0, data.clone().into(), true).await.expect("written");
+            pool.close().await.expect("closed");
+            drop((device, pool));
+            // All segments are sealed and on record now.
+            let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened again");
+            let engine = pool.engine();
+            let columns: Vec<(u16, u32)> = {
+                let state = engine.state.read();
+                let live = state.segments.iter().filter(|s| s.record.live > 0 && s.record.sealed);
+                let wrong = |s: &blockdev::segment::table::Segment| -> Vec<(u16, u32)> {
+                    let parity = |p: &usize| s.record.columns[usize::from(s.record.data) + p];
+                    parities.iter().map(parity).map(|(disk, chunk)| (disk.0, chunk.0)).collect()
+                };
+                live.flat_map(wrong).collect()
+            };
+            assert!(!columns.is_empty());
+            for (disk, chunk) in &columns {
+                let index: usize = pool.disks()[usize::from(*disk)].path[4..].parse().expect("a number");
+                a.disks[index].corrupt(engine.array.geometry.chunk(*chunk), 2048);
+            }
+            let report = pool.check(Arc::new(|_, _| {})).await.expect("checked");
+            assert!(report.findings.iter().any(|f| f.code == "stripe.parity"), "{:?}", report.findings);
+            pool.start_scrub().await.expect("a scrub");
+            while pool.status().await.scrub.running {
+                env.sleep(std::time::Duration::from_millis(20)).await;
+            }
+            let scrub = pool.status().await.scrub;
+            assert!(scrub.repaired > 0 && scrub.damaged == 0, "{scrub:?}");
+            super::harness::check(&pool, false).await.expect("sound");
+            let moved = {
+                let state = engine.state.read();
+                let at = |(disk, chunk): &(u16, u32)| {
+                    state.segments.iter().any(|s| s.record.columns.iter().any(|(d, c)| (d.0, c.0) == (*disk, *chunk)))
+                };
+                !columns.iter().any(at)
+            };
+            assert!(moved, "wrong parity was written over in place");
+            pool.close().await.expect("closed");
+        };
+        scope.run_until(work, STEPS).expect("in time");
+        scope.kill_all_tasks();
+        // Parity is needed for everything now.
+        for pair in [(0, 1), (2, 5), (4, 6)] {
+            [pair.0, pair.1].into_iter().for_each(|i| a.disks[i].fail());
+            let scope = a.next_life();
+            let env = scope.env();
+            let work = async {
+                let pool = Pool::open(env, a.all_disks(), a.scenario.config.clone()).await.expect("opened without two");
+                let device = pool.open_volume(&name(0)).expect("a volume");
+                assert!(device.read(0, data.len()).await.expect("read") == data, "content differs");
+            };
+            scope.run_until(work, STEPS).expect("in time");
+            scope.kill_all_tasks();
+            [pair.0, pair.1].into_iter().for_each(|i| a.disks[i].restore());
+            let scope = a.next_life();
+            let env = scope.env();
+            let work = async {
+                let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+                while pool.status().await.redundancy.reduced + pool.status().await.redundancy.none > 0 {
+                    env.sleep(std::time::Duration::from_millis(20)).await;
+                }
+                pool.close().await.expect("closed");
+            };
+            scope.run_until(work, STEPS).expect("in time");
+            scope.kill_all_tasks();
+        }
+    }
 }

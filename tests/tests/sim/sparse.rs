@@ -22,6 +22,11 @@ impl SparseDisk {
         Arc::new(Self { name, size: size / IO_ALIGN as u64 * IO_ALIGN as u64, pages: Mutex::default() })
     }
 
+    /// Whether it holds nothing but zeroes.
+    pub fn is_blank(&self) -> bool {
+        self.pages.lock().is_ok_and(|pages| pages.is_empty())
+    }
+
     fn with<T>(&self, offset: u64, len: u64, work: impl FnOnce(&mut Pages) -> T) -> DiskResult<T> {
         let align = IO_ALIGN as u64;
         if !offset.is_multiple_of(align) || !len.is_multiple_of(align) || offset + len > self.size {
