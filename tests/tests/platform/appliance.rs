@@ -82,7 +82,7 @@ impl Appliance {
     pub fn start(&mut self) {
         let log = std::fs::OpenOptions::new().append(true).create(true).open(self.log()).expect("the log");
         let mut command = Command::new(ashlar());
-        command.arg("--dir").arg(self.dir()).args(["serve", "--log", "info"]).process_group(0);
+        command.arg("--dir").arg(self.dir()).arg("serve").process_group(0);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
         let mut daemon = command.spawn().expect("the daemon");
         let up = wait_until(LIMIT, || {

@@ -15,7 +15,8 @@ fn partition(drive: &Path) -> PathBuf {
     // Type 83h (Linux), 2048 sectors from the start, 2,093,056 sectors.
     let script = "printf '\\0\\0\\0\\0\\203\\0\\0\\0\\0\\010\\0\\0\\0\\360\\037\\0' | dd of=\"$1\" bs=1 seek=446 conv=notrunc status=none
         printf '\\125\\252' | dd of=\"$1\" bs=1 seek=510 conv=notrunc,fsync status=none
-        blockdev --rereadpt \"$1\"";
+        # udev looks at the drive as soon as it is closed.
+        n=0; until udevadm settle --timeout=30 && blockdev --rereadpt \"$1\"; do n=$((n+1)); [ $n -lt 50 ]; sleep 0.2; done";
     shell(script, &[drive]).expect_ok();
     settle();
     let path = PathBuf::from(format!("{}-part1", drive.display()));
@@ -30,7 +31,8 @@ fn drives_tell_their_health() {
     }
     // Whatever another test left there.
     let worn = by_id("nvme-QEMU_NVMe_Ctrl_nvme-worn");
-    shell("dd if=/dev/zero of=\"$1\" bs=1M count=4 conv=fsync status=none; blockdev --rereadpt \"$1\"", &[&worn])
+    shell("dd if=/dev/zero of=\"$1\" bs=1M count=4 conv=fsync status=none; # udev looks at the drive as soon as it is closed.
+        n=0; until udevadm settle --timeout=30 && blockdev --rereadpt \"$1\"; do n=$((n+1)); [ $n -lt 50 ]; sleep 0.2; done", &[&worn])
         .expect_ok();
     let drives = [
         by_id("nvme-QEMU_NVMe_Ctrl_nvme-good"),
@@ -123,7 +125,8 @@ fn drives_tell_their_health() {
     appliance.expect_sound();
     appliance.stop();
     shell(
-        "dd if=/dev/zero of=\"$1\" bs=1M count=4 conv=fsync status=none; blockdev --rereadpt \"$1\"",
+        "dd if=/dev/zero of=\"$1\" bs=1M count=4 conv=fsync status=none; # udev looks at the drive as soon as it is closed.
+        n=0; until udevadm settle --timeout=30 && blockdev --rereadpt \"$1\"; do n=$((n+1)); [ $n -lt 50 ]; sleep 0.2; done",
         &[by_id("nvme-QEMU_NVMe_Ctrl_nvme-worn")],
     )
     .expect_ok();

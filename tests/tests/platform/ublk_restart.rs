@@ -130,7 +130,7 @@ fn the_daemon_restarts_under_load() {
     let mut appliance = Appliance::on(&ordinary());
     let device = appliance.volume_on_ublk("data", "256M");
     let fio = "fio --minimal --name=v --filename=\"$1\" --direct=1 --ioengine=libaio --iodepth=16 --size=128M --rw=randwrite --bs=16k \
-        --verify=crc32c --verify_fatal=1 --do_verify=1 --time_based --runtime=20";
+        --verify=crc32c --verify_fatal=1 --do_verify=1 --time_based --runtime=45";
     std::thread::scope(|scope| {
         let load = scope.spawn(|| shell(fio, &[&device]));
         // Until it has begun nobody uses the device, which would go with the daemon.

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::values::{check_name, parse_size};
 use crate::wire::ConfigRow;
 
+/// What is logged unless told otherwise: libublk tells about each queue.
+const LOG_FILTER: &str = "info,libublk=warn";
 /// Name of the configuration file in an appliance directory.
 pub const FILE_NAME: &str = "ashlar.toml";
 /// Least memory budget of the daemon, in bytes.
@@ -531,7 +533,7 @@ impl Config {
             ublk_depth: pick.value(file.ublk.depth, shape.depth),
             ublk_logical_block: pick.value(file.ublk.logical_block, shape.logical_block),
             log_filter: pick.text(
-                pick.value(file.log.filter, "info".into()),
+                pick.value(file.log.filter, LOG_FILTER.into()),
                 ("ASHLAR_LOG", "--log"),
                 flags.log.as_ref(),
                 |text| Ok(text.to_owned()),

@@ -31,8 +31,8 @@ const LONGEST_RANGE: u32 = (u32::MAX >> 9) & !7;
 pub(super) enum Command {
     /// Changes the size, in bytes.
     Resize(u64, Sender<Result<()>>),
-    /// Takes the device away from the system.
-    Remove(Sender<Result<()>>),
+    /// Takes the device away from the system. The claim on it keeps everybody else out until it is stopped.
+    Remove(File, Sender<Result<()>>),
     /// Ends the queues; the device stays and waits for the next process.
     Leave(Sender<Result<()>>),
 }
@@ -94,7 +94,7 @@ fn run(start: &Start, tell: &Sender<Result<u32>>, commands: &Receiver<Command>) 
         }
     };
     match last {
-        Some(Command::Remove(answer)) => {
+        Some(Command::Remove(claim, answer)) => {
             let stopped = control.stop_dev().map_err(|e| from_ublk(&e, format_args!("stop /dev/ublkb{number}")));
             if let Err(error) = stopped {
                 let _ = answer.send(Err(error));
@@ -104,6 +104,7 @@ fn run(start: &Start, tell: &Sender<Result<u32>>, commands: &Receiver<Command>) 
             }
             wait(queues);
             drop(driver);
+            drop(claim);
             let gone = control.del_dev().map_err(|e| from_ublk(&e, format_args!("delete /dev/ublkb{number}")));
             let _ = answer.send(gone.map(drop));
         }
@@ -141,6 +142,7 @@ fn bring_up(start: &Start) -> Result<Up> {
     let control = control.map_err(|e| from_ublk(&e, "make a ublk device"))?;
     // It is deleted when we say so, never because this process ends.
     control.disown();
+    note_empty(&control);
     let up = serve_on(&control, start, takes_over);
     match up {
         Ok((driver, queues)) => Ok((control, driver, queues)),
@@ -151,6 +153,16 @@ fn bring_up(start: &Start) -> Result<Up> {
             }
             Err(error)
         }
+    }
+}
+
+/// libublk complains on standard error about devices without a file of its own, which is of no use to us: an empty one keeps it quiet. It goes with the
+/// device.
+fn note_empty(control: &UblkCtrl) {
+    let path = std::path::PathBuf::from(control.run_path());
+    let made = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, "{}"));
+    if let Err(error) = made {
+        tracing::debug!(path = %path.display(), %error, "libublk will complain that its file is not there");
     }
 }
 

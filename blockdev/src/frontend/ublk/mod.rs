@@ -43,6 +43,9 @@ const CONTROL: &str = "/dev/ublk-control";
 /// How long a device may take to be closed before removal counts it as in use: udev looks into devices of its own accord.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
+/// The same when a device is left: hosts wait meanwhile, and one that is left without need does no harm.
+const LEAVE_GRACE: Duration = Duration::from_millis(100);
+
 /// How long requests under way may take to come back before a device is left without them; the next process gets them again.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
@@ -256,23 +259,18 @@ impl UblkDevice {
 
     /// Takes the device away. [`ErrorKind::Busy`], changing nothing, while it is mounted or open. Blocks.
     pub fn remove(&self) -> Result<()> {
-        let claim = claim(&self.path(), CLOSE_GRACE)?;
-        // The claim keeps everybody else out until the device is stopped, and must be gone for it to be deleted.
-        let stopping = std::thread::Builder::new().name("ublk-claim".into()).spawn(move || {
-            std::thread::sleep(Duration::from_millis(1));
-            drop(claim);
-        });
-        let removed = self.finish(Command::Remove);
-        if let Ok(thread) = stopping {
-            let _ = thread.join();
-        }
-        removed
+        self.remove_within(CLOSE_GRACE)
+    }
+
+    fn remove_within(&self, grace: Duration) -> Result<()> {
+        let claim = claim(&self.path(), grace)?;
+        self.finish(|answer| Command::Remove(claim, answer))
     }
 
     /// Ends serving: a device that nobody uses is taken away, another one waits for the next process, with its I/O. True when it waits.
     /// Blocks until what was under way is answered.
     pub fn leave(&self) -> Result<bool> {
-        match self.remove() {
+        match self.remove_within(LEAVE_GRACE) {
             Err(error) if error.kind() == ErrorKind::Busy => {}
             ended => return ended.map(|()| false),
         }
