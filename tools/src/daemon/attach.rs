@@ -41,6 +41,11 @@ pub trait Presenter: Send + Sync {
     async fn resized(&self, _name: &str, _size: u64) -> Result<()> {
         Ok(())
     }
+    /// Makes sure that hosts have nothing more of a volume that should be presented and could not be. [`ErrorKind::Busy`] when they do: they would
+    /// go on later with what they remember of it, whatever became of the volume meanwhile.
+    async fn abandon(&self, _volume: &VolumeInfo) -> Result<()> {
+        Ok(())
+    }
     /// All that the pool wants presented is, as far as it can be: clears away what earlier daemons left of other volumes.
     async fn restored(&self) {}
 }
@@ -172,11 +177,13 @@ impl Attachments {
     /// Ends the presentation of a volume.
     pub async fn detach(&self, name: &str) -> Result<()> {
         let mut table = self.table.lock().await;
-        self.engine.volume_info(name).await?;
+        let volume = self.engine.volume_info(name).await?;
         let Some(attachment) = table.get_mut(name) else {
             return Err(Error::new(ErrorKind::NotFound, format!("volume '{name}' is not attached")));
         };
-        if attachment.error.is_none() {
+        if attachment.error.is_some() {
+            self.front(attachment.via).abandon(&volume).await.context(format!("detaching volume '{name}'"))?;
+        } else {
             self.withdraw(attachment).await.map_err(|e| {
                 let used = e.kind() == ErrorKind::Busy;
                 let at = attachment.target();
@@ -208,9 +215,14 @@ impl Attachments {
     /// Changes a volume's size, in bytes, wherever it is presented.
     pub async fn resize(&self, name: &str, size: u64) -> Result<()> {
         let table = self.table.lock().await;
-        let Some(attachment) = table.get(name).filter(|a| a.error.is_none()) else {
+        let Some(attachment) = table.get(name) else {
             return self.engine.resize_volume(name, size).await.map(drop);
         };
+        if attachment.error.is_some() {
+            let volume = self.engine.volume_info(name).await?;
+            self.front(attachment.via).abandon(&volume).await.context(format!("resizing volume '{name}'"))?;
+            return self.engine.resize_volume(name, size).await.map(drop);
+        }
         let front = self.front(attachment.via);
         front.check_resize().await.context(format!("resizing volume '{name}'"))?;
         self.engine.resize_volume(name, size).await?;

@@ -289,6 +289,11 @@ impl Presenter for Devices {
         self.0.stop().await;
     }
 
+    async fn abandon(&self, _: &VolumeInfo) -> Result<()> {
+        let used = || Error::new(ErrorKind::Busy, "it is mounted");
+        if self.0.mounted.load(Ordering::Relaxed) { Err(used()) } else { Ok(()) }
+    }
+
     async fn check_resize(&self) -> Result<()> {
         let unable = || Error::new(ErrorKind::Unsupported, "this kernel cannot");
         if self.0.mounted.load(Ordering::Relaxed) { Err(unable()) } else { Ok(()) }

@@ -128,6 +128,17 @@ impl Presenter for Ublk {
         blocking(move || presented.device.resize(size)).await
     }
 
+    async fn abandon(&self, volume: &VolumeInfo) -> Result<()> {
+        let owner = Owner::new(self.pool, volume.id);
+        blocking(move || {
+            for found in ublk::existing()?.into_iter().filter(|found| found.owner == owner) {
+                ublk::delete(found.number)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn restored(&self) {
         let presented: BTreeSet<u32> = self.devices.lock().values().map(|p| p.volume).collect();
         let taken_over = self.devices.lock().values().filter(|p| p.device.taken_over()).count();

@@ -276,6 +276,26 @@ async fn attachments_come_back_after_a_restart() {
     assert_eq!(broken.get("/v1/pool").await.1["alerts"].as_array().unwrap().len(), 1);
 }
 
+/// Its host would go on with what it remembers, once the device is served again.
+#[tokio::test]
+async fn a_device_in_use_that_could_not_be_presented_keeps_its_volume_as_it_is() {
+    let d = daemon();
+    d.create("a").await;
+    assert_eq!(d.attach("a", json!({ "via": "ublk" })).await.0, StatusCode::OK);
+    let again = daemon_on(d.engine.clone());
+    again.memory.broken.store(true, Ordering::Relaxed);
+    again.memory.mounted.store(true, Ordering::Relaxed);
+    again.appliance.attachments.restore().await;
+    let detach = || again.call(Method::DELETE, "/v1/volumes/a/attachment", Value::Null);
+    let resize = || again.call(Method::PATCH, "/v1/volumes/a", json!({ "size": 2 << 20 }));
+    assert_error(detach().await, StatusCode::CONFLICT, "busy", "mounted");
+    assert_error(resize().await, StatusCode::CONFLICT, "busy", "mounted");
+    assert_eq!(again.get("/v1/volumes/a").await.1["attached"], "ublk");
+    again.memory.mounted.store(false, Ordering::Relaxed);
+    assert_eq!(resize().await.0, StatusCode::OK);
+    assert_eq!(detach().await.0, StatusCode::NO_CONTENT);
+}
+
 #[tokio::test]
 async fn a_check_is_a_job() {
     let d = daemon();
