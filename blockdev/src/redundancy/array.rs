@@ -647,7 +647,8 @@ impl DiskArray {
         }
     }
 
-    pub(super) async fn read_column(&self, extent: &Extent, column: usize, row: u64, len: usize) -> Result<Bytes> {
+    /// Reads bytes of a column as its disk has them.
+    pub async fn read_column(&self, extent: &Extent, column: usize, row: u64, len: usize) -> Result<Bytes> {
         let (disk, chunk) = extent.columns[column];
         self.read_disk(disk, self.geometry.chunk(chunk.0) + row, len).await
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::join_all;
 use rustc_hash::FxHashSet;
@@ -16,8 +17,8 @@ use super::commit::Draft;
 use super::pace::control::Class;
 use super::scrub::ERRORS_MANY;
 use super::state::State;
-use super::verify::{LiveFrames, Verifier};
-use crate::error::{ErrorKind, Result};
+use super::verify::{Check, LiveFrames, Verifier};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{ColumnMove, Op, Record, SegmentRecord};
 use crate::planted::{self, Bug};
 use crate::redundancy::array::{Extent, Member};
@@ -79,9 +80,14 @@ impl Degraded {
         usize::from(self.record.parity).saturating_sub(self.lost.count_ones() as usize)
     }
 
-    /// Parity to be written: it is computed, wherever it lies.
+    /// Parity to be written.
     fn wanted_parity(&self) -> u32 {
         self.wanted & !((1 << self.record.data) - 1)
+    }
+
+    /// Columns to be written whose content has to be computed, since nothing gives it.
+    fn missing(&self) -> u32 {
+        self.wanted & (self.lost | self.bad)
     }
 
     /// Bytes to be written, about.
@@ -641,12 +647,24 @@ impl Engine {
             let _turn = self.turn(class).await;
             self.live_frames(&d.record).await?
         };
-        // What cannot be looked up cannot be verified; its columns are computed like all others.
-        let checks = match checks {
-            LiveFrames::All(checks) => checks,
-            LiveFrames::Part(checks) if d.bad == 0 => checks,
-            // What is there, in part, is not given up for what nobody can verify.
-            LiveFrames::Part(_) | LiveFrames::NoSummary => return Ok(Outcome::Damaged),
+        // Parity that is there is computed as well where that can be verified: what it protects is.
+        let (checks, computed) = match checks {
+            LiveFrames::All(checks) => (checks, d.lost | d.wanted_parity()),
+            LiveFrames::Part { mut checks, blind } => {
+                // What is computed takes the place of what may come back with a disk, so all of it must be known to be right: but for disks
+                // that an administrator declared failed.
+                let expected =
+                    |c: usize| self.array.member(d.record.columns[c].0).is_some_and(|m| !m.is_declared_failed());
+                let strict = (0..d.record.columns.len()).any(|c| d.missing() >> c & 1 == 1 && expected(c));
+                if strict && blind {
+                    return Ok(Outcome::Damaged);
+                }
+                if !strict {
+                    checks.retain(Check::is_listed);
+                }
+                (checks, d.lost | if strict { d.wanted_parity() } else { 0 })
+            }
+            LiveFrames::NoSummary => return Ok(Outcome::Damaged),
         };
         let mut verifier = Verifier::new(checks);
         let geometry = self.array.geometry;
@@ -664,13 +682,25 @@ impl Engine {
                 if !self.is_live(&d.record) {
                     return Ok(Outcome::Changed);
                 }
-                let Ok(rows) = self.array.read_rows(&d.extent, row, len, d.lost | d.wanted_parity()).await else {
+                let Ok(rows) = self.array.read_rows(&d.extent, row, len, computed).await else {
                     return Ok(Outcome::Damaged);
                 };
-                let writes = moves.iter().filter_map(|m| {
-                    let content = rows.column(m.column.into())?.clone();
-                    Some(self.array.write(m.to.0, geometry.chunk(m.to.1.0) + row, vec![content], false))
-                });
+                let mut contents = Vec::with_capacity(moves.len());
+                for m in moves {
+                    let column = usize::from(m.column);
+                    contents.push(match rows.column(column) {
+                        Some(content) => content.clone(),
+                        // Parity, as it is.
+                        None => match self.parity_rows(&d.extent, column, row, len).await {
+                            Ok(content) => content,
+                            Err(_) => return Ok(Outcome::Damaged),
+                        },
+                    });
+                }
+                let writes = moves
+                    .iter()
+                    .zip(contents)
+                    .map(|(m, content)| self.array.write(m.to.0, geometry.chunk(m.to.1.0) + row, vec![content], false));
                 if join_all(writes).await.iter().any(|w| w.is_err()) {
                     return Ok(Outcome::Changed);
                 }
@@ -705,6 +735,16 @@ impl Engine {
         }
         self.counters.rebuilt.fetch_add(end * moves.len() as u64, Ordering::Relaxed);
         Ok(Outcome::Done)
+    }
+
+    /// Bytes of a parity column as its disk has them; computed where it has none.
+    async fn parity_rows(&self, extent: &Extent, column: usize, row: u64, len: usize) -> Result<Bytes> {
+        if let Ok(content) = self.array.read_column(extent, column, row, len).await {
+            return Ok(content);
+        }
+        let lost = extent.lost_columns(self.array.absent()) | 1 << column;
+        let rows = self.array.read_rows(extent, row, len, lost).await?;
+        rows.column(column).cloned().ok_or_else(|| Error::corrupt(format!("column {column} is not parity")))
     }
 
     /// Whether a segment is still in use as it was, and not about to be given back.

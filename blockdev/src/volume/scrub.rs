@@ -353,7 +353,7 @@ impl Engine {
             let _turn = self.turn(Class::Upkeep).await;
             self.live_frames(record).await?
         };
-        let (LiveFrames::All(checks) | LiveFrames::Part(checks)) = checks else {
+        let (LiveFrames::All(checks) | LiveFrames::Part { checks, .. }) = checks else {
             return Ok(self.is_live(record).then_some(Findings { damaged: 1, ..found }));
         };
         let mut verifier = Verifier::new(checks);

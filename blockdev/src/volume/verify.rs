@@ -20,6 +20,8 @@ use crate::units::{BLOCK_SIZE, SegmentId, VirtualBlock};
 enum Expected {
     /// A frame whose blocks have these checksums, by index.
     Blocks(Codec, u16, Vec<(u8, u64)>),
+    /// A frame of so many blocks, of which the summary alone tells: nobody knows its codec, nor which of them are live.
+    Unlisted(usize, Vec<(u8, u64)>),
     /// A frame with this checksum.
     Page(Codec, u16, u64),
     /// The summary of a part of this use of a segment.
@@ -36,26 +38,36 @@ pub(super) struct Check {
 }
 
 impl Check {
+    /// Whether it is about something live.
+    pub(super) fn is_listed(&self) -> bool {
+        !matches!(self.expected, Expected::Unlisted(..))
+    }
+
     fn end(&self) -> u32 {
         self.offset + u32::from(self.len)
     }
 
     /// Whether stored bytes are what they must be; `raw` is room to uncompress them.
     pub(super) fn passes(&self, stored: &[u8], raw: &mut Vec<u8>) -> bool {
-        raw.clear();
-        let mut decode = |codec, raw_len: u16| codec::decompress(codec, stored, raw_len.into(), raw).is_ok();
+        let decode = |codec, raw_len: usize, raw: &mut Vec<u8>| {
+            raw.clear();
+            codec::decompress(codec, stored, raw_len, raw).is_ok()
+        };
+        let have = |raw: &[u8], sums: &[(u8, u64)]| {
+            sums.iter().all(|(index, sum)| {
+                let start = usize::from(*index) * BLOCK_SIZE;
+                raw.get(start..start + BLOCK_SIZE).is_some_and(|block| checksum(block) == *sum)
+            })
+        };
         match &self.expected {
             Expected::Summary(segment, incarnation) => {
                 Part::decode(stored).is_ok_and(|p| p.segment == *segment && p.incarnation == *incarnation)
             }
-            Expected::Page(codec, raw_len, sum) => decode(*codec, *raw_len) && checksum(raw) == *sum,
-            Expected::Blocks(codec, raw_len, sums) => {
-                decode(*codec, *raw_len)
-                    && sums.iter().all(|(index, sum)| {
-                        let start = usize::from(*index) * BLOCK_SIZE;
-                        raw.get(start..start + BLOCK_SIZE).is_some_and(|block| checksum(block) == *sum)
-                    })
-            }
+            Expected::Page(codec, raw_len, sum) => decode(*codec, (*raw_len).into(), raw) && checksum(raw) == *sum,
+            Expected::Blocks(codec, raw_len, sums) => decode(*codec, (*raw_len).into(), raw) && have(raw, sums),
+            Expected::Unlisted(blocks, sums) => [Codec::Raw, Codec::Lz4, Codec::Zstd]
+                .into_iter()
+                .any(|codec| decode(codec, blocks * BLOCK_SIZE, raw) && have(raw, sums)),
         }
     }
 }
@@ -64,8 +76,13 @@ impl Check {
 pub(super) enum LiveFrames {
     /// What all of it must be.
     All(Vec<Check>),
-    /// Some of what refers to it cannot be read.
-    Part(Vec<Check>),
+    /// Some of what refers to it cannot be read. Frames of data are compared with the summaries then, whether they are live or not.
+    Part {
+        /// What is known.
+        checks: Vec<Check>,
+        /// There are pages of which nothing tells what they must be.
+        blind: bool,
+    },
     /// A summary cannot be read.
     NoSummary,
 }
@@ -121,9 +138,9 @@ impl Verifier {
 }
 
 impl Engine {
-    /// Everything live in a sealed segment, and its summaries.
+    /// Everything live in a sealed segment, perhaps live where that cannot be looked up, and its summaries.
     pub(super) async fn live_frames(&self, record: &SegmentRecord) -> Result<LiveFrames> {
-        let (mut out, mut all) = (Vec::new(), true);
+        let (mut out, mut all, mut blind) = (Vec::new(), true, false);
         let mut at = record.last_part;
         while at.len > 0 {
             let _pass = self.gate.enter();
@@ -134,13 +151,19 @@ impl Engine {
                 match self.with_state(|s| expected_of(s, record.id, item)).await {
                     Ok(Some(expected)) => out.push(Check { offset: item.offset, len: item.len, expected }),
                     Ok(None) => {}
-                    Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => all = false,
+                    Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => {
+                        all = false;
+                        match unlisted(item) {
+                            Some(expected) => out.push(Check { offset: item.offset, len: item.len, expected }),
+                            None => blind = true,
+                        }
+                    }
                     Err(e) => return Err(e),
                 }
             }
             at = part.previous;
         }
-        Ok(if all { LiveFrames::All(out) } else { LiveFrames::Part(out) })
+        Ok(if all { LiveFrames::All(out) } else { LiveFrames::Part { checks: out, blind } })
     }
 }
 
@@ -210,6 +233,14 @@ impl Engine {
         }
         Ok((frames.into_values().collect(), complete))
     }
+}
+
+/// What the frame of an item was when it was written, as its summary tells; none for pages.
+fn unlisted(item: &Item) -> Option<Expected> {
+    let Content::Data(blocks) = &item.content else { return None };
+    // The block table has the lower half.
+    let sums = blocks.iter().enumerate().filter(|(_, (block, _))| !block.is_none());
+    Some(Expected::Unlisted(blocks.len(), sums.map(|(i, (_, fp))| (i as u8, *fp as u64)).collect()))
 }
 
 /// What the frame of an item must be; none when nothing refers to it.
