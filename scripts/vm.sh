@@ -8,6 +8,7 @@
 # Options, before BINARY or --:
 #   --limit SECONDS        for the whole machine (default 1200; shell: none)
 #   --test-limit SECONDS   for each test (default 180)
+#   --memory MIB           of the machine (default 3072)
 #   --only WORD            only tests with this word in their names
 #   --keep                 keep the scratch folder, also on success
 #
@@ -22,6 +23,7 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 limit=1200
 test_limit=180
+memory=3072
 only=
 keep=no
 # Where scripts/setup.sh unpacks the kernel.
@@ -76,7 +78,7 @@ drive() {
 
 describe_machine() {
     qemu=(
-        qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 4 -m 3G
+        qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 4 -m "${memory}M"
         -nodefaults -no-user-config -display none -no-reboot
         -kernel "$kernel" -initrd "$scratch/initramfs.cpio"
         -append "console=ttyS0 panic=-1 oops=panic loglevel=5 ashlar.mode=$1 ashlar.modules=$kernels/lib/modules/$release"
@@ -185,11 +187,12 @@ command=$1
 shift
 while [ $# -gt 0 ]; do
     case $1 in
-    --limit | --test-limit | --only)
+    --limit | --test-limit | --memory | --only)
         [ $# -gt 1 ] || die "$1 needs a value"
         case $1 in
         --limit) limit=$2 ;;
         --test-limit) test_limit=$2 ;;
+        --memory) memory=$2 ;;
         --only) only=$2 ;;
         esac
         shift 2

@@ -1,5 +1,6 @@
 //! Ashlar's block engine. See `ARCHITECTURE.md` for the map of its modules.
 
+pub mod carry;
 pub mod codec;
 pub mod dedupe;
 pub mod disk;

@@ -25,6 +25,8 @@ pub enum Rank {
     Index,
     /// Records that wait for the log.
     LogQueue,
+    /// Writes that outlive the process.
+    Carry,
     /// How far background work is.
     Progress,
     /// Why the pool takes no writes.

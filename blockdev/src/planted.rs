@@ -43,6 +43,10 @@ pub enum Bug {
     RebuildUnverified,
     /// A scrub does not compare parity.
     ScrubNoParity,
+    /// Writes that outlive the process leave their memory before the log has them.
+    CarriedLetGoEarly,
+    /// They keep the numbers they had.
+    CarriedNumbersKept,
 }
 
 #[cfg(feature = "planted-bugs")]

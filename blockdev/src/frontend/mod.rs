@@ -67,6 +67,12 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Consecutive extents from `offset`, at most `max` of them, covering at most `len` bytes, alternating in state.
     fn block_status(&self, offset: u64, len: u64, max: usize) -> BoxFuture<Result<Vec<Extent>>>;
 
+    /// From now on completed operations outlive this process, if that can be had: a host that goes on without it finds them when the next process
+    /// serves the device. Says whether they do; when not, only what is durable does. Blocks briefly.
+    fn outlive(&self) -> bool {
+        false
+    }
+
     /// The size in bytes, and its changes by resizing.
     fn watch_size(&self) -> tokio::sync::watch::Receiver<u64>;
 }

@@ -240,6 +240,9 @@ impl Pool {
         }
         .await;
         engine.stop();
+        if result.is_ok() {
+            engine.end_carrying();
+        }
         result
     }
 
@@ -393,7 +396,7 @@ impl Pool {
     /// The volume as a block device.
     pub fn open_volume(&self, name: &str) -> Result<Arc<dyn BlockDevice>> {
         let record = self.record(name)?;
-        Ok(Arc::new(VolumeDevice(self.handle(record.id, name)?)))
+        Ok(Arc::new(VolumeDevice::new(self.handle(record.id, name)?)))
     }
 
     /// Keeps how a volume is presented.

@@ -1,7 +1,7 @@
 //! A volume as front ends see it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
@@ -9,11 +9,15 @@ use tokio::sync::watch;
 use super::Engine;
 use super::intake::HostBlock;
 use super::pace::control::Kind;
+use crate::carry::{self, Operation, Ring};
 use crate::env::BoxFuture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::MAP_FANOUT;
 use crate::frontend::{BlockDevice, Extent, Geometry};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lba, VolumeId};
+
+/// Where an operation is entered that is to outlive the process.
+type Carry<'a> = Option<&'a Ring>;
 
 /// Blocks of one piece of a large write.
 const WRITE_BLOCKS: usize = 256;
@@ -29,6 +33,13 @@ pub struct Volume {
     gone: AtomicBool,
     /// Serialises writes that must read first: partial blocks, compare-and-write.
     exclusive: tokio::sync::RwLock<()>,
+}
+
+impl Engine {
+    /// Blocks of the largest piece of a write.
+    pub(super) fn write_piece_max(&self) -> usize {
+        WRITE_BLOCKS.min(self.intake.write_blocks_max())
+    }
 }
 
 impl Volume {
@@ -96,19 +107,19 @@ impl Volume {
         Ok(out.freeze().slice(skip..skip + len))
     }
 
-    async fn write_bytes(&self, offset: u64, data: Bytes) -> Result<()> {
+    async fn write_bytes(&self, offset: u64, data: Bytes, carry: Carry<'_>) -> Result<()> {
         self.check_range(offset, data.len() as u64)?;
         self.engine.check_writable()?;
         if offset.is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_SIZE) {
             let _shared = self.exclusive.read().await;
             // Again: the volume may have shrunk or gone while this waited.
             self.check_range(offset, data.len() as u64)?;
-            return self.write_blocks(offset / BLOCK_BYTES, data).await;
+            return self.write_blocks(offset / BLOCK_BYTES, data, carry).await;
         }
         let _alone = self.exclusive.write().await;
         self.check_range(offset, data.len() as u64)?;
         let (first, data) = self.complete_blocks(offset, data).await?;
-        self.write_blocks(first, data).await
+        self.write_blocks(first, data, carry).await
     }
 
     /// Fills the partial blocks at the ends with what is there. The caller holds the volume exclusively.
@@ -129,12 +140,12 @@ impl Volume {
         Ok((first, whole.freeze()))
     }
 
-    async fn write_blocks(&self, first: u64, data: Bytes) -> Result<()> {
+    async fn write_blocks(&self, first: u64, data: Bytes, carry: Carry<'_>) -> Result<()> {
         let engine = &self.engine;
         engine.counters.host_writes.fetch_add(1, Ordering::Relaxed);
         engine.counters.host_write_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
         let all = data.len() / BLOCK_SIZE;
-        let piece = engine.space().batch_blocks(WRITE_BLOCKS.min(engine.intake.write_blocks_max()));
+        let piece = engine.space().batch_blocks(engine.write_piece_max());
         for at in (0..all).step_by(piece) {
             let n = piece.min(all - at);
             let piece = data.slice(at * BLOCK_SIZE..(at + n) * BLOCK_SIZE);
@@ -145,8 +156,17 @@ impl Volume {
             if blocks.iter().any(|b| !b.is_zero()) {
                 engine.check_space().await?;
             }
+            let place = match carry {
+                Some(ring) => Some(engine.place_in(ring, piece.len()).await?),
+                None => None,
+            };
             engine.check_alive()?;
-            engine.intake.write(self.id, Lba(first + at as u64), piece, blocks, room);
+            let lba = Lba(first + at as u64);
+            let seqno = engine.intake.write(self.id, lba, piece.clone(), blocks, room);
+            if let Some(place) = place {
+                let (kind, blocks) = (carry::Kind::Write, n as u64);
+                place.fill(seqno, &Operation { kind, volume: self.id, lba, blocks }, &piece);
+            }
         }
         Ok(())
     }
@@ -168,36 +188,44 @@ impl Volume {
         answer
     }
 
-    async fn unmap(&self, first: u64, count: u64) -> Result<()> {
+    async fn unmap(&self, first: u64, count: u64, carry: Carry<'_>) -> Result<()> {
         if count == 0 {
             return Ok(());
         }
         self.engine.check_writable()?;
         self.engine.check_volume(self.id)?;
-        let answer = self.engine.intake.unmap(self.id, Lba(first), count);
+        let place = match carry {
+            Some(ring) => Some(self.engine.place_in(ring, 0).await?),
+            None => None,
+        };
+        let (volume, lba) = (self.id, Lba(first));
+        let (seqno, answer) = self.engine.intake.unmap(volume, lba, count);
+        if let Some(place) = place {
+            place.fill(seqno, &Operation { kind: carry::Kind::Unmap, volume, lba, blocks: count }, &[]);
+        }
         match answer.await {
             Ok(result) => result,
             Err(_) => self.engine.check_alive(),
         }
     }
 
-    async fn zero_bytes(&self, offset: u64, len: u64) -> Result<()> {
+    async fn zero_bytes(&self, offset: u64, len: u64, carry: Carry<'_>) -> Result<()> {
         self.check_range(offset, len)?;
         let (first, end) = (offset.div_ceil(BLOCK_BYTES), (offset + len) / BLOCK_BYTES);
         if first >= end {
-            return self.write_bytes(offset, Bytes::from(vec![0; len as usize])).await;
+            return self.write_bytes(offset, Bytes::from(vec![0; len as usize]), carry).await;
         }
         let head = first * BLOCK_BYTES - offset;
         let tail = offset + len - end * BLOCK_BYTES;
         if head > 0 {
-            self.write_bytes(offset, Bytes::from(vec![0; head as usize])).await?;
+            self.write_bytes(offset, Bytes::from(vec![0; head as usize]), carry).await?;
         }
         if tail > 0 {
-            self.write_bytes(end * BLOCK_BYTES, Bytes::from(vec![0; tail as usize])).await?;
+            self.write_bytes(end * BLOCK_BYTES, Bytes::from(vec![0; tail as usize]), carry).await?;
         }
         let _shared = self.exclusive.read().await;
         self.check_range(offset, len)?;
-        self.unmap(first, end - first).await
+        self.unmap(first, end - first, carry).await
     }
 
     async fn status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
@@ -239,59 +267,77 @@ impl Volume {
     }
 }
 
-/// The device that front ends hold: a shared [`Volume`].
+/// The device that front ends hold: a shared [`Volume`], and where its writes are entered that are to outlive the process.
 #[derive(Clone)]
-pub struct VolumeDevice(pub Arc<Volume>);
+pub struct VolumeDevice {
+    volume: Arc<Volume>,
+    carry: Arc<OnceLock<Arc<Ring>>>,
+}
+
+impl VolumeDevice {
+    /// A device of a volume.
+    pub fn new(volume: Arc<Volume>) -> Self {
+        Self { volume, carry: Arc::default() }
+    }
+
+    fn carry(&self) -> Carry<'_> {
+        self.carry.get().map(Arc::as_ref)
+    }
+}
 
 impl BlockDevice for VolumeDevice {
     fn geometry(&self) -> Geometry {
         Geometry {
-            size: *self.0.size.borrow(),
+            size: *self.volume.size.borrow(),
             block_size: BLOCK_SIZE as u32,
             optimal_io: 256 << 10,
-            read_only: self.0.engine.config.read_only,
+            read_only: self.volume.engine.config.read_only,
         }
     }
 
     fn read(&self, offset: u64, len: usize) -> BoxFuture<Result<Bytes>> {
-        let volume = self.0.clone();
+        let volume = self.volume.clone();
         Box::pin(async move { volume.read_bytes(offset, len).await })
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<Result<()>> {
-        let volume = self.0.clone();
+        let this = self.clone();
         Box::pin(async move {
-            volume.write_bytes(offset, data).await?;
+            let volume = &this.volume;
+            volume.write_bytes(offset, data, this.carry().filter(|_| !fua)).await?;
             if fua { volume.flush_all().await } else { Ok(()) }
         })
     }
 
     fn flush(&self) -> BoxFuture<Result<()>> {
-        let volume = self.0.clone();
+        let volume = self.volume.clone();
         Box::pin(async move { volume.flush_all().await })
     }
 
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<Result<()>> {
-        let volume = self.0.clone();
+        let this = self.clone();
         Box::pin(async move {
+            let volume = &this.volume;
             let _shared = volume.exclusive.read().await;
             volume.check_range(offset, len)?;
             let (first, end) = (offset.div_ceil(BLOCK_BYTES), (offset + len) / BLOCK_BYTES);
-            volume.unmap(first, end.saturating_sub(first)).await
+            volume.unmap(first, end.saturating_sub(first), this.carry()).await
         })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, fua: bool) -> BoxFuture<Result<()>> {
-        let volume = self.0.clone();
+        let this = self.clone();
         Box::pin(async move {
-            volume.zero_bytes(offset, len).await?;
+            let volume = &this.volume;
+            volume.zero_bytes(offset, len, this.carry().filter(|_| !fua)).await?;
             if fua { volume.flush_all().await } else { Ok(()) }
         })
     }
 
     fn compare_and_write(&self, offset: u64, expected: Bytes, new: Bytes) -> BoxFuture<Result<bool>> {
-        let volume = self.0.clone();
+        let this = self.clone();
         Box::pin(async move {
+            let volume = &this.volume;
             if expected.len() != new.len() {
                 return Err(Error::invalid("compare-and-write needs two buffers of the same length"));
             }
@@ -301,17 +347,25 @@ impl BlockDevice for VolumeDevice {
             }
             volume.engine.check_writable()?;
             let (first, data) = volume.complete_blocks(offset, new).await?;
-            volume.write_blocks(first, data).await?;
+            volume.write_blocks(first, data, this.carry()).await?;
             Ok(true)
         })
     }
 
     fn block_status(&self, offset: u64, len: u64, max: usize) -> BoxFuture<Result<Vec<Extent>>> {
-        let volume = self.0.clone();
+        let volume = self.volume.clone();
         Box::pin(async move { volume.status(offset, len, max).await })
     }
 
     fn watch_size(&self) -> watch::Receiver<u64> {
-        self.0.size.subscribe()
+        self.volume.size.subscribe()
+    }
+
+    fn outlive(&self) -> bool {
+        let ring = self.volume.engine.ring();
+        if let Some(ring) = ring {
+            let _ = self.carry.set(ring);
+        }
+        self.carry.get().is_some()
     }
 }

@@ -122,14 +122,14 @@ impl Engine {
         self.wait_durable(Durable { seqno: 0, record }).await
     }
 
-    async fn wait_durable(&self, target: Durable) -> Result<()> {
+    /// Completes when all up to `target` is durable.
+    pub(super) async fn wait_durable(&self, target: Durable) -> Result<()> {
         let mut durable = self.durable.subscribe();
         let reached = |d: &Durable| d.seqno >= target.seqno && d.record >= target.record;
         if reached(&durable.borrow_and_update()) {
             return Ok(());
         }
-        self.log_queue.lock().targets.push_back(target);
-        self.log_wake.notify_one();
+        self.want_durable(target);
         loop {
             if reached(&durable.borrow_and_update()) {
                 return Ok(());
@@ -139,6 +139,12 @@ impl Engine {
                 return self.check_alive();
             }
         }
+    }
+
+    /// Has the log written as soon as all up to `target` is committed.
+    pub(super) fn want_durable(&self, target: Durable) {
+        self.log_queue.lock().targets.push_back(target);
+        self.log_wake.notify_one();
     }
 
     /// The task that writes the log.
@@ -195,6 +201,7 @@ impl Engine {
             if !records.is_empty() {
                 self.write_entry(&records, &all_ends).await?;
                 self.durable.send_replace(reached);
+                self.let_go(reached.seqno);
             }
         }
     }

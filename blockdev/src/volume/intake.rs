@@ -226,12 +226,12 @@ impl Intake {
         seqno
     }
 
-    /// Takes a discard in; it is visible once its answer comes.
-    pub fn unmap(&self, volume: VolumeId, lba: Lba, count: u64) -> oneshot::Receiver<Result<()>> {
+    /// Takes a discard in: its place, and the answer with which it is visible.
+    pub fn unmap(&self, volume: VolumeId, lba: Lba, count: u64) -> (Seqno, oneshot::Receiver<Result<()>>) {
         let (done, answer) = oneshot::channel();
         let mut queue = self.queue.lock();
         if queue.closed {
-            return answer;
+            return (Seqno(0), answer);
         }
         queue.last += 1;
         let seqno = Seqno(queue.last);
@@ -239,7 +239,7 @@ impl Intake {
         queue.ops.push_back(Numbered { seqno, op: HostOp::Unmap { volume, lba, count, done } });
         drop(queue);
         self.wake.notify_one();
-        answer
+        (seqno, answer)
     }
 
     /// Newest operation taken in; it and all before it are hurried on.

@@ -4,6 +4,7 @@
 //! state) → `group_commit` (log, flush) and, in the background, `checkpoint` and `cleaner`. `recovery` is the way back after a crash.
 
 pub mod balance;
+mod carry;
 pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
@@ -93,6 +94,8 @@ pub struct PoolConfig {
     pub fingerprint_bits: Option<u32>,
     /// What is known of disks from earlier, to name those that are missing now.
     pub known_disks: BTreeMap<Uuid, KnownDisk>,
+    /// Where memory is had that outlives the process.
+    pub carry: Option<Arc<dyn crate::carry::Store>>,
 }
 
 /// A disk as it was seen before.
@@ -121,6 +124,7 @@ impl Default for PoolConfig {
             priority: Priority::Normal,
             fingerprint_bits: None,
             known_disks: BTreeMap::new(),
+            carry: None,
         }
     }
 }
@@ -129,6 +133,11 @@ impl PoolConfig {
     /// Bytes of host writes that may wait to be committed.
     pub fn write_buffer(&self) -> u64 {
         (self.memory / 8).clamp(1 << 20, 128 << 20)
+    }
+
+    /// Bytes of writes that wait for the log and outlive the process.
+    pub fn carry_bytes(&self) -> usize {
+        (self.memory / 16).clamp(1 << 20, 64 << 20) as usize
     }
 
     /// Map pages kept in memory.
@@ -231,6 +240,8 @@ pub struct Engine {
     pub durable: watch::Sender<Durable>,
     /// Host operations that wait to be committed.
     pub intake: Intake,
+    /// Those that outlive the process; none before somebody asks for it.
+    pub(crate) carry: Mutex<Option<Arc<crate::carry::Ring>>>,
     /// Fingerprint index.
     pub index: Mutex<DedupeIndex>,
     /// Tells that a fingerprint list was loaded.

@@ -12,6 +12,7 @@ use futures::future::join_all;
 use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use super::carry;
 use super::checkpoint::{Checkpoints, mark_root};
 use super::commit::{Committer, STRIPES_IN_FLIGHT};
 use super::frame_cache::FrameCache;
@@ -336,6 +337,7 @@ impl Engine {
             name: label.pool_name.clone(),
             epoch,
             intake: Intake::new(config.write_buffer(), state.seqno),
+            carry: Mutex::new(Rank::Carry, None),
             log: Log::new(array.clone(), label.pool, epoch, found.extents, found.next_extent),
             log_queue: Mutex::new(Rank::LogQueue, LogQueue::default()),
             log_wake: Notify::new(),
@@ -435,6 +437,8 @@ impl Engine {
         let seen = disks.iter().map(|d| d.label.epoch).max().unwrap_or_default().max(superblock.epoch);
         // The low half is random: of two writers that each saw only some of the disks, neither takes the other's log for its own.
         let epoch = next_epoch(&env, seen);
+        // Before the labels tell of this writer.
+        let left = carry::find(&config, label.pool, seen, epoch)?;
         // Disks that came back since the newest label was written lack what was logged meanwhile.
         let newest: Vec<&Label> = disks.iter().map(|d| &d.label).filter(|l| l.epoch.0 >> 32 == seen.0 >> 32).collect();
         let absent = absent_by_labels(&newest, &catalogue);
@@ -444,6 +448,9 @@ impl Engine {
         // be on a few disks only. So it gets the new epoch, on all disks, before anything else is written.
         let superblock = Superblock { epoch, ..superblock };
         mark_root(&array, &superblock, &encoded).await?;
+        if let Some(left) = &left {
+            left.settle(epoch);
+        }
 
         let found = {
             let writer = (label.pool, superblock.log_epoch);
@@ -479,7 +486,7 @@ impl Engine {
         engine.intake.resume(reached.seqno);
         engine.start();
         engine.mark_stale(&open, absent);
-        if let Err(e) = engine.go_on(open).await {
+        if let Err(e) = engine.go_on(open, left).await {
             // Its tasks hold the disks.
             engine.stop();
             return Err(e);
@@ -490,11 +497,12 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Makes what was found a checkpoint.
-    async fn go_on(self: &Arc<Self>, open: BTreeMap<SegmentId, OpenEnd>) -> Result<()> {
+    /// Makes what was found a checkpoint, and goes on from there with what hosts were told is done.
+    async fn go_on(self: &Arc<Self>, open: BTreeMap<SegmentId, OpenEnd>, left: Option<carry::Left>) -> Result<()> {
         self.finish_segments(open).await?;
         self.checkpoint().await?;
-        self.label_absent().await
+        self.label_absent().await?;
+        self.enter_again(left).await
     }
 
     /// Applies all entries; returns what is known of segments that were open.

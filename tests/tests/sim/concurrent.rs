@@ -63,6 +63,7 @@ async fn client(
     let mut rng = Rng::new(seed);
     let (volume, base) = place(me, volumes);
     let device = pool.open_volume(&name(volume)).map_err(|e| e.to_string())?;
+    device.outlive();
     let history = || history.lock().unwrap_or_else(|e| e.into_inner());
     for _ in 0..rng.between(5, 60) {
         let lba = rng.below(OWN_BLOCKS);
@@ -126,7 +127,9 @@ fn prefixes(operations: &[Operation], before: &[u64], found: &[u64]) -> Vec<usiz
 }
 
 /// Judges what was found after a crash.
-fn judge(history: &History, before: &Image, found: &Image, volumes: usize) -> Result<(), String> {
+///
+/// `killed`: the power stayed, and all that was answered must be there.
+fn judge(history: &History, killed: bool, before: &Image, found: &Image, volumes: usize) -> Result<(), String> {
     let own = |image: &Image, client: usize| {
         let (volume, base) = place(client, volumes);
         image.volumes[&volume][base as usize..(base + OWN_BLOCKS) as usize].to_vec()
@@ -145,7 +148,7 @@ fn judge(history: &History, before: &Image, found: &Image, volumes: usize) -> Re
     for (me, operations) in history.operations.iter().enumerate() {
         for (n, op) in operations.iter().enumerate().skip(longest[me]) {
             let Some(completed) = op.completed else { continue };
-            if completed < history.durable || op.fua {
+            if killed || completed < history.durable || op.fua {
                 return Err(format!(
                     "client {me}: operation {n} was durable by itself or complete before a flush that completed, and is lost"
                 ));
@@ -171,15 +174,22 @@ fn scenario(seed: u64) -> Scenario {
 
 /// One seed: lives with several clients, each ended by a crash.
 pub fn run_clients(seed: u64) -> Result<(), String> {
-    run_scenario(scenario(seed))
+    run_appliance(Appliance::new(scenario(seed))?)
 }
 
-fn run_scenario(scenario: Scenario) -> Result<(), String> {
+/// The same with hosts that go on when the process is killed, and mostly that is what happens.
+pub fn run_killed_clients(seed: u64) -> Result<(), String> {
+    run_appliance(Appliance::that_is_killed(scenario(seed))?)
+}
+
+fn run_appliance(mut appliance: Appliance) -> Result<(), String> {
+    let scenario = appliance.scenario.clone();
     let mut rng = Rng::new(scenario.seed ^ 0xC11E);
     let volumes = scenario.volumes;
     let clients = volumes * rng.between(1, 4) as usize;
-    let lives = scenario.lives;
-    let mut appliance = Appliance::new(scenario)?;
+    let is_killed = scenario.config.carry.is_some();
+    let lives = scenario.lives * if is_killed { 2 } else { 1 };
+    let mut killed = true;
     let mut before = Image::default();
     let mut history = History::default();
     for life in 0..=lives {
@@ -197,10 +207,15 @@ fn run_scenario(scenario: Scenario) -> Result<(), String> {
             let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
             let found = read_all(&pool, volumes).await?;
             {
-                let mut h = shared.lock().map_err(|e| e.to_string())?;
                 if life > 0 {
-                    judge(&h, &before, &found, volumes)?;
+                    let h = shared.lock().map_err(|e| e.to_string())?;
+                    judge(&h, killed && is_killed, &before, &found, volumes)?;
                 }
+                if is_killed {
+                    // What was entered again is not durable before.
+                    pool.engine().flush().await.map_err(|e| format!("flush: {e}"))?;
+                }
+                let mut h = shared.lock().map_err(|e| e.to_string())?;
                 *h = History { operations: vec![Vec::new(); clients], ..History::default() };
                 *seen.lock().map_err(|e| e.to_string())? = Some(found);
             }
@@ -223,7 +238,14 @@ fn run_scenario(scenario: Scenario) -> Result<(), String> {
         history = shared.into_inner().map_err(|e| e.to_string())?;
         if let Some(found) = seen.into_inner().map_err(|e| e.to_string())? {
             before = found;
+            killed = true;
         }
+        if is_killed && rng.chance(4, 5) {
+            appliance.disks.iter().for_each(|d| d.set_crash_trigger(None));
+            continue;
+        }
+        killed = false;
+        appliance.memory.cut_power();
         let mut fork = rng.fork();
         appliance.disks.iter().for_each(|d| d.crash(&mut fork));
     }

@@ -4,11 +4,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use blockdev::carry::{Region, Store};
 use blockdev::disk::{CrashPlan, CrashTrigger, Disk, FaultBudget, FaultRate, SimDisk};
 use blockdev::env::{Rng, SimScope};
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
 use blockdev::report::{DiskInfo, DiskState, Priority, Tolerance};
-use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE};
+use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE, Uuid};
 
 use super::model::{Image, Model, Step, tag_of};
 use super::seeds::verbose;
@@ -125,6 +126,41 @@ pub struct Appliance {
     pub declared: Option<usize>,
     /// A disk that dies after so many requests of the next life in which redundancy is restored.
     pub doomed: Option<(usize, u64)>,
+    /// What outlives the process, where the scenario has that.
+    pub memory: Arc<Memory>,
+}
+
+/// Memory that is there until the power is cut.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<Option<Arc<Region>>>);
+
+impl Memory {
+    fn region(&self) -> std::sync::MutexGuard<'_, Option<Arc<Region>>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The power is cut.
+    pub fn cut_power(&self) {
+        *self.region() = None;
+    }
+}
+
+impl Store for Memory {
+    fn find(&self, _: Uuid) -> blockdev::error::Result<Option<Arc<Region>>> {
+        Ok(self.region().clone())
+    }
+
+    fn create(&self, _: Uuid, len: usize) -> blockdev::error::Result<Arc<Region>> {
+        Ok(self.region().insert(Arc::new(Region::private(len))).clone())
+    }
+
+    fn remove(&self, _: Uuid) {
+        *self.region() = None;
+    }
+
+    fn describe(&self, _: Uuid) -> String {
+        "memory".into()
+    }
 }
 
 /// Name of a volume.
@@ -135,6 +171,17 @@ pub fn name(volume: usize) -> String {
 impl Appliance {
     /// Labels new disks and makes the volumes.
     pub fn new(scenario: Scenario) -> Result<Self, String> {
+        Self::with_memory(scenario, Arc::default())
+    }
+
+    /// The same; writes outlive the process.
+    pub fn that_is_killed(mut scenario: Scenario) -> Result<Self, String> {
+        let memory: Arc<Memory> = Arc::default();
+        scenario.config.carry = Some(memory.clone());
+        Self::with_memory(scenario, memory)
+    }
+
+    fn with_memory(scenario: Scenario, memory: Arc<Memory>) -> Result<Self, String> {
         let mut rng = Rng::new(scenario.seed);
         let disk = |i: usize| {
             SimDisk::new(format!("disk{i}"), scenario.disk_size, scenario.seed * 97 + i as u64, FaultBudget::none())
@@ -157,6 +204,7 @@ impl Appliance {
             frail,
             declared: None,
             doomed: None,
+            memory,
         };
         let scope = out.next_life();
         let env = scope.env();
@@ -318,9 +366,16 @@ impl Appliance {
         self.model = model.into_inner().map_err(|e| e.to_string())?;
         self.declared = declared.into_inner().map_err(|e| e.to_string())?;
         result.map_err(|e| format!("healing, life {}: {e}", self.lives))?;
+        self.cut_power();
+        Ok(trigger.count())
+    }
+
+    /// Cuts the power of everything.
+    fn cut_power(&mut self) {
         let mut rng = self.rng.fork();
         self.disks.iter().for_each(|d| d.crash(&mut rng));
-        Ok(trigger.count())
+        self.memory.cut_power();
+        self.model.power_cut();
     }
 
     /// A digest of the steps of all lives so far.
@@ -356,11 +411,19 @@ impl Appliance {
         let (disks, config) = (self.all_disks(), self.scenario.config.clone());
         let silent = scenario_is_silent(&self.scenario);
         let work_seed = self.rng.u64();
+        // A process may be killed at any time, not only when disks are written to.
+        let killed = (self.scenario.config.carry.is_some() && self.rng.chance(1, 2))
+            .then(|| Duration::from_micros(self.rng.between(1, 200_000)));
         let model = Mutex::new(std::mem::take(&mut self.model));
         let scenario = self.scenario.clone();
         let life = async {
             let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
             let found = read_all(&pool, scenario.volumes).await?;
+            model.lock().map_err(|e| e.to_string())?.clone().recover(&found)?;
+            if scenario.config.carry.is_some() {
+                // What was entered again is not durable before.
+                pool.engine().flush().await.map_err(|e| format!("flush: {e}"))?;
+            }
             model.lock().map_err(|e| e.to_string())?.recover(&found)?;
             no_mismatch(&pool, silent)?;
             check(&pool, silent).await.map_err(|e| format!("after recovery: {e}"))?;
@@ -371,7 +434,12 @@ impl Appliance {
             Ok::<Pool, String>(pool)
         };
         let raced = async {
-            let fired = trigger.fired();
+            let fired = async {
+                match killed {
+                    Some(after) => drop(futures::future::select(Box::pin(trigger.fired()), env.sleep(after)).await),
+                    None => trigger.fired().await,
+                }
+            };
             tokio::pin!(life, fired);
             match futures::future::select(life, fired).await {
                 futures::future::Either::Left((result, _)) => result.map(Some),
@@ -385,8 +453,12 @@ impl Appliance {
         self.model = model.into_inner().map_err(|e| e.to_string())?;
         let pool = result.map_err(|e| format!("life {}: {e}", self.lives))?;
         self.cleaned += pool.map_or(0, |p| p.engine().counters.cleaner_segments.load(Ordering::Relaxed));
-        let mut rng = self.rng.fork();
-        self.disks.iter().for_each(|d| d.crash(&mut rng));
+        if self.scenario.config.carry.is_some() && self.rng.chance(5, 6) {
+            // The process alone was killed.
+            self.disks.iter().for_each(|d| d.set_crash_trigger(None));
+        } else {
+            self.cut_power();
+        }
         drop(scope);
         // A dead disk may come back.
         for &i in &self.frail.clone() {

@@ -11,6 +11,7 @@ mod every_step;
 mod exhaustive;
 mod full;
 mod harness;
+mod killed;
 mod model;
 mod planted;
 mod rebuild;

@@ -104,6 +104,8 @@ pub struct Model {
     steps: Vec<Step>,
     /// Steps that must be there after a crash.
     durable: usize,
+    /// Steps that must be there when the process was killed, and the power stayed.
+    kept: usize,
 }
 
 impl Model {
@@ -129,6 +131,16 @@ impl Model {
         self.durable = self.durable.max(steps);
     }
 
+    /// The first `steps` steps were answered by a device whose writes outlive the process.
+    pub fn answered(&mut self, steps: usize) {
+        self.kept = self.kept.max(steps);
+    }
+
+    /// What outlived the process is gone with the power.
+    pub fn power_cut(&mut self) {
+        self.kept = 0;
+    }
+
     /// Steps issued.
     pub fn len(&self) -> usize {
         self.steps.len()
@@ -146,28 +158,29 @@ impl Model {
         let lost = self.steps.len() - n;
         self.base = image;
         self.steps.clear();
-        self.durable = 0;
+        (self.durable, self.kept) = (0, 0);
         lost
     }
 
     /// The prefix that equals what was found after a crash; the model goes on from there. The steps that were lost are returned.
     pub fn recover(&mut self, found: &Image) -> Result<usize, String> {
+        let least = self.durable.max(self.kept);
         let mut image = self.base.clone();
         let mut nearest = String::new();
         for n in 0..=self.steps.len() {
             if n > 0 {
                 image.apply(&self.steps[n - 1]);
             }
-            if n >= self.durable && image == *found {
+            if n >= least && image == *found {
                 return Ok(self.go_on_from(image, n));
             }
-            if n == self.durable {
+            if n == least {
                 nearest = image.difference(found);
             }
         }
         let mut cut = self.base.clone();
         for n in 1..=self.steps.len() {
-            if n > self.durable
+            if n > least
                 && let Some(cut) = self.steps[n - 1].cut_as(&cut, found)
             {
                 return Ok(self.go_on_from(cut, n));
@@ -175,9 +188,10 @@ impl Model {
             cut.apply(&self.steps[n - 1]);
         }
         Err(format!(
-            "no prefix of {} steps, {} of them flushed, gives what was found; against the flushed prefix: {nearest}; against all: {}",
+            "no prefix of {} steps, {} of them flushed and {} to be kept, gives what was found; against the flushed prefix: {nearest}; against all: {}",
             self.steps.len(),
             self.durable,
+            self.kept,
             image.difference(found)
         ))
     }

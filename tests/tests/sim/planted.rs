@@ -2,9 +2,10 @@
 
 use blockdev::planted::{Bug, plant};
 
-use super::concurrent::run_clients;
+use super::concurrent::{run_clients, run_killed_clients};
 use super::full::pressure;
 use super::harness::Scenario;
+use super::killed;
 use super::rebuild;
 use super::scrub;
 use super::seeds::{outcome_of, run};
@@ -69,5 +70,7 @@ catches! {
     rebuild_not_flushed: RebuildNotFlushed, 400, rebuild::run;
     rebuild_unverified: RebuildUnverified, 200, scrub::run_with_return;
     scrub_no_parity: ScrubNoParity, 100, scrub::run;
+    carried_let_go_early: CarriedLetGoEarly, 100, |seed| killed::run(killed::scenario(seed));
+    carried_numbers_kept: CarriedNumbersKept, 400, run_killed_clients;
     reference_leaked: ReferenceLeaked, 200, |seed| run(Scenario::random(seed));
 }

@@ -59,6 +59,20 @@ impl Worker<'_> {
         self.model.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// Whether what is answered outlives the process.
+    fn outlives(&self) -> bool {
+        self.scenario.config.carry.is_some()
+    }
+
+    /// All steps so far were answered.
+    fn answered(&self) {
+        if self.outlives() {
+            let mut model = self.model();
+            let steps = model.len();
+            model.answered(steps);
+        }
+    }
+
     /// A random number of random operations, one after another.
     pub async fn run(&self, seed: u64) -> Result<(), String> {
         let mut rng = Rng::new(seed);
@@ -78,6 +92,9 @@ impl Worker<'_> {
     fn target(&self, rng: &mut Rng, longest: u64) -> Result<Target, String> {
         let volume = rng.index(self.scenario.volumes);
         let device = self.pool.open_volume(&name(volume)).map_err(|e| e.to_string())?;
+        if device.outlive() != self.outlives() {
+            return Err("there is no memory that outlives the process".into());
+        }
         let blocks = device.geometry().size / BLOCK_BYTES;
         let lba = rng.below(blocks);
         let longest = 1 << rng.below(longest);
@@ -162,7 +179,7 @@ impl Worker<'_> {
         let steps = self.model().len();
         match t.device.write(t.bytes().0, Bytes::from(data), fua).await {
             Ok(()) if fua => self.model().flushed(steps),
-            Ok(()) => {}
+            Ok(()) => self.answered(),
             Err(e) if e.kind() == ErrorKind::NoSpace => {
                 if t.count <= PIECE_BLOCKS as u64 {
                     self.model().withdraw();
@@ -182,12 +199,16 @@ impl Worker<'_> {
 
     async fn discard(&self, t: &Target) -> Result<(), String> {
         self.model().issue(Step::Write { volume: t.volume, lba: t.lba, tags: vec![0; t.count as usize] });
-        t.device.discard(t.bytes().0, t.bytes().1).await.map_err(|e| failed("discard", e))
+        t.device.discard(t.bytes().0, t.bytes().1).await.map_err(|e| failed("discard", e))?;
+        self.answered();
+        Ok(())
     }
 
     async fn write_zeroes(&self, t: &Target) -> Result<(), String> {
         self.model().issue(Step::Write { volume: t.volume, lba: t.lba, tags: vec![0; t.count as usize] });
-        t.device.write_zeroes(t.bytes().0, t.bytes().1, false).await.map_err(|e| failed("write zeroes", e))
+        t.device.write_zeroes(t.bytes().0, t.bytes().1, false).await.map_err(|e| failed("write zeroes", e))?;
+        self.answered();
+        Ok(())
     }
 
     async fn flush(&self, t: &Target) -> Result<(), String> {

@@ -15,14 +15,15 @@ const EDGES: &[(&str, &[&str])] = &[
     ("env", &["error", "units"]),
     ("codec", &["error", "units", "report"]),
     ("format", &["error", "units", "report", "codec"]),
+    ("carry", &[BASE]),
     ("disk", &[BASE]),
     ("redundancy", &[BASE, "disk"]),
     ("log", &[BASE, "disk", "redundancy"]),
     ("segment", &[BASE, "disk", "redundancy"]),
     ("dedupe", &[BASE, "disk", "redundancy", "segment"]),
     ("map", &[BASE, "disk", "redundancy", "segment", "log"]),
-    ("volume", &[BASE, "disk", "redundancy", "segment", "log", "dedupe", "map"]),
-    ("pool", &[BASE, "disk", "redundancy", "segment", "log", "dedupe", "map", "volume"]),
+    ("volume", &[BASE, "carry", "disk", "redundancy", "segment", "log", "dedupe", "map"]),
+    ("pool", &[BASE, "carry", "disk", "redundancy", "segment", "log", "dedupe", "map", "volume"]),
     ("frontend", &["error", "units", "env"]),
 ];
 

@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use blockdev::carry::SharedMemory;
 use blockdev::error::{Error, Result};
 use blockdev::frontend::ublk::{self, State};
 use blockdev::frontend::{fuse, loopdev};
@@ -10,6 +11,7 @@ use serde::Serialize;
 
 use super::Global;
 use crate::client::socket_in;
+use crate::daemon::engine::CARRY;
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::output::{Align, Table, show};
 
@@ -19,13 +21,14 @@ const NAMES: &str = "/dev/ashlar";
 /// What `ashlar doctor` takes.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Looks for block devices, loop devices, mounts, names and sockets that no daemon stands behind. Exit code 0: nothing found, or all of it put right; 1: something is left.\n\nExamples:\n  ashlar doctor\n  ashlar doctor --fix              # clears away what nobody uses\n  ashlar doctor --fix --force      # also ublk devices in use: what waits on them fails"
+    after_help = "Looks for block devices, loop devices, mounts, names and sockets that no daemon stands behind. Exit code 0: nothing found, or all of it put right; 1: something is left.\n\nExamples:\n  ashlar doctor\n  ashlar doctor --fix              # clears away what nobody uses\n  ashlar doctor --fix --force      # also ublk devices in use, and writes that wait for a daemon: both are lost to hosts"
 )]
 pub struct Arguments {
     /// Clear away what is found and not in use
     #[arg(long)]
     fix: bool,
-    /// With --fix: also ublk devices that are in use. I/O that waits on them fails, as on a drive that is torn out
+    /// With --fix: also ublk devices that are in use, and writes that a killed daemon left to the next one. I/O that waits fails, and what was not flushed is
+    /// lost, as on a drive that is torn out
     #[arg(long, requires = "fix")]
     force: bool,
 }
@@ -49,6 +52,8 @@ enum Remedy {
     Loop(PathBuf),
     Unmount(PathBuf),
     Remove(PathBuf),
+    /// Holds what nobody else has.
+    GiveUp(PathBuf),
 }
 
 pub fn run(arguments: &Arguments, global: &Global) -> CommandResult<Exit> {
@@ -104,6 +109,14 @@ fn look(dir: Option<&Path>) -> CommandResult<Vec<(Finding, Remedy)>> {
             Remedy::Unmount(mount),
         );
     }
+    for memory in SharedMemory::new(CARRY).left().map_err(failed)? {
+        note(
+            memory.display().to_string(),
+            "holds writes that hosts were told are done, and no daemon serves its pool",
+            "start the daemon of its pool, which enters them into it; --fix --force gives them up",
+            Remedy::GiveUp(memory),
+        );
+    }
     for link in std::fs::read_dir(NAMES).into_iter().flatten().flatten().map(|entry| entry.path()) {
         if link.is_symlink() && !link.exists() {
             note(link.display().to_string(), "leads to no device", "clear it away", Remedy::Remove(link));
@@ -124,7 +137,8 @@ fn put_right(remedy: &Remedy, force: bool) -> Result<()> {
         Remedy::Ublk(number) => ublk::delete(*number),
         Remedy::Loop(device) => loopdev::detach(device),
         Remedy::Unmount(mount) => fuse::clear_stale(mount),
-        Remedy::Remove(path) => {
+        Remedy::GiveUp(_) if !force => Err(Error::invalid("left alone: --force gives up what it holds")),
+        Remedy::Remove(path) | Remedy::GiveUp(path) => {
             std::fs::remove_file(path).map_err(|e| Error::io(format!("removing {}: {e}", path.display())))
         }
     }

@@ -166,6 +166,9 @@ pub struct UblkFile {
     /// See [`Config::ublk_logical_block`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logical_block: Option<u32>,
+    /// See [`Config::ublk_write_cache`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_cache: Option<bool>,
 }
 
 /// Section `[log]`.
@@ -302,6 +305,8 @@ pub struct Config {
     pub ublk_depth: Setting<u16>,
     /// Bytes of a logical block of ublk devices: 512 or 4096.
     pub ublk_logical_block: Setting<u32>,
+    /// Whether ublk devices have a volatile write cache: writes are answered from memory that a killed daemon leaves to the next one.
+    pub ublk_write_cache: Setting<bool>,
     /// What is logged.
     pub log_filter: Setting<String>,
     /// Form of log lines.
@@ -427,6 +432,7 @@ impl Config {
             queues: self.ublk_queues.value,
             depth: self.ublk_depth.value,
             logical_block: self.ublk_logical_block.value,
+            write_cache: self.ublk_write_cache.value,
         }
     }
 
@@ -532,6 +538,7 @@ impl Config {
             ublk_queues: pick.value(file.ublk.queues, shape.queues),
             ublk_depth: pick.value(file.ublk.depth, shape.depth),
             ublk_logical_block: pick.value(file.ublk.logical_block, shape.logical_block),
+            ublk_write_cache: pick.value(file.ublk.write_cache, shape.write_cache),
             log_filter: pick.text(
                 pick.value(file.log.filter, LOG_FILTER.into()),
                 ("ASHLAR_LOG", "--log"),
@@ -610,6 +617,7 @@ impl Config {
             row("ublk.queues", &self.ublk_queues, ToString::to_string),
             row("ublk.depth", &self.ublk_depth, ToString::to_string),
             row("ublk.logical_block", &self.ublk_logical_block, ToString::to_string),
+            row("ublk.write_cache", &self.ublk_write_cache, ToString::to_string),
             row("log.filter", &self.log_filter, Clone::clone),
             row("log.format", &self.log_format, |f| format!("{f:?}").to_lowercase()),
             row("log.file", &self.log_file, optional_path),

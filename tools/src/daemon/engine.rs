@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use blockdev::carry::SharedMemory;
 use blockdev::disk::uring::attach_runtime;
 use blockdev::disk::{Disk, FaultDisk, FileDisk, OpenOptions};
 use blockdev::env::{Env, RealEnv};
@@ -26,6 +27,9 @@ use crate::wire::lab::{DiskCorrupt, DiskCorrupted};
 
 /// Called with steps done and steps in all.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
+/// Where memory is had that a killed daemon leaves to the next one.
+pub const CARRY: &str = "/dev/shm";
 
 /// How often, and after which pause, a disk is asked for again that is still in use.
 const RELEASE_TRIES: usize = 30;
@@ -225,6 +229,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
         missing_grace: Duration::from_secs(config.missing_grace.value),
         read_only: config.read_only,
         known_disks: known.collect(),
+        carry: Some(Arc::new(SharedMemory::new(CARRY))),
         ..PoolConfig::default()
     };
     let pool = Pool::open(env, disks, options).await?;

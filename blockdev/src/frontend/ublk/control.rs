@@ -42,6 +42,8 @@ pub(super) struct Start {
     pub(super) owner: Owner,
     pub(super) shape: Shape,
     pub(super) geometry: Geometry,
+    /// Whether a new device has a volatile cache: its host sends flushes.
+    pub(super) cache: bool,
     /// A device of this owner that waits to be taken over.
     pub(super) waiting: Option<Existing>,
     pub(super) common: Arc<Common>,
@@ -175,7 +177,7 @@ fn serve_on(control: &UblkCtrl, start: &Start, takes_over: bool) -> Result<(Arc<
         TARGET.into(),
         |driver| {
             driver.tgt.dev_size = start.geometry.size;
-            driver.tgt.params = parameters(&start.geometry, start.shape.logical_block);
+            driver.tgt.params = parameters(&start.geometry, start.shape.logical_block, start.cache);
             // Room for all requests and the poll of the event counter at once.
             driver.tgt.sq_depth *= 2;
             driver.tgt.cq_depth *= 2;
@@ -221,11 +223,14 @@ fn serve_on(control: &UblkCtrl, start: &Start, takes_over: bool) -> Result<(Arc<
 }
 
 /// What the block layer is told.
-pub(super) fn parameters(geometry: &Geometry, logical_block: u32) -> sys::ublk_params {
+pub(super) fn parameters(geometry: &Geometry, logical_block: u32, cache: bool) -> sys::ublk_params {
     let grain = geometry.block_size.max(logical_block);
     let mut attributes = 0;
     if geometry.read_only {
         attributes |= sys::UBLK_ATTR_READ_ONLY;
+    }
+    if cache {
+        attributes |= sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
     }
     sys::ublk_params {
         types: sys::UBLK_PARAM_TYPE_BASIC | sys::UBLK_PARAM_TYPE_DISCARD,

@@ -2,8 +2,9 @@
 //!
 //! A device outlives the process that serves it (`UBLK_F_USER_RECOVERY`): while none does, its I/O waits in the kernel, and the next
 //! process that presents the same volume takes the device over, with what was under way. The kernel keeps 64 bits of ours with the
-//! device ([`Owner`]), by which it is found again. Hosts go on meanwhile, so everything answered must be in the pool by then: a write
-//! is answered when it is durable, and the device has no volatile cache to flush.
+//! device ([`Owner`]), by which it is found again. Hosts go on meanwhile, so everything answered must outlive the process
+//! ([`BlockDevice::outlive`]): then the device has a volatile cache, which is lost with the machine only. Where that cannot be had a write is
+//! answered when it is durable.
 //!
 //! libublk stays within this module. `docs/design/0011-ublk.md` has the states and what can fail in each.
 
@@ -87,12 +88,14 @@ pub struct Shape {
     pub depth: u16,
     /// Bytes of a logical block: 512 or 4096.
     pub logical_block: u32,
+    /// Whether writes may be answered before they are durable, where they outlive this process: the device has a volatile cache.
+    pub write_cache: bool,
 }
 
 impl Shape {
     /// A queue a processor, up to four. The driver never makes more queues than there are processors.
     pub fn for_processors(processors: usize) -> Self {
-        Self { queues: processors.clamp(1, 4) as u16, depth: 128, logical_block: 512 }
+        Self { queues: processors.clamp(1, 4) as u16, depth: 128, logical_block: 512, write_cache: true }
     }
 
     /// Whether the driver takes it.
@@ -138,6 +141,8 @@ pub struct Existing {
     pub process: i32,
     /// Its queues and their depth.
     shape: (u16, u16),
+    /// Whether its host sends flushes.
+    cache: bool,
 }
 
 /// All devices the driver knows. Blocks briefly.
@@ -158,7 +163,11 @@ pub fn existing() -> Result<Vec<Existing>> {
 /// One device; for a thread of its own.
 fn look_at(number: u32) -> Result<Existing> {
     let control = UblkCtrl::new_simple(number as i32);
-    let info = control.map_err(|e| from_ublk(&e, format_args!("ask about /dev/ublkb{number}")))?.dev_info();
+    let control = control.map_err(|e| from_ublk(&e, format_args!("ask about /dev/ublkb{number}")))?;
+    let info = control.dev_info();
+    let mut told = sys::ublk_params { types: sys::UBLK_PARAM_TYPE_BASIC, ..Default::default() };
+    // One that was never started has none.
+    let cache = control.get_params(&mut told).is_ok() && told.basic.attrs & sys::UBLK_ATTR_VOLATILE_CACHE != 0;
     let state = match u32::from(info.state) {
         sys::UBLK_S_DEV_LIVE => State::Live,
         sys::UBLK_S_DEV_QUIESCED | sys::UBLK_S_DEV_FAIL_IO => State::Waiting,
@@ -170,6 +179,7 @@ fn look_at(number: u32) -> Result<Existing> {
         state,
         process: info.ublksrv_pid,
         shape: (info.nr_hw_queues, info.queue_depth),
+        cache,
     })
 }
 
@@ -229,8 +239,10 @@ impl UblkDevice {
         if let Some(found) = waiting {
             (shape.queues, shape.depth) = found.shape;
         }
-        let common = Arc::new(Common::new(device, runtime, memory, shape.queues)?);
-        let start = Start { owner, shape, geometry, waiting, common: Arc::clone(&common) };
+        let outlives = shape.write_cache && !geometry.read_only && device.outlive();
+        let cache = waiting.map_or(outlives, |found| found.cache);
+        let common = Arc::new(Common::new(device, !(outlives && cache), runtime, memory, shape.queues)?);
+        let start = Start { owner, shape, geometry, cache, waiting, common: Arc::clone(&common) };
         let control::Started { number, commands, thread } = control::start(start)?;
         let running = Mutex::new(Some(Running { commands, thread }));
         let presented = Self { number, taken_over: waiting.is_some(), common, running };

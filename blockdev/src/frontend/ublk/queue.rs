@@ -25,6 +25,8 @@ const WAKE: u64 = 1 << 63 | 0xffff;
 /// What all queues of a device have in common.
 pub(super) struct Common {
     pub(super) device: Arc<dyn BlockDevice>,
+    /// Writes are answered only when they are durable: nothing else outlives this process, or the host sends no flushes.
+    through: bool,
     pub(super) runtime: tokio::runtime::Handle,
     /// Blocks of memory for data of requests under way; shared by all devices.
     pub(super) memory: Arc<Semaphore>,
@@ -38,12 +40,21 @@ pub(super) struct Common {
 impl Common {
     pub(super) fn new(
         device: Arc<dyn BlockDevice>,
+        through: bool,
         runtime: tokio::runtime::Handle,
         memory: Arc<Semaphore>,
         queues: u16,
     ) -> Result<Self> {
         let queues = (0..queues).map(|_| Answers::new().map(Arc::new)).collect::<Result<_>>()?;
-        Ok(Self { device, runtime, memory, under_way: AtomicUsize::new(0), leaving: AtomicBool::new(false), queues })
+        Ok(Self {
+            device,
+            through,
+            runtime,
+            memory,
+            under_way: AtomicUsize::new(0),
+            leaving: AtomicBool::new(false),
+            queues,
+        })
     }
 
     /// Requests given to the device and not answered.
@@ -248,5 +259,5 @@ async fn done(common: &Common, request: Request, slot: &Slot) -> Result<()> {
     let blocks = request.cost().div_ceil(BLOCK_BYTES) as u32;
     let charge = common.memory.acquire_many(blocks).await;
     let _charge = charge.map_err(|_| Error::io("the ublk front end has stopped"))?;
-    request.run(&common.device, slot).await
+    request.run(&common.device, common.through, slot).await
 }

@@ -30,6 +30,8 @@ pub(super) struct Request {
     pub(super) offset: u64,
     /// Bytes; at most `u32::MAX` sectors.
     pub(super) len: u64,
+    /// To be durable when it is answered.
+    pub(super) fua: bool,
 }
 
 impl Request {
@@ -44,7 +46,7 @@ impl Request {
             other => return Err(Error::new(ErrorKind::Unsupported, format!("the driver asks for operation {other}"))),
         };
         if operation == Operation::Flush {
-            return Ok(Self { operation, offset: 0, len: 0 });
+            return Ok(Self { operation, offset: 0, len: 0, fua: false });
         }
         let len = u64::from(described.nr_sectors) * SECTOR;
         let end = described.start_sector.checked_mul(SECTOR).and_then(|offset| offset.checked_add(len));
@@ -58,7 +60,8 @@ impl Request {
         if geometry.read_only && operation != Operation::Read {
             return Err(Error::new(ErrorKind::ReadOnly, "the device is read-only"));
         }
-        Ok(Self { operation, offset: end - len, len })
+        let fua = described.op_flags & sys::UBLK_IO_F_FUA != 0;
+        Ok(Self { operation, offset: end - len, len, fua })
     }
 
     /// Bytes of memory it takes until it is answered.
@@ -69,9 +72,15 @@ impl Request {
         }
     }
 
-    /// Does it. What was written is durable when this ends well: the device says that it has no volatile cache, because a host whose
-    /// file system lives on while this process is replaced takes what was answered for kept.
-    pub(super) async fn run(self, device: &Arc<dyn BlockDevice>, transfer: &impl Transfer) -> Result<()> {
+    /// Does it. A host whose file system lives on while this process is replaced takes what was answered for kept: `through` says that only
+    /// what is durable is.
+    pub(super) async fn run(
+        self,
+        device: &Arc<dyn BlockDevice>,
+        through: bool,
+        transfer: &impl Transfer,
+    ) -> Result<()> {
+        let durable = through || self.fua;
         match self.operation {
             Operation::Read => {
                 let data = device.read(self.offset, self.len as usize).await?;
@@ -79,11 +88,11 @@ impl Request {
             }
             Operation::Write => {
                 let data: Bytes = transfer.take(self.len as usize)?;
-                device.write(self.offset, data, true).await
+                device.write(self.offset, data, durable).await
             }
             Operation::Flush => device.flush().await,
             Operation::Discard => device.discard(self.offset, self.len).await,
-            Operation::WriteZeroes => device.write_zeroes(self.offset, self.len, true).await,
+            Operation::WriteZeroes => device.write_zeroes(self.offset, self.len, durable).await,
         }
     }
 }

@@ -40,14 +40,16 @@ fn shapes_the_driver_would_refuse_are_refused_in_words() {
 #[test]
 fn the_block_layer_is_told_what_the_engine_does_best() {
     let geometry = super::super::Geometry { size: 10 << 30, block_size: 4096, optimal_io: 128 << 10, read_only: false };
-    let told = control::parameters(&geometry, 512);
+    let told = control::parameters(&geometry, 512, false);
     assert_eq!((told.basic.logical_bs_shift, told.basic.physical_bs_shift, told.basic.io_min_shift), (9, 12, 12));
     assert_eq!((told.basic.io_opt_shift, told.basic.dev_sectors), (17, (10 << 30) / 512));
-    // A host must not believe in a cache that is lost with this process.
-    assert_eq!(told.basic.attrs & (sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_READ_ONLY), 0);
+    assert_eq!(told.basic.attrs & (sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA | sys::UBLK_ATTR_READ_ONLY), 0);
+    // Where answered writes outlive this process hosts send flushes, and say of single writes that they are to be durable.
+    let cached = control::parameters(&geometry, 512, true).basic.attrs;
+    assert_eq!(cached, sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA);
     assert_eq!((told.discard.discard_granularity, told.discard.max_discard_segments), (4096, 1));
     assert!(told.discard.max_discard_sectors.is_multiple_of(8) && told.discard.max_write_zeroes_sectors > 1 << 22);
-    let told = control::parameters(&super::super::Geometry { read_only: true, ..geometry }, 4096);
+    let told = control::parameters(&super::super::Geometry { read_only: true, ..geometry }, 4096, false);
     assert_eq!((told.basic.logical_bs_shift, told.basic.attrs), (12, sys::UBLK_ATTR_READ_ONLY));
 }
 

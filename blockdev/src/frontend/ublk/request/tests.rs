@@ -5,6 +5,8 @@ use libublk::sys;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::env::BoxFuture;
+use crate::frontend::Extent;
 use crate::frontend::memory::MemoryDevice;
 
 const MIB: u64 = 1 << 20;
@@ -21,7 +23,7 @@ fn described(op_flags: u32, start_sector: u64, nr_sectors: u32) -> sys::ublksrv_
 fn descriptors_become_requests() {
     let decode = |op, start, count| Request::decode(&described(op, start, count), &geometry(), 1 << 20);
     let write = decode(sys::UBLK_IO_OP_WRITE | sys::UBLK_IO_F_FUA, 8, 16).unwrap();
-    assert_eq!(write, Request { operation: Operation::Write, offset: 4096, len: 8192 });
+    assert_eq!(write, Request { operation: Operation::Write, offset: 4096, len: 8192, fua: true });
     assert_eq!(write.cost(), 8192);
     // A flush says nothing of place and length, whatever is there.
     let flush = decode(sys::UBLK_IO_OP_FLUSH, u64::MAX, 7).unwrap();
@@ -75,7 +77,7 @@ async fn requests_do_what_they_say() {
     let run = |operation, offset, len, host: Host| {
         let device = Arc::clone(&device);
         async move {
-            Request { operation, offset, len }.run(&device, &host).await.unwrap();
+            Request { operation, offset, len, fua: false }.run(&device, false, &host).await.unwrap();
             host.given.into_inner()
         }
     };
@@ -88,4 +90,60 @@ async fn requests_do_what_they_say() {
     run(Operation::Discard, 8192, 4096, Host::default()).await;
     assert_eq!(run(Operation::Read, 8192, 4096, Host::default()).await, vec![0; 4096]);
     run(Operation::Flush, 0, 0, Host::default()).await;
+}
+
+/// Notes with what writes and zeroes come.
+struct Noting(MemoryDevice, Mutex<Vec<bool>>);
+
+impl BlockDevice for Noting {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn read(&self, offset: u64, len: usize) -> BoxFuture<Result<Bytes>> {
+        self.0.read(offset, len)
+    }
+
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<Result<()>> {
+        self.1.lock().push(fua);
+        self.0.write(offset, data, fua)
+    }
+
+    fn flush(&self) -> BoxFuture<Result<()>> {
+        self.0.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BoxFuture<Result<()>> {
+        self.0.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, fua: bool) -> BoxFuture<Result<()>> {
+        self.1.lock().push(fua);
+        self.0.write_zeroes(offset, len, fua)
+    }
+
+    fn compare_and_write(&self, offset: u64, expected: Bytes, new: Bytes) -> BoxFuture<Result<bool>> {
+        self.0.compare_and_write(offset, expected, new)
+    }
+
+    fn block_status(&self, offset: u64, len: u64, max: usize) -> BoxFuture<Result<Vec<Extent>>> {
+        self.0.block_status(offset, len, max)
+    }
+
+    fn watch_size(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.0.watch_size()
+    }
+}
+
+#[tokio::test]
+async fn only_what_the_host_or_the_device_wants_waits_for_the_drives() {
+    for (through, fua) in [(false, false), (false, true), (true, false), (true, true)] {
+        let noting = Arc::new(Noting(MemoryDevice::new(8 * MIB), Mutex::default()));
+        let device: Arc<dyn BlockDevice> = noting.clone();
+        for operation in [Operation::Write, Operation::WriteZeroes] {
+            let host = Host { writes: vec![1; 4096].into(), ..Host::default() };
+            Request { operation, offset: 0, len: 4096, fua }.run(&device, through, &host).await.unwrap();
+        }
+        assert_eq!(*noting.1.lock(), [through || fua; 2]);
+    }
 }

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Volumes by ublk beside what Linux has itself, dm-vdo and dm-thin on md arrays, all on the same RAM disks in one boot of a virtual machine:
+#
+#   tools/bench/kernel.sh [--memory MIB] [--limit SECONDS] [--] [options and targets of `bench.py run`]
+#
+# Installs mdadm, and unpacks Debian 13's vdo with its libraries (Debian 12 has none), as root. The machine is emulated where there is no
+# virtualization: then only ratios say something. Figures are appended to target/bench/kernel.jsonl.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+vdo=${VDO_ROOT:-/var/cache/ashlar-vdo}
+memory=12288
+limit=7200
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+die() { printf 'kernel: %s\n' "$*" >&2; exit 1; }
+
+while [ $# -gt 0 ]; do
+    case $1 in
+    --memory) memory=$2; shift 2 ;;
+    --limit) limit=$2; shift 2 ;;
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --) shift; break ;;
+    *) break ;;
+    esac
+done
+
+# Debian 13's package lists and packages, apart from the system's own.
+unpack_vdo() {
+    [ ! -x "$vdo/usr/bin/vdoformat" ] || return 0
+    local apt package
+    apt=$(mktemp -d)
+    trap 'rm -rf "$apt"' RETURN
+    mkdir -p "$apt"/{lists/partial,cache/archives/partial}
+    : >"$apt/status"
+    echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main' >"$apt/sources"
+    local options=(-q -o Dir::Etc::sourcelist="$apt/sources" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$apt/lists"
+        -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root)
+    apt-get "${options[@]}" update
+    apt-get "${options[@]}" -y --download-only --no-install-recommends install vdo
+    for package in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$package" "$vdo.new"; done
+    rm -rf "$vdo"
+    mv "$vdo.new" "$vdo"
+}
+
+[ "$(id -u)" = 0 ] || die "needs root, for packages and for the machine's disks"
+command -v mdadm >/dev/null || apt-get install -q -y --no-install-recommends mdadm
+unpack_vdo
+(cd "$root" && cargo build --locked --release -p ashlar-tools && cargo build --locked --release -p ashlar-blockdev --example ublk_memory)
+
+# The guest sees this machine's files and cannot change them: results come back by the shared folder.
+"$root/scripts/vm.sh" run --memory "$memory" --limit "$limit" -- bash -c '
+    modprobe ublk_drv
+    "$0" run --dir /dev/shm/bench --out "$ASHLAR_VM_DIR/kernel.jsonl" "$@"
+    status=$?
+    cat "$ASHLAR_VM_DIR/kernel.jsonl" | sed "s/^/RESULT /"
+    exit $status' "$here/bench.py" "$@" | tee >(sed -n 's/^RESULT //p' >>"$root/target/bench/kernel.jsonl") | grep -v '^RESULT '
