@@ -49,8 +49,8 @@ umask 022
 file() { install -D -m "$1" "$2" "$tree$3"; }
 file 755 "$binary" /usr/bin/ashlar
 strip --strip-unneeded -R .comment -R .note "$tree/usr/bin/ashlar"
-file 644 "$source/ashlar.service" /lib/systemd/system/ashlar.service
-file 644 "$source/90-ashlar.rules" /lib/udev/rules.d/90-ashlar.rules
+file 644 "$source/ashlar.service" /usr/lib/systemd/system/ashlar.service
+file 644 "$source/90-ashlar.rules" /usr/lib/udev/rules.d/90-ashlar.rules
 file 644 "$source/tmpfiles.conf" /usr/lib/tmpfiles.d/ashlar.conf
 file 755 "$source/name-of" /usr/lib/ashlar/name-of
 file 755 "$source/unmount-at-shutdown" /usr/lib/ashlar/unmount-at-shutdown

@@ -18,12 +18,16 @@ if [ "${1:-}" != inside ]; then
     [ "$(id -u)" = 0 ] || die "root is needed"
     [ -e "$root_archive" ] || die "there is no $root_archive: scripts/setup.sh --package"
     work=$(mktemp -d "${TMPDIR:-/tmp}/ashlar-package.XXXXXX")
-    trap 'rm -rf --one-file-system "$work"' EXIT
+    inner=
+    trap '[ -z "$inner" ] || kill -KILL $inner 2>/dev/null; wait; rm -rf --one-file-system "$work"' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     unshare --mount --propagation private --pid --fork --kill-child "${BASH_SOURCE[0]}" inside "$work" &
-    wait $!
-    exit
+    inner=$!
+    status=0
+    wait $inner || status=$?
+    inner=
+    exit $status
 fi
 
 work=$2
@@ -67,13 +71,12 @@ in_root dpkg -i /first.deb >"$work/dpkg" 2>&1 || { cat "$work/dpkg" >&2; die "th
 expect "the installed command does not run" test "$(in_root ashlar --version)" = "$("$binary" --version)"
 expect "the unit is not enabled" test -L "$root/etc/systemd/system/multi-user.target.wants/ashlar.service"
 expect "there is no /dev/ashlar" test -d "$root/dev/ashlar"
-in_root systemd-analyze --man=no verify /lib/systemd/system/ashlar.service >"$work/verify" 2>&1 || true
+in_root systemd-analyze --man=no verify /usr/lib/systemd/system/ashlar.service >"$work/verify" 2>&1 || die "systemd-analyze: $(cat "$work/verify")"
 expect "systemd-analyze: $(cat "$work/verify")" refuse grep -i ashlar "$work/verify"
 wrong=$(in_root dpkg -L ashlar | while IFS= read -r file; do
     mode=$(in_root stat -c '%U:%G %a %F' "$file")
     case "$file=$mode" in
     /usr/bin/ashlar='root:root 755 regular file' | /usr/lib/ashlar/*='root:root 755 regular file') ;;
-    /lib='root:root 777 symbolic link') ;;
     *='root:root 644 regular file' | *='root:root 755 directory') ;;
     *) echo "$file ($mode)" ;;
     esac
@@ -81,7 +84,7 @@ done)
 expect "owners or modes: $wrong" test -z "$wrong"
 (cd "$root" && md5sum --quiet -c var/lib/dpkg/info/ashlar.md5sums) || die "files differ from the package's list"
 # Nothing is configured: the unit's own condition says so.
-condition=$(sed -n 's/^ExecCondition=//p' "$root/lib/systemd/system/ashlar.service")
+condition=$(sed -n 's/^ExecCondition=//p' "$root/usr/lib/systemd/system/ashlar.service")
 expect "the unit would start without drives" refuse in_root sh -c "$condition"
 
 step "a pool on files, served by the unit's command line"
@@ -92,7 +95,7 @@ sed -i '1i memory = "256M"' "$root/etc/ashlar/ashlar.toml"
 expect "the unit would not start with drives" in_root sh -c "$condition"
 expect "the comments of the configuration are gone" grep -q '^# Configuration of Ashlar' "$root/etc/ashlar/ashlar.toml"
 cp "$root/etc/ashlar/ashlar.toml" "$work/configured"
-command=$(sed -n 's/^ExecStart=//p' "$root/lib/systemd/system/ashlar.service")
+command=$(sed -n 's/^ExecStart=//p' "$root/usr/lib/systemd/system/ashlar.service")
 # As the service manager: hears what the daemon tells of itself.
 python3 -c 'import os, socket, sys
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.bind(sys.argv[1]); os.chmod(sys.argv[1], 0o666)
