@@ -104,7 +104,7 @@ test-service: ## The package on a whole machine with systemd, in an emulated mac
 	@mkdir -p $(UNDER_TEST) && cp $(TARGET)/debug/ashlar $(ASHLAR_BIN)
 	first=$$(scripts/package.sh --quick --binary $(ASHLAR_BIN) $(UNDER_TEST)); \
 	second=$$(scripts/package.sh --quick --binary $(ASHLAR_BIN) --version 9.9 $(UNDER_TEST)); \
-	scripts/vm.sh service --limit 600 -- scripts/vm/package.sh "$$first" "$$second"
+	scripts/vm.sh service --limit 1200 -- scripts/vm/package.sh "$$first" "$$second"
 
 .PHONY: package
 package: build ## The Debian package of the release build

@@ -49,7 +49,7 @@ cat >/run/ashlar-vm/run-job <<SCRIPT
 #!/bin/bash
 export ASHLAR_VM_DIR=$shared HOME=/root LANG=C.UTF-8 TERM=linux PATH=$PATH
 stty -F /dev/hvc0 raw -echo
-udevadm settle --timeout=60
+udevadm settle --timeout=20
 echo "vm: ready after \$(cut -d ' ' -f 1 /proc/uptime) s" >/dev/console
 bash $shared/job </dev/null >/dev/hvc0 2>&1
 . /run/ashlar-vm/end \$?
