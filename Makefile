@@ -86,6 +86,31 @@ test-vm: ## Tests on a real kernel with real block devices, in an emulated machi
 		jq -r 'select(.reason == "compiler-artifact" and .target.name == "platform") | .executable'); \
 	set -x; scripts/vm.sh tests $(if $(T),--only $(T)) "$$binary"
 
+# The package is made of the debug build, which `unit` has built already.
+test-package: export ASHLAR_BIN := $(UNDER_TEST)/ashlar
+.PHONY: test-package
+test-package: ## The Debian package: installed, upgraded, removed in a Debian of its own (root)
+	scripts/setup.sh --package
+	$(CARGO) build --locked -p ashlar-tools
+	@mkdir -p $(UNDER_TEST) && cp $(TARGET)/debug/ashlar $(ASHLAR_BIN)
+	scripts/test-package.sh
+
+# The package under a real systemd and a real kernel: file systems on ublk devices through restarts, upgrades and the stop of the machine.
+test-service: export ASHLAR_BIN := $(UNDER_TEST)/ashlar
+.PHONY: test-service
+test-service: ## The package on a whole machine with systemd, in an emulated machine
+	scripts/setup.sh --package --vm
+	$(CARGO) build --locked -p ashlar-tools
+	@mkdir -p $(UNDER_TEST) && cp $(TARGET)/debug/ashlar $(ASHLAR_BIN)
+	first=$$(scripts/package.sh --quick --binary $(ASHLAR_BIN) $(UNDER_TEST)); \
+	second=$$(scripts/package.sh --quick --binary $(ASHLAR_BIN) --version 9.9 $(UNDER_TEST)); \
+	scripts/vm.sh service --limit 1200 -- scripts/vm/package.sh "$$first" "$$second"
+
+.PHONY: package
+package: build ## The Debian package of the release build
+	scripts/setup.sh --package
+	scripts/package.sh
+
 # The long version of `test`: more seeds, more rounds, advisories. Variables that are set already are kept.
 .PHONY: nightly
 nightly: export ASHLAR_SIM_SEEDS ?= 100000

@@ -4,6 +4,7 @@
 #   scripts/setup.sh             install what is missing (as root, or through sudo)
 #   scripts/setup.sh --check     change nothing; say what is missing; exit 1 if anything is
 #   scripts/setup.sh --nextest   also install cargo-nextest (otherwise the tests run under cargo test)
+#   scripts/setup.sh --package   also what making and testing the Debian package needs, and a small Debian to install it into
 #   scripts/setup.sh --vm        also what tests on a real kernel need: qemu, and Debian's kernel 6.12 unpacked beside the system
 #
 # Run it as often as you like: with everything in place it only looks, and takes well under a second.
@@ -55,6 +56,15 @@ needs_vm=(
     nbd-client:nbd-client
     lvm:lvm2
 )
+# The same for `scripts/package.sh` and `scripts/test-package.sh`.
+needs_package=(
+    dpkg-shlibdeps:dpkg-dev
+    strip:binutils
+    mmdebstrap:mmdebstrap
+    unshare:util-linux
+)
+# A small Debian of this machine's release, as it is before the package is installed.
+package_root=/var/cache/ashlar-package/root.tar
 # Where the kernel is unpacked. It is not installed as a package: that would make it the one this machine boots next.
 vm_kernel=/var/cache/ashlar-vm
 
@@ -64,11 +74,13 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 check_only=no
 want_nextest=no
 want_vm=no
+want_package=no
 for arg in "$@"; do
     case $arg in
     --check) check_only=yes ;;
     --nextest) want_nextest=yes ;;
     --vm) want_vm=yes ;;
+    --package) want_package=yes ;;
     -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown option '$arg'; see --help" ;;
     esac
@@ -184,7 +196,18 @@ setup_vm_kernel() {
     rm -rf "$dir"
 }
 
+setup_package_root() {
+    [ ! -e "$package_root" ] || return 0
+    [ $check_only = no ] || die "$package_root, the Debian that the package is tested in, is missing"
+    say "making $package_root: a small Debian to install the package into"
+    as_root mkdir -p "${package_root%/*}"
+    as_root mmdebstrap --quiet --mode=root --variant=minbase --format=tar --include=systemd,udev,kmod \
+        "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$package_root.new"
+    as_root mv "$package_root.new" "$package_root"
+}
+
 [ $want_vm = no ] || needs+=("${needs_vm[@]}")
+[ $want_package = no ] || needs+=("${needs_package[@]}")
 mapfile -t packages < <(missing_packages)
 if [ ${#packages[@]} -gt 0 ]; then
     [ $check_only = no ] || die "missing Debian packages: ${packages[*]}"
@@ -196,6 +219,7 @@ if [ ${#packages[@]} -gt 0 ]; then
     [ ${#packages[@]} = 0 ] || die "still missing after installation: ${packages[*]}"
 fi
 [ $want_vm = no ] || setup_vm_kernel
+[ $want_package = no ] || setup_package_root
 setup_rust
 if [ $want_nextest = yes ] && ! cargo nextest --version >/dev/null 2>&1; then
     [ $check_only = no ] || die "cargo-nextest is missing"

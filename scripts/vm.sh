@@ -3,6 +3,7 @@
 #
 #   scripts/vm.sh tests BINARY           boot once, run each test of a built test binary, end with their result
 #   scripts/vm.sh run [-- COMMAND...]    boot, run a command as root in the directory of the caller, end with its status
+#   scripts/vm.sh service -- COMMAND...  the same as a service of systemd, which is the first process; see scripts/vm/service.sh
 #   scripts/vm.sh shell                  boot, and a shell on this terminal (exit ends the machine)
 #
 # Options, before BINARY or --:
@@ -53,6 +54,7 @@ make_initramfs() {
     cp "$(command -v busybox)" "$top/bin/busybox"
     ln -s busybox "$top/bin/sh"
     cp "$here/vm/init" "$top/init"
+    cp "$here/vm/service.sh" "$top/service.sh"
     chmod 755 "$top/init"
     for name in 9pnet_virtio 9p overlay; do
         modprobe -d "$kernels" -S "$release" --show-depends "$name" || die "kernel $release has no module $name"
@@ -214,6 +216,10 @@ tests)
 run)
     [ $# -gt 0 ] || die "run takes a command; see --help"
     boot run "$@"
+    ;;
+service)
+    [ $# -gt 0 ] || die "service takes a command; see --help"
+    boot systemd "$@"
     ;;
 shell) boot shell bash -i ;;
 -h | --help | help) usage ;;

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 pub mod events;
 pub mod lab;
+pub mod upgrade;
 
 /// An error, in the body of every answer that is not 2xx.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

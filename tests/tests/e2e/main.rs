@@ -19,3 +19,4 @@ mod restart;
 mod scrub;
 mod space;
 mod tools;
+mod upgrade;

@@ -12,3 +12,4 @@ mod lvm;
 mod ublk;
 mod ublk_restart;
 mod unplug;
+mod upgrade;

@@ -18,6 +18,7 @@ mod job;
 mod lab;
 mod pool;
 mod serve;
+mod upgrade;
 mod volume;
 
 const EXAMPLES: &str = "\
@@ -113,6 +114,8 @@ enum Command {
     Lab(lab::Command),
     /// Run the daemon
     Serve(serve::Command),
+    /// Go on with another program, without a restart: hosts wait for a moment
+    Upgrade(upgrade::Arguments),
     /// The configuration and where each value comes from
     #[command(subcommand)]
     Config(config::Command),
@@ -152,6 +155,7 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Job(command) => job::run(command, global),
         Command::Lab(command) => lab::run(command, global),
         Command::Serve(command) => serve::run(command, global),
+        Command::Upgrade(arguments) => upgrade::run(&arguments, global),
         Command::Config(command) => config::run(command, global),
         Command::Doctor(arguments) => doctor::run(&arguments, global),
         Command::Completions { shell } => {

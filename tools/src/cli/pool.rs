@@ -191,14 +191,10 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         }
         Command::Create { name, disk, tolerance, chunk_size, force, config } => {
             let tolerance = tolerance.unwrap_or(default_tolerance(disk.len()));
-            if let Some(file) = &config
-                && file.exists()
-            {
-                return Err(Failure::conflict(format!("the configuration file {} exists already", file.display())));
-            }
+            let before = config.as_deref().map(config_to_complete).transpose()?.unwrap_or_default();
             engine::create(&NewPool { name: name.clone(), disks: disk.clone(), tolerance, chunk_size, force })?;
             if let Some(file) = &config {
-                write_config(file, &name, &disk)?;
+                write_config(file, &name, &disk, &before)?;
             }
             let result = serde_json::json!({ "pool": name, "disks": disk, "tolerance": tolerance, "config": config });
             let next = config.map_or("FILE".into(), |f| f.display().to_string());
@@ -219,11 +215,27 @@ pub fn default_tolerance(disks: usize) -> Tolerance {
     if disks > 1 { Tolerance::Single } else { Tolerance::None }
 }
 
-fn write_config(path: &std::path::Path, name: &str, disks: &[PathBuf]) -> CommandResult {
+/// What a configuration file says that names no disks yet, as a package brings it: the pool is put in front of it. One with disks is somebody's.
+fn config_to_complete(path: &std::path::Path) -> CommandResult<String> {
+    if !path.exists() {
+        return Ok(String::new());
+    }
+    let file = config::read_file(path)?;
+    if file.disks.is_some() || file.name.is_some() {
+        return Err(Failure::conflict(format!("the configuration file {} names a pool already", path.display())));
+    }
+    std::fs::read_to_string(path).map_err(|e| Failure::other(format!("reading {}: {e}", path.display())))
+}
+
+fn write_config(path: &std::path::Path, name: &str, disks: &[PathBuf], before: &str) -> CommandResult {
     let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());
     let disks = Some(disks.iter().map(absolute).collect());
     let file = config::File { name: Some(name.into()), disks, ..config::File::default() };
-    let text = toml::to_string(&file).map_err(|e| Failure::other(format!("writing the configuration: {e}")))?;
+    let mut text = toml::to_string(&file).map_err(|e| Failure::other(format!("writing the configuration: {e}")))?;
+    if !before.is_empty() {
+        text.push('\n');
+        text.push_str(before);
+    }
     std::fs::write(path, text).map_err(|e| {
         Failure::other(format!(
             "the pool is made, but its configuration file {} cannot be written: {e}",

@@ -1,10 +1,14 @@
 //! `ashlar serve`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Global;
 use crate::daemon::config::{Config, Flags, Machine, Sources};
+use crate::daemon::upgrade::Upgrades;
 use crate::exit::{CommandResult, Exit, Failure};
+use crate::output::say_json;
+use crate::wire::upgrade::Able;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,15 +47,36 @@ pub struct Command {
     /// Leave the terminal's session (used by `lab`)
     #[arg(long, hide = true)]
     background: bool,
+    /// Only say, as JSON, whether this program could serve with these arguments (what an upgrade asks a new program)
+    #[arg(long, hide = true)]
+    check: bool,
 }
 
 pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
+    if command.check {
+        load(command.config.as_deref(), &command.flags, global)?;
+        let formats = vec![blockdev::format::FORMAT_VERSION];
+        say_json(&Able { version: env!("CARGO_PKG_VERSION").into(), formats })?;
+        return Ok(Exit::Ok);
+    }
+    let upgrades = Arc::new(Upgrades::here());
+    let ended = serve(&command, global, &upgrades);
+    if let Err(failure) = &ended {
+        upgrades.fall_back(&failure.message);
+    }
+    ended.map(|()| Exit::Ok)
+}
+
+fn serve(command: &Command, global: &Global, upgrades: &Arc<Upgrades>) -> CommandResult {
     if command.background {
-        rustix::process::setsid().map_err(|e| Failure::other(format!("leaving the session: {e}")))?;
+        match rustix::process::setsid() {
+            // The successor of a daemon that has left it leads one of its own.
+            Ok(_) | Err(rustix::io::Errno::PERM) => {}
+            Err(e) => return Err(Failure::other(format!("leaving the session: {e}"))),
+        }
     }
     let config = load(command.config.as_deref(), &command.flags, global)?;
-    crate::daemon::serve(&config)?;
-    Ok(Exit::Ok)
+    Ok(crate::daemon::serve(&config, upgrades)?)
 }
 
 /// The configuration a daemon started now would use.

@@ -57,6 +57,8 @@ fn what_scripts_rely_on_parses() {
         "pool create NAME --disk /dev/a /dev/b --tolerance none --force",
         "pool create NAME --disk /dev/a --disk /dev/b --config f.toml",
         "serve --config FILE",
+        "--dir DIR upgrade",
+        "upgrade --binary next/ashlar --force -o json",
         "serve --dir DIR --memory 1G --log debug",
         "config show --config FILE",
         "completions bash",

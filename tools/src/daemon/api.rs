@@ -30,6 +30,7 @@ use crate::wire::{
 
 mod events;
 mod lab;
+mod upgrade;
 
 type Shared = State<Arc<Appliance>>;
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -119,6 +120,7 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(job))
         .merge(events::routes())
         .merge(lab::routes())
+        .merge(upgrade::routes())
         .routes(routes!(shutdown))
         .with_state(appliance)
         .split_for_parts();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use blockdev::error::{Context, Error, ErrorKind, Result};
@@ -96,6 +97,19 @@ impl Spec {
     }
 }
 
+/// A volume that was presented again, or should have been.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// Its name.
+    pub volume: String,
+    /// By which protocol.
+    pub via: Via,
+    /// When hosts could go on.
+    pub at: SystemTime,
+    /// Why it could not be.
+    pub error: Option<String>,
+}
+
 /// The attachments of an appliance.
 pub struct Attachments {
     engine: Arc<dyn Engine>,
@@ -111,8 +125,9 @@ impl Attachments {
     }
 
     /// Presents again what was presented when the daemon last ran. What cannot be presented is kept, with the reason.
-    pub async fn restore(&self) {
+    pub async fn restore(&self) -> Vec<Restored> {
         let mut table = self.table.lock().await;
+        let mut restored = Vec::new();
         for volume in self.engine.volumes().await {
             let Some(text) = volume.attached else { continue };
             let name = volume.name;
@@ -130,9 +145,12 @@ impl Attachments {
                     }
                 },
             };
+            let (via, error) = (attachment.via, attachment.error.clone());
+            restored.push(Restored { volume: name.clone(), via, at: SystemTime::now(), error });
             table.insert(name, attachment);
         }
         self.fronts.ublk.restored().await;
+        restored
     }
 
     /// Presents a volume. The same again changes nothing; another protocol is [`ErrorKind::Busy`].

@@ -20,9 +20,11 @@ pub mod health;
 pub mod instance;
 pub mod jobs;
 pub mod known_disks;
+pub mod notify;
 pub mod rescan;
 pub mod state;
 pub mod ublk;
+pub mod upgrade;
 
 #[cfg(test)]
 pub mod double;
@@ -36,14 +38,15 @@ use events::{Events, lifetime};
 use faults::Faults;
 use instance::{Instance, clear_socket};
 use state::Appliance;
+use upgrade::Upgrades;
 
 /// How long requests under way may keep a stopping daemon.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause between looks at what the pool does by itself.
 const FOLLOW: Duration = Duration::from_secs(2);
 
-/// Serves until a signal or a request ends it.
-pub fn serve(config: &Config) -> Result<()> {
+/// Serves until a signal or a request ends it, or another program goes on in this process.
+pub fn serve(config: &Config, upgrades: &Arc<Upgrades>) -> Result<()> {
     start_log(config)?;
     let threads = config.threads.value;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -56,46 +59,50 @@ pub fn serve(config: &Config) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|e| Error::io(format!("starting the runtime: {e}")))?;
-    let ended = runtime.block_on(run(config));
+    let ended = runtime.block_on(run(config, upgrades));
     // Told on standard error by the command; a log elsewhere needs it too.
     if let (Err(e), Some(_)) = (&ended, &config.log_file.value) {
         tracing::error!(error = %e, "the daemon failed");
     }
+    // Also when the pool could not be closed: the successor recovers it as after a crash.
+    let handed_over = upgrades.hand_over();
     // Blocking threads (an open of a hung device) must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(5));
-    ended
+    ended.and(handed_over)
 }
 
-async fn run(config: &Config) -> Result<()> {
+async fn run(config: &Config, upgrades: &Arc<Upgrades>) -> Result<()> {
     for dir in [Some(config.state_dir.value.as_path()), config.pid_file.parent()].into_iter().flatten() {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("making {}: {e}", dir.display())))?;
     }
     let stopping = watch::Sender::new(false);
-    watch_signals(stopping.clone())?;
+    watch_signals(stopping.clone(), upgrades.clone())?;
     let _instance = Instance::claim(&config.pid_file)?;
     clear_socket(&config.socket.value)?;
     let events = Events::open(&config.state_dir.value);
     let events = Arc::new(events.map_err(|e| Error::io(format!("starting the list of events: {e}")))?);
     let after_crash = lifetime::started(&events);
-    let ended = open_and_serve(config, &events, after_crash, stopping).await;
+    let ended = open_and_serve(config, upgrades, &events, after_crash, stopping).await;
     lifetime::stopped(&events, &ended);
     ended
 }
 
 async fn open_and_serve(
     config: &Config,
+    upgrades: &Arc<Upgrades>,
     events: &Arc<Events>,
     after_crash: bool,
     stopping: watch::Sender<bool>,
 ) -> Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), disks = config.disks.value.len(), "opening the pool");
+    notify::starting("opening the pool");
     let began = Instant::now();
     let (engine, faults) = engine::open(config).await?;
     let took = began.elapsed();
     lifetime::opened(events, &engine.status().await.name, took, &engine.stats().await, after_crash);
     let served = async {
         let fronts = fronts::start(config, engine.status().await.uuid).await?;
-        serve_api(config, engine.clone(), fronts, faults, events.clone(), stopping).await
+        serve_api(config, upgrades, engine.clone(), fronts, faults, events.clone(), stopping).await
     };
     let served = served.await;
     let closed = engine.close().await;
@@ -108,6 +115,7 @@ async fn open_and_serve(
 /// Presents the volumes and answers requests on the API socket until `stopping`.
 pub async fn serve_api(
     config: &Config,
+    upgrades: &Arc<Upgrades>,
     engine: Arc<dyn Engine>,
     fronts: FrontEnds,
     faults: Option<Faults>,
@@ -115,7 +123,8 @@ pub async fn serve_api(
     stopping: watch::Sender<bool>,
 ) -> Result<()> {
     let attachments = Attachments::new(engine.clone(), fronts);
-    attachments.restore().await;
+    notify::starting("presenting volumes");
+    let restored = attachments.restore().await;
     let mut stop = stopping.subscribe();
     let appliance = Arc::new(Appliance {
         engine,
@@ -133,6 +142,8 @@ pub async fn serve_api(
         rescans: tokio::sync::Mutex::default(),
         config: config.rows(),
         stopping,
+        upgrades: upgrades.clone(),
+        upgrading: tokio::sync::Mutex::default(),
     });
     let followed = tokio::spawn(follow(appliance.clone()));
     let (router, _) = api::router(appliance.clone());
@@ -144,6 +155,10 @@ pub async fn serve_api(
     let result = match bound {
         Ok(listener) => {
             tracing::info!(socket = %socket.display(), "serving");
+            if let Some(event) = upgrades.served(&restored, &config.state_dir.value) {
+                appliance.record(event);
+            }
+            notify::ready(&appliance.engine.status().await.name);
             let mut told = stop.clone();
             let router = router.into_make_service_with_connect_info::<Peer>();
             let server = axum::serve(listener, router).with_graceful_shutdown(async move {
@@ -154,6 +169,10 @@ pub async fn serve_api(
                 // When both are ready it was told to end.
                 biased;
                 _ = stop.wait_for(|stop| *stop) => {
+                    match upgrades.successor() {
+                        Some(version) => notify::reloading(&version),
+                        None => notify::stopping(),
+                    }
                     if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
                         tracing::warn!("requests under way are cut off");
                         server.abort();
@@ -167,6 +186,7 @@ pub async fn serve_api(
     };
     followed.abort();
     tracing::info!("stopping: front ends first");
+    upgrades.leaving();
     appliance.attachments.stop().await;
     let _ = std::fs::remove_file(socket);
     result
@@ -200,8 +220,8 @@ async fn follow(appliance: Arc<Appliance>) {
     }
 }
 
-/// SIGTERM and SIGINT stop the daemon in order; a second one ends it at once, which the pool survives like a crash.
-fn watch_signals(stopping: watch::Sender<bool>) -> Result<()> {
+/// SIGTERM and SIGINT stop the daemon in order, also one that was about to hand over; a second one ends it at once, which the pool survives like a crash.
+fn watch_signals(stopping: watch::Sender<bool>, upgrades: Arc<Upgrades>) -> Result<()> {
     let listen = |kind| signal(kind).map_err(|e| Error::io(format!("listening for signals: {e}")));
     let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     tokio::spawn(async move {
@@ -210,7 +230,8 @@ fn watch_signals(stopping: watch::Sender<bool>) -> Result<()> {
                 _ = term.recv() => {}
                 _ = int.recv() => {}
             }
-            if stopping.send_replace(true) {
+            let called_off = upgrades.call_off();
+            if stopping.send_replace(true) && !called_off {
                 tracing::error!("told to stop twice: ending without closing the pool");
                 std::process::exit(1);
             }

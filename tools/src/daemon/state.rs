@@ -15,6 +15,7 @@ use super::events::observer::Observer;
 use super::faults::Faults;
 use super::health::Watch;
 use super::jobs::Jobs;
+use super::upgrade::Upgrades;
 use crate::wire::events::{ActiveAlert, Event};
 use crate::wire::{ConfigRow, Disk, Volume};
 
@@ -44,6 +45,10 @@ pub struct Appliance {
     pub config: Vec<ConfigRow>,
     /// Set once the daemon is to stop.
     pub stopping: watch::Sender<bool>,
+    /// The program that may take over.
+    pub upgrades: Arc<Upgrades>,
+    /// Held while a program is checked.
+    pub upgrading: tokio::sync::Mutex<()>,
 }
 
 impl Appliance {

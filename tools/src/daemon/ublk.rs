@@ -68,6 +68,7 @@ impl Presenter for Ublk {
         let (device, link) = blocking(move || {
             let device = UblkDevice::present(runtime, device, owner, shape, memory)?;
             let link = link(Path::new(NAMES), &name, &device.path());
+            announce(&device.path());
             Ok((device, link))
         })
         .await?;
@@ -181,10 +182,10 @@ fn link(names: &Path, name: &str, device: &Path) -> Result<Option<PathBuf>> {
     let link = names.join(name);
     let failed = |what: &str, e: std::io::Error| Error::io(format!("{what} {}: {e}", link.display()));
     std::fs::create_dir_all(names).map_err(|e| failed("making the directory of", e))?;
-    match std::fs::read_link(&link) {
+    match target_of(&link) {
         Ok(target) if target == device => return Ok(Some(link)),
         // It leads to a device that is there, and is not ours.
-        Ok(target) if target.exists() && names.join(&target).exists() => return Ok(None),
+        Ok(target) if target.exists() => return Ok(None),
         Ok(_) => std::fs::remove_file(&link).map_err(|e| failed("replacing", e))?,
         Err(e) if e.kind() == IoErrorKind::NotFound => {}
         Err(_) => return Ok(None),
@@ -193,10 +194,27 @@ fn link(names: &Path, name: &str, device: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(link))
 }
 
+/// Where a link leads. One that udev made is relative: `../ublkb0`.
+fn target_of(link: &Path) -> std::io::Result<PathBuf> {
+    let target = std::fs::read_link(link)?;
+    let Ok(above) = target.strip_prefix("..") else { return Ok(target) };
+    Ok(link.parent().and_then(Path::parent).unwrap_or(Path::new("/")).join(above))
+}
+
+/// Lets udev know that the device has a name now, for units that wait for it. Without udev nobody has to know.
+fn announce(device: &Path) {
+    let Some(name) = device.file_name() else { return };
+    if let Err(error) = std::fs::write(Path::new("/sys/class/block").join(name).join("uevent"), "change") {
+        tracing::debug!(device = %device.display(), %error, "udev is not told of a name");
+    }
+}
+
 /// Takes the name away if it leads to `device`.
 fn unlink(link: &Path, device: &Path) {
-    if std::fs::read_link(link).is_ok_and(|target| target == device)
+    if target_of(link).is_ok_and(|target| target == device)
         && let Err(error) = std::fs::remove_file(link)
+        // udev was first.
+        && error.kind() != IoErrorKind::NotFound
     {
         tracing::warn!(link = %link.display(), %error, "a name of a device that is gone stays");
     }
@@ -238,6 +256,12 @@ mod tests {
         std::fs::remove_file(&one).unwrap();
         assert_eq!(link(&names, "data", &two).unwrap(), made);
         assert_eq!(std::fs::read_link(names.join("data")).unwrap(), two);
+        unlink(&names.join("data"), &two);
+        assert!(!names.join("data").is_symlink());
+        // udev's way to write it.
+        std::os::unix::fs::symlink("../ublkb1", names.join("data")).unwrap();
+        assert_eq!(link(&names, "data", &two).unwrap(), made);
+        assert_eq!(std::fs::read_link(names.join("data")).unwrap(), Path::new("../ublkb1"));
         unlink(&names.join("data"), &two);
         assert!(!names.join("data").is_symlink());
         // A file of somebody's is not touched.

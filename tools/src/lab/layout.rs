@@ -199,6 +199,7 @@ impl Lab {
         files.extend(crate::daemon::known_disks::files(&self.dir));
         files.extend(crate::daemon::faults::files(&self.dir));
         files.extend(crate::daemon::events::files(&self.dir));
+        files.extend(crate::daemon::upgrade::files(&self.dir));
         for path in files {
             remove(&path, std::fs::remove_file)?;
         }

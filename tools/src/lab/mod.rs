@@ -8,7 +8,7 @@ use blockdev::disk::IO_ALIGN;
 use blockdev::report::Tolerance;
 use serde::Serialize;
 
-mod host;
+pub mod host;
 mod layout;
 mod process;
 

@@ -42,6 +42,8 @@ fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
         rescans: tokio::sync::Mutex::default(),
         config: vec![],
         stopping: watch::Sender::new(false),
+        upgrades: Arc::new(crate::daemon::upgrade::Upgrades::here()),
+        upgrading: tokio::sync::Mutex::default(),
     });
     let (router, _) = router(appliance.clone());
     Daemon { engine, memory, appliance, router, _state: state }
@@ -439,7 +441,7 @@ async fn the_description_fits_the_api() {
             assert!(!answer["message"].as_str().unwrap_or("").contains("no such resource"), "{method} {path}");
         }
     }
-    assert_eq!(operations.len(), 34, "{operations:?}");
+    assert_eq!(operations.len(), 36, "{operations:?}");
     for reference in document.to_string().split("\"$ref\":\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
         assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not described");
@@ -451,4 +453,20 @@ fn words_of_protocols_agree() {
     for via in [Via::Nbd, Via::Fuse, Via::Ublk] {
         assert_eq!(serde_json::to_value(via).unwrap(), via.to_string());
     }
+}
+
+#[tokio::test]
+async fn an_upgrade_that_cannot_be_changes_nothing() {
+    let d = daemon();
+    assert_error(d.get("/v1/daemon/upgrade").await, StatusCode::NOT_FOUND, "not_found", "was not upgraded");
+    for (binary, expected) in
+        [("ashlar", "absolute"), ("/nonexistent/ashlar", "/nonexistent/ashlar"), ("/bin/true", "says 'true")]
+    {
+        let answer = d.call(Method::POST, "/v1/daemon/upgrade", json!({ "binary": binary })).await;
+        assert_error(answer, StatusCode::BAD_REQUEST, "invalid_argument", expected);
+    }
+    assert!(!*d.appliance.stopping.borrow() && !d.appliance.upgrades.call_off());
+    d.appliance.stopping.send_replace(true);
+    let answer = d.call(Method::POST, "/v1/daemon/upgrade", json!({})).await;
+    assert_error(answer, StatusCode::CONFLICT, "busy", "stopping already");
 }

@@ -97,3 +97,15 @@ fn what_the_lab_writes_can_be_read() {
     assert_eq!(toml::from_str::<File>(&text).unwrap(), file);
     assert!(!text.contains("[nbd]"), "{text}");
 }
+
+#[test]
+fn the_packaged_configuration_names_no_pool_and_shows_what_is_true() {
+    let packaged = include_str!("../../../package/ashlar.toml");
+    assert_eq!(toml::from_str::<File>(packaged).unwrap(), File::default());
+    // Settings that are commented out stand at the beginning of their lines.
+    let setting = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+    let all: Vec<&str> = packaged.lines().filter(setting).map(|line| &line[1..]).collect();
+    let file: File = toml::from_str(&all.join("\n")).unwrap();
+    assert!(file.disks.is_some() && file.nbd.tls_ca.is_some() && file.log.filter.is_some(), "{all:?}");
+    assert_eq!((file.failed_grace, file.missing_grace, file.scrub_days), (Some(30), Some(300), Some(28)));
+}
