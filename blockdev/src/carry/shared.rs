@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -15,8 +15,9 @@ use super::{Region, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Uuid;
 
-/// How long a lock may be held by somebody who only looks.
-const LOCK_LIMIT: Duration = Duration::from_secs(1);
+/// How often, and after which pause, a lock is asked for: somebody may hold it who only looks.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Files in a directory, `ashlar-POOL.carry`; the directory should be on tmpfs.
 #[derive(Clone, Debug)]
@@ -36,11 +37,12 @@ fn failed(what: &str, path: &Path, e: &io::Error) -> Error {
 }
 
 fn lock(file: &File, path: &Path) -> Result<()> {
-    let until = Instant::now() + LOCK_LIMIT;
+    let mut tries = LOCK_TRIES;
     loop {
+        tries -= 1;
         match file.try_lock() {
             Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::WouldBlock) if tries > 0 => std::thread::sleep(LOCK_PAUSE),
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::new(
                     ErrorKind::Busy,

@@ -53,6 +53,8 @@ fn outlives_kills(test: &str, make: &str, check: &str, kills: usize) {
     });
     let rounds: u32 = rounds.expect_ok().stdout.trim().parse().expect("a number");
     assert!(rounds > 0);
+    // Otherwise nothing has shown that what was answered is carried over.
+    assert!(appliance.said().contains("are entered again"), "no kill came before the log had everything");
     let last = format!("{mount}/tree{rounds}");
     shell("diff -r \"$1\" \"$2\"; umount \"$3\"", &[&tree(), &last, &mount]).expect_ok();
     shell(&format!("{check} \"$1\""), &[&device]).expect_ok();

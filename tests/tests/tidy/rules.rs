@@ -8,6 +8,7 @@ const LINES_MAX: usize = 800;
 
 /// Where `unsafe` may stand: system calls of disks and devices, SIMD, and a hint to the processor. `diskbench` measures bare system calls beside ours.
 const UNSAFE_PLACES: &[&str] = &[
+    "blockdev/src/carry/",
     "blockdev/src/disk/",
     "blockdev/src/codec/",
     "blockdev/src/redundancy/",
