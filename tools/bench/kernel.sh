@@ -49,10 +49,16 @@ command -v mdadm >/dev/null || apt-get install -q -y --no-install-recommends mda
 unpack_vdo
 (cd "$root" && cargo build --locked --release -p ashlar-tools && cargo build --locked --release -p ashlar-blockdev --example ublk_memory)
 
-# The guest sees this machine's files and cannot change them: results come back by the shared folder.
-"$root/scripts/vm.sh" run --memory "$memory" --limit "$limit" -- bash -c '
+# The guest sees this machine's files and cannot change them: figures come back on its terminal.
+mkdir -p "$root/target/bench"
+cd "$root"
+status=0
+scripts/vm.sh run --memory "$memory" --limit "$limit" -- bash -c '
     modprobe ublk_drv
-    "$0" run --dir /dev/shm/bench --out "$ASHLAR_VM_DIR/kernel.jsonl" "$@"
-    status=$?
-    cat "$ASHLAR_VM_DIR/kernel.jsonl" | sed "s/^/RESULT /"
-    exit $status' "$here/bench.py" "$@" | tee >(sed -n 's/^RESULT //p' >>"$root/target/bench/kernel.jsonl") | grep -v '^RESULT '
+    status=0
+    "$0" run --dir /dev/shm/bench --out "$ASHLAR_VM_DIR/kernel.jsonl" "$@" || status=$?
+    sed "s/^/RESULT /" "$ASHLAR_VM_DIR/kernel.jsonl"
+    exit $status' "$here/bench.py" "$@" >"$root/target/bench/kernel.log" || status=$?
+sed -n 's/^RESULT //p' "$root/target/bench/kernel.log" >>"$root/target/bench/kernel.jsonl"
+grep -v '^RESULT ' "$root/target/bench/kernel.log"
+exit $status

@@ -34,21 +34,21 @@ pub fn scenario(seed: u64) -> Scenario {
 
 #[test]
 fn what_was_answered_outlives_the_process_0() {
-    sweep(0, 2, 600, |seed| run(scenario(seed)));
+    sweep(0, 2, 400, |seed| run(scenario(seed)));
 }
 
 #[test]
 fn what_was_answered_outlives_the_process_1() {
-    sweep(1, 2, 600, |seed| run(scenario(seed)));
+    sweep(1, 2, 400, |seed| run(scenario(seed)));
 }
 
 #[test]
 fn what_many_hosts_were_answered_outlives_the_process() {
-    sweep(0, 1, 300, run_killed_clients);
+    sweep(0, 1, 200, run_killed_clients);
 }
 
 /// In a pool that is full.
 #[test]
 fn a_full_pool_opens_again_with_what_was_answered() {
-    sweep(0, 1, 60, |seed| run(Scenario { faults: Faults::None, ..pressure(seed) }));
+    sweep(0, 1, 40, |seed| run(Scenario { faults: Faults::None, ..pressure(seed) }));
 }
