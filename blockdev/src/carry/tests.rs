@@ -210,7 +210,7 @@ fn what_makes_no_sense_is_refused() {
     assert_eq!(damaged(8, 2), Err(ErrorKind::Unsupported));
     assert_eq!(damaged(48, 1 << 40), Err(ErrorKind::Corrupt));
     assert_eq!(damaged(56, 3), Err(ErrorKind::Corrupt));
-    for length in [0, 63, 1 << 50, u64::MAX & !63] {
+    for length in [0, 63, 1 << 50, !63] {
         assert_eq!(damaged(first + 16, length), Err(ErrorKind::Corrupt), "{length}");
     }
     for (word, value) in [(32, 9 << 32), (48, 2), (48, u64::MAX), (56, 1), (64 + 800, 1)] {
