@@ -43,7 +43,7 @@ fn a_ublk_device_does_what_a_disk_does() {
     assert!(limit(&device, "discard_max_bytes") >= 1 << 30);
 
     // Every size and alignment, on all queues at once.
-    let fio = "fio --minimal --name=v --filename=\"$1\" --direct=1 --ioengine=libaio --iodepth=8 --numjobs=4 --size=48M --offset_increment=64M \
+    let fio = "fio --minimal --name=v --filename=\"$1\" --direct=1 --ioengine=libaio --iodepth=8 --numjobs=4 --size=16M --offset_increment=64M \
         --rw=randrw --bsrange=512-128k --bs_unaligned=0 --verify=crc32c --verify_fatal=1 --verify_backlog=256 --do_verify=1";
     shell(fio, &[&device]).expect_ok();
     let full = appliance.mapped("data");
