@@ -54,6 +54,12 @@ fn lock(file: &File, path: &Path) -> Result<()> {
     }
 }
 
+/// The directory is everybody's: what another user puts there holds nothing of ours, and must not keep a pool from being opened.
+fn not_ours(path: &Path) -> Option<Arc<Region>> {
+    tracing::warn!(path = %path.display(), "somebody else's file in the place of memory that a daemon leaves is passed over");
+    None
+}
+
 fn map(file: File, len: usize, path: &Path) -> Result<Arc<Region>> {
     let map = MmapOptions::new().len(len).map_raw(&file).map_err(|e| failed("mapping", path, &e))?;
     let Some(start) = NonNull::new(map.as_mut_ptr()) else {
@@ -105,13 +111,17 @@ impl Store for SharedMemory {
         let file = match opened {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.raw_os_error() == Some(libc::ELOOP) => return Ok(not_ours(&path)),
             Err(e) => return Err(failed("opening", &path, &e)),
         };
         let facts = file.metadata().map_err(|e| failed("looking at", &path, &e))?;
         let me = rustix::process::geteuid().as_raw();
-        if !facts.is_file() || facts.uid() != me || facts.mode() & 0o077 != 0 {
+        if facts.uid() != me {
+            return Ok(not_ours(&path));
+        }
+        if !facts.is_file() || facts.mode() & 0o077 != 0 {
             return Err(Error::invalid(format!(
-                "{} is no private file of this user: somebody else made it; find out who, and remove it",
+                "{} is no private file, as a daemon makes it: find out who changed it, and remove it",
                 path.display()
             )));
         }

@@ -247,6 +247,10 @@ fn files_outlive_those_who_map_them_and_have_one_user() {
     std::fs::write(&path, "open to all").unwrap();
     assert_eq!(store.find(POOL).map(|_| ()).unwrap_err().kind(), ErrorKind::InvalidArgument);
     store.remove(POOL);
+    // Another user's cannot keep a pool from being opened.
+    std::os::unix::fs::symlink("/dev/null", &path).unwrap();
+    assert!(store.find(POOL).unwrap().is_none());
+    store.remove(POOL);
     store.remove(POOL);
     assert!(store.find(POOL).unwrap().is_none());
     let gone = SharedMemory::new(directory.path().join("nowhere"));

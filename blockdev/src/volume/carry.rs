@@ -35,7 +35,10 @@ impl Left {
 pub(super) fn find(config: &PoolConfig, pool: Uuid, newest: Epoch, next: Epoch) -> Result<Option<Left>> {
     let Some(store) = &config.carry else { return Ok(None) };
     let Some(region) = store.find(pool)? else { return Ok(None) };
-    match Ring::open(region, pool, newest).context(store.describe(pool))? {
+    let place = store.describe(pool);
+    let opened = Ring::open(region, pool, newest)
+        .context(format_args!("{place}, which holds writes that hosts were told are done (remove it to give them up)"));
+    match opened? {
         Found::Left(ring, records) => {
             ring.claim(next);
             Ok(Some(Left { ring, records }))
