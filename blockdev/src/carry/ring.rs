@@ -22,13 +22,15 @@ const AT_EPOCH: usize = 32;
 const AT_CLAIMS: usize = 40;
 const AT_CAPACITY: usize = 48;
 const AT_TAIL: usize = 56;
-const AT_CLAIM: usize = 64;
+const AT_SECRET: usize = 64;
+const AT_CLAIM: usize = 72;
 /// Claims that are kept, the newest ones.
 const CLAIMS: u64 = ((HEAD - AT_CLAIM) / 8) as u64;
 
 /// Bytes of a record without its data, and what positions are multiples of.
 const HEADER: usize = 64;
 const STATE: usize = 0;
+/// Mixed with the secret: what a host once wrote to the same place must not pass for a record.
 const POSITION: usize = 8;
 const LENGTH: usize = 16;
 const SEQNO: usize = 24;
@@ -130,6 +132,7 @@ struct Inner {
 pub struct Ring {
     region: Arc<Region>,
     capacity: u64,
+    secret: u64,
     inner: Mutex<Inner>,
 }
 
@@ -179,11 +182,11 @@ impl Ring {
         HEAD + capacity.next_multiple_of(4096).max(4 * record_len(payload) as usize).next_multiple_of(4096)
     }
 
-    /// An empty ring in new memory.
+    /// An empty ring in new memory; `secret` is a random number that no host knows.
     ///
     /// # Panics
     /// When there is no room for a record.
-    pub fn create(region: Arc<Region>, pool: Uuid, epoch: Epoch) -> Self {
+    pub fn create(region: Arc<Region>, pool: Uuid, epoch: Epoch, secret: u64) -> Self {
         let capacity = (region.len() - HEAD) as u64 / HEADER as u64 * HEADER as u64;
         assert!(capacity > 0, "a ring without room");
         let (first, second) = halves(pool);
@@ -195,18 +198,20 @@ impl Ring {
             (AT_CLAIMS, 0),
             (AT_CAPACITY, capacity),
             (AT_TAIL, 0),
+            (AT_SECRET, secret),
             (AT_MAGIC, MAGIC),
         ] {
             region.store(at, value);
         }
         let inner = Inner { head: 0, tail: 0, entries: VecDeque::new(), asked: 0 };
-        Self { region, capacity, inner: Mutex::new(inner) }
+        Self { region, capacity, secret, inner: Mutex::new(inner) }
     }
 
     /// Looks into memory that an earlier process left; `newest` is the epoch of the last writer of the pool.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] when it is not what a process of this or an earlier version left, [`ErrorKind::Unsupported`] when a later one did.
+    /// [`ErrorKind::Corrupt`] when it is not what a process of this or an earlier version left, [`ErrorKind::Unsupported`] when a later one did,
+    /// [`ErrorKind::Unavailable`] when the disks are older than what was left.
     pub fn open(region: Arc<Region>, pool: Uuid, newest: Epoch) -> Result<Found> {
         let bad = |what: &str| Error::corrupt(format!("memory that an earlier daemon left: {what}"));
         if region.len() < HEAD + HEADER {
@@ -231,7 +236,20 @@ impl Ring {
         }
         let claims = region.load(AT_CLAIMS).min(CLAIMS) as usize;
         let claimed = (0..claims).any(|i| region.load(AT_CLAIM + 8 * i) == newest.0);
-        if region.load(AT_EPOCH) != newest.0 && !claimed {
+        let settled = region.load(AT_EPOCH);
+        if settled != newest.0 && !claimed {
+            // The upper halves count openings. All disks that were there told of this one.
+            if newest.0 >> 32 < settled >> 32 {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "memory that an earlier daemon left: it served opening {} of the pool, and the disks that are there know of {} only: attach \
+                         the drives it had",
+                        settled >> 32,
+                        newest.0 >> 32
+                    ),
+                ));
+            }
             return Ok(Found::Old);
         }
         let (capacity, tail) = (region.load(AT_CAPACITY), region.load(AT_TAIL));
@@ -240,7 +258,8 @@ impl Ring {
             return Err(bad("its head makes no sense"));
         }
         let inner = Inner { head: tail, tail, entries: VecDeque::new(), asked: 0 };
-        let mut ring = Self { region, capacity, inner: Mutex::new(inner) };
+        let secret = region.load(AT_SECRET);
+        let mut ring = Self { region, capacity, secret, inner: Mutex::new(inner) };
         let records = ring.scan()?;
         Ok(Found::Left(ring, records))
     }
@@ -248,13 +267,13 @@ impl Ring {
     /// Finds all records from the tail on.
     fn scan(&mut self) -> Result<Vec<Record>> {
         let mut records = Vec::new();
-        let (region, capacity) = (self.region.clone(), self.capacity);
+        let (region, capacity, secret) = (self.region.clone(), self.capacity, self.secret);
         let inner = self.inner.get_mut();
         loop {
             let (position, at) = (inner.head, HEAD + (inner.head % capacity) as usize);
             let (state, len) = (region.load(at + STATE), region.load(at + LENGTH));
             let known = [RESERVED, FILLED, SKIPPED].contains(&state);
-            if !known || region.load(at + POSITION) != position || position - inner.tail >= capacity {
+            if !known || region.load(at + POSITION) != position ^ secret || position - inner.tail >= capacity {
                 return Ok(records);
             }
             let bad = |what: &str| {
@@ -359,7 +378,7 @@ impl Ring {
     fn mark(&self, position: u64, len: u64, state: u64) {
         let at = self.at(position);
         self.region.store(at + STATE, 0);
-        self.region.store(at + POSITION, position);
+        self.region.store(at + POSITION, position ^ self.secret);
         self.region.store(at + LENGTH, len);
         self.region.store(at + STATE, state);
     }

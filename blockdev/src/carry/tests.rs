@@ -7,6 +7,7 @@ use crate::error::ErrorKind;
 use crate::units::{BLOCK_SIZE, Epoch, Lba, Seqno, VolumeId};
 
 const POOL: Uuid = Uuid([7; 16]);
+const SECRET: u64 = 0x9e37_79b9_7f4a_7c15;
 
 fn write(lba: u64, blocks: u64) -> (Operation, Vec<u8>) {
     let data = vec![lba as u8 ^ 0x5a; blocks as usize * BLOCK_SIZE];
@@ -34,7 +35,7 @@ fn memory(capacity: usize) -> Arc<Region> {
 #[test]
 fn what_the_log_lacks_is_found() {
     let region = memory(256 << 10);
-    let ring = Ring::create(region.clone(), POOL, Epoch(5));
+    let ring = Ring::create(region.clone(), POOL, Epoch(5), SECRET);
     assert!(enter(&ring, 1, 10, 2));
     assert!(enter(&ring, 3, 20, 1));
     let unmap = Operation { kind: Kind::Unmap, volume: VolumeId(9), lba: Lba(5), blocks: 1 << 40 };
@@ -52,7 +53,7 @@ fn what_the_log_lacks_is_found() {
 #[test]
 fn it_goes_round_and_is_never_overwritten() {
     let region = memory(64 << 10);
-    let ring = Ring::create(region.clone(), POOL, Epoch(1));
+    let ring = Ring::create(region.clone(), POOL, Epoch(1), SECRET);
     let mut rng = Rng::new(4);
     let (mut next, mut durable) = (1, 0);
     for _ in 0..2000 {
@@ -76,7 +77,7 @@ fn it_goes_round_and_is_never_overwritten() {
 #[test]
 fn a_record_of_the_largest_size_always_has_room_in_the_end() {
     for start in 0..40 {
-        let ring = Ring::create(memory(0), POOL, Epoch(1));
+        let ring = Ring::create(memory(0), POOL, Epoch(1), SECRET);
         for n in 0..start {
             assert!(enter(&ring, n + 1, n, 1));
             ring.release(n + 1);
@@ -117,7 +118,7 @@ struct Steps {
 fn steps(region: &Arc<Region>, stores: u64) -> Steps {
     region.stores.store(stores, Ordering::Relaxed);
     let left = || region.stores.load(Ordering::Relaxed);
-    let ring = Ring::create(region.clone(), POOL, Epoch(1));
+    let ring = Ring::create(region.clone(), POOL, Epoch(1), SECRET);
     let mut out = Steps { begun: 0, answered: 0, durable: 0, stores: 0 };
     for n in 1..=60 {
         if left() == 0 {
@@ -144,7 +145,7 @@ fn steps(region: &Arc<Region>, stores: u64) -> Steps {
 fn killed_while_numbers_are_given_anew_the_order_stays() {
     let fresh = || {
         let region = memory(64 << 10);
-        let ring = Ring::create(region.clone(), POOL, Epoch(1));
+        let ring = Ring::create(region.clone(), POOL, Epoch(1), SECRET);
         // Places are not in the order of numbers.
         for (seqno, lba) in [(12, 1), (9, 2), (15, 3), (14, 4), (7, 5)] {
             assert!(enter(&ring, seqno, lba, 1));
@@ -175,7 +176,7 @@ fn killed_while_numbers_are_given_anew_the_order_stays() {
 #[test]
 fn only_the_next_writer_goes_on() {
     let region = memory(0);
-    let ring = Ring::create(region.clone(), POOL, Epoch(5));
+    let ring = Ring::create(region.clone(), POOL, Epoch(5), SECRET);
     assert!(enter(&ring, 1, 1, 1));
     let is_old = |epoch| matches!(Ring::open(region.clone(), POOL, Epoch(epoch)).unwrap(), Found::Old);
     assert!(!is_old(5) && is_old(6));
@@ -196,11 +197,54 @@ fn only_the_next_writer_goes_on() {
     assert!(!is_old(1999) && is_old(5) && is_old(1998));
 }
 
+/// What a host writes lies where the header of a later record would be sought: it may look like one in all but what no host knows.
+#[test]
+fn what_a_host_wrote_is_no_record() {
+    let region = memory(64 << 10);
+    let ring = Ring::create(region.clone(), POOL, Epoch(1), SECRET);
+    let capacity = region.load(48);
+    // A write of another volume, in each place that could be looked at in the second round.
+    let forged = |position: u64| -> Vec<u8> {
+        let words = [u64::from_le_bytes(*b"filled!!"), position, 64, 1 << 40, 9 | 2 << 32, 0, 8, 0];
+        words.iter().flat_map(|w| w.to_le_bytes()).collect()
+    };
+    let record = 64 + 4 * BLOCK_SIZE as u64;
+    for n in 0..capacity / record {
+        let (operation, _) = write(n, 4);
+        let first = n * record + 64 + capacity;
+        let data: Vec<u8> = (0..record / 64 - 1).flat_map(|i| forged(first + i * 64)).collect();
+        ring.reserve(data.len()).unwrap().fill(Seqno(n + 1), &operation, &data);
+    }
+    ring.release(u64::MAX);
+    // The second round ends before the rest of what is there from the first.
+    while ring.used() == 0 || ring.used() < capacity / 2 {
+        assert!(enter(&ring, 100, 1, 1));
+        let (_, records) = left(&region, 1);
+        assert!(records.iter().all(|r| r.operation == write(1, 1).0), "{:?}", records.last().map(|r| r.operation));
+    }
+}
+
+#[test]
+fn disks_that_are_older_than_what_was_left_are_refused() {
+    let region = memory(0);
+    let epoch = |opening: u64, chance: u64| Epoch(opening << 32 | chance);
+    let ring = Ring::create(region.clone(), POOL, epoch(8, 77), SECRET);
+    assert!(enter(&ring, 1, 1, 1));
+    let open = |epoch| Ring::open(region.clone(), POOL, epoch).map(|found| matches!(found, Found::Left(..)));
+    assert!(open(epoch(8, 77)).unwrap());
+    assert!(!open(epoch(8, 78)).unwrap() && !open(epoch(9, 1)).unwrap());
+    let refused = open(epoch(7, 99)).unwrap_err();
+    assert!(refused.kind() == ErrorKind::Unavailable && refused.to_string().contains("attach the drives"), "{refused}");
+    // An opening that claims is later than all of them.
+    ring.claim(epoch(9, 5));
+    assert!(open(epoch(9, 5)).unwrap() && open(epoch(8, 77)).unwrap());
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
     let damaged = |at: usize, value: u64| {
         let region = memory(0);
-        let ring = Ring::create(region.clone(), POOL, Epoch(5));
+        let ring = Ring::create(region.clone(), POOL, Epoch(5), SECRET);
         assert!(enter(&ring, 1, 1, 1));
         region.store(at, value);
         Ring::open(region, POOL, Epoch(5)).map(|_| ()).map_err(|e| e.kind())

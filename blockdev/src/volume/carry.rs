@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::damage::is_unreadable;
 use super::intake::HostBlock;
 use super::{Durable, Engine, PoolConfig};
 use crate::carry::{Found, Kind, Place, Record, Ring};
@@ -66,7 +67,9 @@ impl Engine {
             let largest = self.write_piece_max() * BLOCK_SIZE;
             let len = Ring::region_len(self.config.carry_bytes(), largest);
             match store.create(self.uuid, len) {
-                Ok(region) => *ring = Some(Arc::new(Ring::create(region, self.uuid, self.epoch))),
+                Ok(region) => {
+                    *ring = Some(Arc::new(Ring::create(region, self.uuid, self.epoch, self.env.random_u64())))
+                }
                 Err(e) => tracing::warn!(
                     pool = self.name,
                     error = %e,
@@ -103,11 +106,6 @@ impl Engine {
         if let Some(ring) = &*self.carry.lock() {
             ring.release(durable);
         }
-    }
-
-    /// Bytes that the log lacks still.
-    pub fn carried(&self) -> u64 {
-        self.carry.lock().as_ref().map_or(0, |ring| ring.used())
     }
 
     /// Enters again what an earlier process left and the log lacks, in order. Before anybody is served.
@@ -147,7 +145,7 @@ impl Engine {
                 }
                 Kind::Unmap => {
                     let (seqno, answer) = self.intake.unmap(o.volume, o.lba, count);
-                    unmapped.push(answer);
+                    unmapped.push((o.volume, seqno, answer));
                     seqno
                 }
             };
@@ -155,9 +153,12 @@ impl Engine {
             debug_assert!(entered == seqno || planted::active(Bug::CarriedNumbersKept), "{entered}, not {seqno}");
         }
         // Reads see writes as soon as they are taken in, but these only when they are committed.
-        for answer in unmapped {
+        for (volume, seqno, answer) in unmapped {
             match answer.await {
-                Ok(done) => done?,
+                Ok(Ok(())) => {}
+                // As with a write that was taken: the next flush tells.
+                Ok(Err(e)) if is_unreadable(&e) && !self.is_dead() => self.note_dropped(volume, seqno),
+                Ok(Err(e)) => return Err(e),
                 Err(_) => self.check_alive()?,
             }
         }

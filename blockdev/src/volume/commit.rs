@@ -83,16 +83,12 @@ impl Engine {
             let result = match batch {
                 Reduced::Writes { writes, frames, identities } => self.commit_writes(writes, frames, &identities).await,
                 Reduced::Unmap { seqno, volume, lba, count, done } => {
-                    let mut result = self.commit_unmap(volume, lba, count, seqno).await;
+                    let result = self.commit_unmap(volume, lba, count, seqno).await;
+                    let broken = result.as_ref().err().filter(|e| is_unreadable(e) && !self.is_dead());
+                    // Before whoever waits for the answer looks.
+                    broken.inspect(|e| self.break_volume(volume, (lba, count), e));
                     let _ = done.send(result.clone());
-                    if let Err(e) = &result
-                        && is_unreadable(e)
-                        && !self.is_dead()
-                    {
-                        self.break_volume(volume, (lba, count), e);
-                        result = self.carry_on(seqno).await;
-                    }
-                    result
+                    if broken.is_some() { self.carry_on(seqno).await } else { result }
                 }
             };
             if let Err(e) = result {

@@ -416,7 +416,7 @@ fn bad_sectors_in_different_places_are_put_together() {
 
 /// One disk, on which each of two volumes has 64 blocks; `spoil` makes a place of it bad, given where the map page and the first block of the first
 /// volume lie.
-fn one_disk(seed: u64, spoil: impl Fn(&Appliance, u64, u64)) -> Appliance {
+pub fn one_disk(seed: u64, spoil: impl Fn(&Appliance, u64, u64)) -> Appliance {
     let mut scenario = scenario(seed);
     (scenario.tolerance, scenario.disks, scenario.volumes, scenario.blocks) = (Tolerance::None, 1, 2, 64);
     (scenario.faults, scenario.config.memory) = (Faults::None, 16 << 20);
