@@ -52,13 +52,14 @@ unpack_vdo
 # The guest sees this machine's files and cannot change them: figures come back on its terminal.
 mkdir -p "$root/target/bench"
 cd "$root"
-status=0
+log=$root/target/bench/kernel.log
+set +e
 scripts/vm.sh run --memory "$memory" --limit "$limit" -- bash -c '
     modprobe ublk_drv
     status=0
     "$0" run --dir /dev/shm/bench --out "$ASHLAR_VM_DIR/kernel.jsonl" "$@" || status=$?
     sed "s/^/RESULT /" "$ASHLAR_VM_DIR/kernel.jsonl"
-    exit $status' "$here/bench.py" "$@" >"$root/target/bench/kernel.log" || status=$?
-sed -n 's/^RESULT //p' "$root/target/bench/kernel.log" >>"$root/target/bench/kernel.jsonl"
-grep -v '^RESULT ' "$root/target/bench/kernel.log"
-exit $status
+    exit $status' "$here/bench.py" "$@" | tee "$log" | grep --line-buffered -v '^RESULT '
+status=${PIPESTATUS[0]}
+sed -n 's/^RESULT //p' "$log" >>"$root/target/bench/kernel.jsonl"
+exit "$status"
