@@ -1,8 +1,9 @@
 //! The engine against physical limits taken in the same run.
-//! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,prose,duplicates,hot,sync,read`.
+//! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,prose,duplicates,hot,small,sync,read`.
 //!
 //! Six files in a folder of its own in DIR are the disks (double tolerance). Every figure is a ratio: sequential writes to the compressor alone on the same
-//! threads, synchronous writes to raw writes and fdatasync of as many files, random reads to raw O_DIRECT reads of the same files.
+//! threads, small writes at random places (as by ublk: answered from memory that outlives the process) and random reads to raw O_DIRECT requests to the same files,
+//! synchronous writes to raw writes and fdatasync of as many files.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use blockdev::carry::SharedMemory;
 use blockdev::codec::Compressor;
 use blockdev::disk::uring::attach_runtime;
 use blockdev::disk::{AlignedBuf, Disk, FileDisk, OpenOptions};
-use blockdev::env::{Env, RealEnv, Rng};
+use blockdev::env::{BoxFuture, Env, RealEnv, Rng};
+use blockdev::error::Result;
 use blockdev::frontend::BlockDevice;
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
 use blockdev::report::{Compression, Tolerance};
@@ -29,6 +32,7 @@ const SMALL: usize = 4096;
 /// Bytes that are written again and again in the phase `hot`.
 const HOT: usize = 32 << 20;
 const SECONDS: u64 = 5;
+const SMALL_WRITES: u64 = 128 << 10;
 /// Of the vocabulary of [`prose`].
 const WORDS: u64 = 1024;
 
@@ -156,6 +160,60 @@ async fn sync_writes(device: &Arc<dyn BlockDevice>, size: u64) -> f64 {
     n as f64 / start.elapsed().as_secs_f64()
 }
 
+/// Seconds of processor time of this process, all threads.
+fn processor_time() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("read");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    // Clock ticks in user mode and in the kernel; 100 make a second.
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>() / 100.0
+}
+
+/// Writes 4 KiB blocks at random, 32 under way, then has them made durable: blocks per second in all.
+async fn small_writes<F>(write: F, flush: BoxFuture<Result<()>>) -> f64
+where
+    F: Fn(u64, Bytes) -> BoxFuture<Result<()>> + Send + Sync + Clone + 'static,
+{
+    let start = Instant::now();
+    let tasks = (0..32u64).map(|t| {
+        let write = write.clone();
+        tokio::spawn(async move {
+            let mut rng = Rng::new(t);
+            for _ in 0..SMALL_WRITES / 32 {
+                write(rng.u64(), unique(rng.u64(), SMALL)).await.expect("written");
+            }
+        })
+    });
+    futures::future::join_all(tasks.collect::<Vec<_>>()).await.into_iter().for_each(|t| t.expect("joined"));
+    flush.await.expect("flushed");
+    SMALL_WRITES as f64 / start.elapsed().as_secs_f64()
+}
+
+/// The same to files of their own.
+async fn raw_small_writes(dir: &Path) -> f64 {
+    const SPAN: u64 = 128 << 20;
+    let paths: Vec<PathBuf> = (0..DISKS).map(|i| dir.join(format!("raw{i}.img"))).collect();
+    futures::future::join_all(paths.iter().map(|p| make_disk(p, SPAN))).await;
+    let all = disks(&paths);
+    let flushed = all.clone();
+    let write = move |r: u64, data: Bytes| -> BoxFuture<Result<()>> {
+        let disk = all[(r % DISKS as u64) as usize].clone();
+        let at = (r >> 8) % (SPAN / 4096) * 4096;
+        Box::pin(async move {
+            disk.write(at, vec![AlignedBuf::padded(&data).freeze()], false).await.expect("written");
+            Ok(())
+        })
+    };
+    let flush = async move {
+        for disk in flushed {
+            disk.flush().await.expect("flushed");
+        }
+        Ok(())
+    };
+    let speed = small_writes(write, Box::pin(flush)).await;
+    paths.iter().for_each(|p| std::fs::remove_file(p).expect("removed"));
+    speed
+}
+
 /// Random 4 KiB reads per second with 32 under way.
 async fn random_reads<F, R>(read: F) -> f64
 where
@@ -206,7 +264,7 @@ fn main() {
         return;
     };
     let mib: usize = args.next().and_then(|m| m.parse().ok()).unwrap_or(512);
-    let phases = args.next().unwrap_or_else(|| "unique,prose,duplicates,hot,sync,read".into());
+    let phases = args.next().unwrap_or_else(|| "unique,prose,duplicates,hot,small,sync,read".into());
     let wanted = |phase: &str| phases.split(',').any(|p| p == phase);
     // Of its own: what else is there is nobody's to overwrite.
     let dir = dir.join(format!("engine-bench-{}", std::process::id()));
@@ -227,7 +285,8 @@ fn main() {
             force: true,
         };
         Pool::create(env.clone(), disks(&paths), options).await.expect("created");
-        let config = PoolConfig { memory: 512 << 20, ..PoolConfig::default() };
+        let carry = Some(Arc::new(SharedMemory::new("/dev/shm")) as Arc<dyn blockdev::carry::Store>);
+        let config = PoolConfig { memory: 512 << 20, carry, ..PoolConfig::default() };
         let pool = Pool::open(env.clone(), disks(&paths), config.clone()).await.expect("opened");
         let total = (mib << 20) as u64;
         pool.create_volume("v", total * 4).await.expect("volume");
@@ -268,6 +327,16 @@ fn main() {
         }
         drop(data);
 
+        if wanted("small") {
+            let raw = raw_small_writes(&dir).await;
+            // Answered when they are in memory that outlives the process, as by ublk.
+            assert!(device.outlive(), "no memory that outlives the process");
+            let (before, shared) = (processor_time(), device.clone());
+            let write = move |r: u64, data: Bytes| shared.write(r % (total / 4096) * 4096, data, false);
+            let ours = small_writes(write, device.flush()).await;
+            let micros = (processor_time() - before) * 1e6 / SMALL_WRITES as f64;
+            line(&format!("4K random writes QD32, raw O_DIRECT ({micros:.0} µs CPU)"), ours, raw, "per s");
+        }
         if wanted("sync") {
             let raw = raw_sync(&dir, 3);
             let ours = sync_writes(&device, total).await;

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Engine;
 use super::frame::{Group, ReducedFrame, compress};
 use super::gate::Pass;
-use super::intake::{HostBlock, HostOp, Numbered};
+use super::intake::{BATCH_BLOCKS, HostBlock, HostOp, Numbered};
 use crate::dedupe::{ListId, Lookup};
 use crate::env::compute;
 use crate::error::Error;
@@ -27,8 +27,6 @@ use crate::units::{BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
 
 /// Batches between destaging and committing.
 pub const BATCHES_IN_FLIGHT: usize = 8;
-/// A batch is cut at this many blocks.
-const BATCH_BLOCKS: usize = 256;
 /// Frames compressed in one piece of processor work.
 const FRAMES_PER_JOB: usize = 8;
 /// Frames of writes with at least this many blocks are not kept in the frame cache: streams would drive out everything else.
@@ -184,8 +182,8 @@ impl Engine {
             if self.is_dead() {
                 return false;
             }
-            let (ops, blocks, urgent) = self.intake.waiting();
-            if ops > 0 && (urgent || lingered || blocks >= BATCH_BLOCKS) {
+            let (ops, due) = self.intake.waiting();
+            if ops > 0 && (due || lingered) {
                 return true;
             }
             if ops == 0 {
@@ -200,8 +198,7 @@ impl Engine {
                 tokio::pin!(arrival);
                 match futures::future::select(arrival, &mut deadline).await {
                     futures::future::Either::Left(_) => {
-                        let (_, blocks, urgent) = self.intake.waiting();
-                        if urgent || blocks >= BATCH_BLOCKS || self.is_dead() {
+                        if self.intake.waiting().1 || self.is_dead() {
                             break;
                         }
                     }

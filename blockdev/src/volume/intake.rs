@@ -75,6 +75,9 @@ pub struct Numbered {
     pub op: HostOp,
 }
 
+/// A batch of operations is cut at this many blocks.
+pub const BATCH_BLOCKS: usize = 256;
+
 #[derive(Default)]
 struct Queue {
     ops: VecDeque<Numbered>,
@@ -185,6 +188,11 @@ impl Intake {
         queue.taken = last;
     }
 
+    /// Blocks that are worth a batch: half of the room at most, as writers that find none must not wait for company.
+    fn worth_a_batch(&self) -> usize {
+        BATCH_BLOCKS.min(self.write_blocks_max())
+    }
+
     /// Most blocks one write may have.
     pub fn write_blocks_max(&self) -> usize {
         (self.room_blocks / 2) as usize
@@ -219,10 +227,15 @@ impl Intake {
                 group.put(slot, seqno, blocks[i].data.clone());
             }
         }
+        let (before, enough) = (queue.blocks, self.worth_a_batch());
         queue.blocks += blocks.len();
+        // In between nobody waits for it, and waking costs more than the write.
+        let tell = queue.ops.is_empty() || before < enough && queue.blocks >= enough;
         queue.ops.push_back(Numbered { seqno, op: HostOp::Write { volume, lba, data, blocks, room } });
         drop(queue);
-        self.wake.notify_one();
+        if tell {
+            self.wake.notify_one();
+        }
         seqno
     }
 
@@ -252,13 +265,13 @@ impl Intake {
         Seqno(last)
     }
 
-    /// What is waiting: blocks, and whether somebody waits for it.
-    pub fn waiting(&self) -> (usize, usize, bool) {
+    /// Operations that wait to be taken, and whether they should wait no longer: somebody wants them done, or they are worth a batch.
+    pub fn waiting(&self) -> (usize, bool) {
         let queue = self.queue.lock();
-        (queue.ops.len(), queue.blocks, queue.urgent > queue.taken)
+        (queue.ops.len(), queue.urgent > queue.taken || queue.blocks >= self.worth_a_batch())
     }
 
-    /// Completes when something may have arrived.
+    /// Completes when the first operation has arrived, or those that wait should do so no longer.
     pub async fn arrival(&self) {
         self.wake.notified().await;
     }

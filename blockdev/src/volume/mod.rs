@@ -113,7 +113,7 @@ impl Default for PoolConfig {
             memory: 512 << 20,
             compression: Compression::Zstd,
             frame_blocks: 4,
-            linger: Duration::from_millis(4),
+            linger: Duration::from_millis(20),
             log_interval: Duration::from_millis(500),
             checkpoint_interval: Duration::from_secs(30),
             failed_grace: Duration::from_secs(30),

@@ -47,13 +47,14 @@ fn a_ublk_device_does_what_a_disk_does() {
         --rw=randrw --bsrange=512-128k --bs_unaligned=0 --verify=crc32c --verify_fatal=1 --verify_backlog=256 --do_verify=1";
     shell(fio, &[&device]).expect_ok();
     let full = appliance.mapped("data");
-    assert!(full > 100 * MIB, "{full}");
+    // Half of the 64 MiB are written, more or less: a quarter of them in the space that goes next.
+    assert!(full > 24 * MIB, "{full}");
 
     // Space comes back, and what is gone reads as zeroes.
     let zero = "cmp -n $((64<<20)) \"$1\" /dev/zero";
     shell(&format!("fallocate -z -l 64M \"$1\"; {zero}"), &[&device]).expect_ok();
     let less = appliance.mapped("data");
-    assert!(less + 20 * MIB < full, "{full} {less}");
+    assert!(less + 5 * MIB < full, "{full} {less}");
     shell(&format!("blkdiscard \"$1\"; {zero}"), &[&device]).expect_ok();
     assert_eq!(appliance.mapped("data"), 0);
 

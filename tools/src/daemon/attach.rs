@@ -34,6 +34,10 @@ pub trait Presenter: Send + Sync {
     async fn withdraw(&self, name: &str) -> Result<()>;
     /// Lets requests under way end and stops serving.
     async fn stop(&self);
+    /// Why a volume is presented and its hosts get no answers.
+    fn trouble(&self, _name: &str) -> Option<String> {
+        None
+    }
     /// Whether hosts can be told that a volume's size changes.
     async fn check_resize(&self) -> Result<()> {
         Ok(())
@@ -259,6 +263,12 @@ impl Attachments {
     /// Everything that is presented, or should be.
     pub async fn all(&self) -> BTreeMap<String, Attachment> {
         self.table.lock().await.clone()
+    }
+
+    /// Volumes that are presented while their hosts get no answers, and why.
+    pub async fn troubles(&self) -> Vec<(Attachment, String)> {
+        let presented = self.all().await.into_values().filter(|a| a.error.is_none());
+        presented.filter_map(|a| self.front(a.via).trouble(&a.volume).map(|why| (a, why))).collect()
     }
 
     /// Takes loop devices down and stops the front ends; the pool still remembers what to present next time.

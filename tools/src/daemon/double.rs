@@ -213,6 +213,8 @@ pub struct Memory {
     pub broken: AtomicBool,
     /// Makes taking down fail with Busy.
     pub mounted: AtomicBool,
+    /// Block devices do not answer.
+    pub unserved: AtomicBool,
     /// Calls of [`Loops::refresh`].
     pub refreshed: AtomicU32,
 }
@@ -287,6 +289,10 @@ impl Presenter for Devices {
 
     async fn stop(&self) {
         self.0.stop().await;
+    }
+
+    fn trouble(&self, _: &str) -> Option<String> {
+        self.0.unserved.load(Ordering::Relaxed).then(|| "queue 1 ended: out of order".into())
     }
 
     async fn abandon(&self, _: &VolumeInfo) -> Result<()> {

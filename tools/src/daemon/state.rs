@@ -66,6 +66,15 @@ impl Appliance {
                 status.alerts.push(Alert { severity, code, object: format!("volume/{name}"), message });
             }
         }
+        for (attachment, why) in self.attachments.troubles().await {
+            let (name, via) = (&attachment.volume, attachment.via);
+            let message = format!(
+                "volume '{name}' is attached via {via} and its hosts wait: {why}. Restart the daemon (systemctl restart ashlar): \
+                 it takes the device over with what waits, nothing is lost"
+            );
+            let (severity, code) = ("critical".into(), "volume.unserved".into());
+            status.alerts.push(Alert { severity, code, object: format!("volume/{name}"), message });
+        }
         status.alerts.extend(self.health.alerts(&status.disks));
         status.alerts.extend(self.events.alert());
         status.alerts.sort_by_key(|alert| severity_rank(&alert.severity));

@@ -120,6 +120,10 @@ impl Presenter for Ublk {
         }
     }
 
+    fn trouble(&self, name: &str) -> Option<String> {
+        self.devices.lock().get(name)?.device.trouble()
+    }
+
     async fn check_resize(&self) -> Result<()> {
         blocking(ublk::check_resize).await
     }

@@ -11,6 +11,7 @@
 mod control;
 mod queue;
 mod request;
+mod tasks;
 mod transfer;
 
 use std::fmt;
@@ -262,6 +263,11 @@ impl UblkDevice {
     /// Whether it was there before, served by another process.
     pub fn taken_over(&self) -> bool {
         self.taken_over
+    }
+
+    /// Why part of the device is served no longer, though nobody asked for that: its I/O waits until another process takes the device over.
+    pub fn trouble(&self) -> Option<String> {
+        self.common.trouble()
     }
 
     /// Tells the kernel a new size in bytes. [`ErrorKind::Unsupported`] before Linux 6.16.

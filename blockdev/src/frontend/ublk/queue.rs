@@ -1,7 +1,8 @@
-//! One hardware queue: a thread that takes requests from the driver, has them done on the runtime, and answers them.
+//! One hardware queue: a thread that takes requests from the driver, does them or has them done on the runtime, and answers them.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -12,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::request::Request;
+use super::tasks::{Rouse, Tasks};
 use super::transfer::Slot;
 use super::{MAX_TRANSFER, from_ublk};
 use crate::error::{Error, Result};
@@ -21,6 +23,10 @@ use crate::units::BLOCK_BYTES;
 
 /// Marks the poll of the event counter among the completions of a queue's ring; above it, requests have their tag.
 const WAKE: u64 = 1 << 63 | 0xffff;
+
+/// Requests that wait here while the thread takes on more by itself. Beyond, what comes goes to the runtime: many reads want to be uncompressed by more
+/// than one processor.
+const WAITING_HERE: usize = 4;
 
 /// What all queues of a device have in common.
 pub(super) struct Common {
@@ -34,7 +40,9 @@ pub(super) struct Common {
     under_way: AtomicUsize,
     /// Set when this process is about to give the device to the next one: no further request is begun.
     leaving: AtomicBool,
-    queues: Vec<Arc<Answers>>,
+    /// Why a queue is served no longer, though nobody said so.
+    trouble: Mutex<Option<String>>,
+    queues: Vec<Arc<Mail>>,
 }
 
 impl Common {
@@ -45,7 +53,7 @@ impl Common {
         memory: Arc<Semaphore>,
         queues: u16,
     ) -> Result<Self> {
-        let queues = (0..queues).map(|_| Answers::new().map(Arc::new)).collect::<Result<_>>()?;
+        let queues = (0..queues).map(|_| Mail::new().map(Arc::new)).collect::<Result<_>>()?;
         Ok(Self {
             device,
             through,
@@ -53,6 +61,7 @@ impl Common {
             memory,
             under_way: AtomicUsize::new(0),
             leaving: AtomicBool::new(false),
+            trouble: Mutex::default(),
             queues,
         })
     }
@@ -60,6 +69,16 @@ impl Common {
     /// Requests given to the device and not answered.
     pub(super) fn under_way(&self) -> usize {
         self.under_way.load(Ordering::Acquire)
+    }
+
+    /// Why a queue is served no longer, though nobody said so.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
+
+    fn fail(&self, queue: u16, why: &str) {
+        tracing::error!(queue, error = why, "a queue of a ublk device ended");
+        self.trouble.lock().get_or_insert_with(|| format!("queue {queue} ended: {why}"));
     }
 
     /// Begins no further request; those that come stay with the driver, which sends them to the next process.
@@ -76,15 +95,23 @@ impl Common {
     }
 }
 
-/// Answers on their way to the queue's thread, the only one that may send them.
-struct Answers {
-    ready: Mutex<Vec<(u16, i32)>>,
+/// What the thread of a queue is told.
+enum News {
+    /// The answer to a request that the runtime did: tag and result. Only the thread of the queue may send it.
+    Done(u16, i32),
+    /// The work of a tag can go on.
+    Roused(u16),
+}
+
+/// What others have for the thread of a queue.
+struct Mail {
+    news: Mutex<Vec<News>>,
     /// Counts up when the thread is to look.
     event: File,
     ended: AtomicBool,
 }
 
-impl Answers {
+impl Mail {
     fn new() -> Result<Self> {
         // SAFETY: no pointer is passed; the descriptor that comes back belongs to nobody else.
         let event = unsafe {
@@ -94,14 +121,14 @@ impl Answers {
             }
             File::from_raw_fd(fd)
         };
-        Ok(Self { ready: Mutex::default(), event, ended: AtomicBool::new(false) })
+        Ok(Self { news: Mutex::default(), event, ended: AtomicBool::new(false) })
     }
 
-    fn push(&self, tag: u16, result: i32) {
+    fn push(&self, news: News) {
         let first = {
-            let mut ready = self.ready.lock();
-            ready.push((tag, result));
-            ready.len() == 1
+            let mut waiting = self.news.lock();
+            waiting.push(news);
+            waiting.len() == 1
         };
         if first {
             self.wake();
@@ -120,6 +147,12 @@ impl Answers {
     }
 }
 
+impl Rouse for Mail {
+    fn rouse(&self, tag: u16) {
+        self.push(News::Roused(tag));
+    }
+}
+
 /// The promise to answer one request: dropped without an answer (its task panicked), the answer is an I/O error.
 struct Promise {
     common: Arc<Common>,
@@ -135,7 +168,7 @@ impl Promise {
     }
 
     fn answer(&self, result: i32) {
-        self.common.queues[usize::from(self.queue)].push(self.tag, result);
+        self.common.queues[usize::from(self.queue)].push(News::Done(self.tag, result));
     }
 }
 
@@ -155,25 +188,30 @@ pub(super) fn serve(
     common: &Arc<Common>,
     ready: impl FnOnce(Result<()>),
 ) {
-    let answers = Arc::clone(&common.queues[usize::from(number)]);
-    let queue = UblkQueue::new(number, driver).and_then(|queue| {
+    let mail = Arc::clone(&common.queues[usize::from(number)]);
+    let driver_queue = UblkQueue::new(number, driver).and_then(|queue| {
         let queue = queue.submit_fetch_commands_unified(BufDescList::Slices(None))?;
-        poll(&answers)?;
+        poll(&mail)?;
         Ok(queue)
     });
-    let queue = match queue {
+    let driver_queue = match driver_queue {
         Ok(queue) => queue,
         Err(error) => return ready(Err(from_ublk(&error, format_args!("set up queue {number}")))),
     };
     ready(Ok(()));
-    match turn(&queue, data, common, &answers) {
-        Ok(End::Stopped) => return,
-        Ok(End::Told) => {}
-        Err(error) => tracing::error!(queue = number, %error, "a queue of a ublk device ended"),
+    // What is done here may want the runtime's timers.
+    let _entered = common.runtime.enter();
+    let tasks = Tasks::new(driver.dev_info.queue_depth, &mail);
+    let mut queue = Queue { driver: driver_queue, data, common, mail: &mail, tasks };
+    match catch_unwind(AssertUnwindSafe(|| queue.turn())) {
+        Ok(Ok(End::Stopped)) => return,
+        Ok(Ok(End::Told)) => {}
+        Ok(Err(error)) => common.fail(number, &error.to_string()),
+        Err(_) => common.fail(number, "its thread panicked"),
     }
     // The driver still has our requests for work. Dropping the queue would wait in the kernel until it gives them back, which it does only
     // when the ring is closed: by the end of this thread. The map of the descriptors stays until the process ends.
-    std::mem::forget(queue);
+    std::mem::forget(queue.driver);
 }
 
 /// Why a queue ended.
@@ -185,79 +223,111 @@ enum End {
 }
 
 /// Asks to be woken when the event counter goes up.
-fn poll(answers: &Answers) -> std::result::Result<(), UblkError> {
-    let poll = opcode::PollAdd::new(types::Fd(answers.event.as_raw_fd()), libc::POLLIN as u32).build().user_data(WAKE);
+fn poll(mail: &Mail) -> std::result::Result<(), UblkError> {
+    let poll = opcode::PollAdd::new(types::Fd(mail.event.as_raw_fd()), libc::POLLIN as u32).build().user_data(WAKE);
     // SAFETY: the entry refers to no memory, and the descriptor is open as long as the thread of this ring.
     with_task_io_ring_mut(|ring| unsafe { ring.submission().push(&poll) })
         .map_err(|_| UblkError::OtherError(-libc::EAGAIN))
 }
 
-fn turn(queue: &UblkQueue<'_>, data: &Arc<File>, common: &Arc<Common>, answers: &Answers) -> Result<End> {
-    let mut begun = Vec::new();
-    let mut ready = Vec::new();
-    while !answers.ended.load(Ordering::Acquire) {
-        let mut woken = false;
-        let waited = queue.flush_and_wake_io_tasks(
-            |user_data, completion, _| {
-                if user_data == WAKE {
-                    woken = true;
-                } else if completion.result() == sys::UBLK_IO_RES_OK as i32 {
-                    begun.push(UblkIOCtx::user_data_to_tag(user_data) as u16);
-                }
-            },
-            1,
-        );
-        match waited {
-            Ok(_) => {}
-            // All requests were taken back: the device is stopped.
-            Err(UblkError::QueueIsDown) => return Ok(End::Stopped),
-            Err(UblkError::IOError(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(from_ublk(&error, "wait for requests")),
-        }
-        if woken {
-            answers.calm();
-            poll(answers).map_err(|e| from_ublk(&e, "wait for answers"))?;
-            std::mem::swap(&mut *answers.ready.lock(), &mut ready);
-            for (tag, result) in ready.drain(..) {
-                // An error here is one of arguments, of which only the tag is not constant.
-                let sent = queue.complete_io_cmd_unified(tag, BufDesc::Slice(&[]), Ok(UblkIORes::Result(result)));
-                sent.map_err(|e| from_ublk(&e, "answer a request"))?;
-                common.under_way.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
-        for tag in begun.drain(..) {
-            // Counted before the look, so that who waits for none to be under way after `leave` misses none.
-            common.under_way.fetch_add(1, Ordering::AcqRel);
-            if common.leaving.load(Ordering::Acquire) {
-                common.under_way.fetch_sub(1, Ordering::AcqRel);
-                continue;
-            }
-            let request = Request::decode(queue.get_iod(tag), &common.device.geometry(), MAX_TRANSFER);
-            let promise = Promise { common: Arc::clone(common), queue: queue.get_qid(), tag, kept: false };
-            let slot = Slot { device: Arc::clone(data), queue: queue.get_qid(), tag };
-            common.runtime.spawn(answer(request, slot, promise));
-        }
-    }
-    Ok(End::Told)
+/// What the thread of a queue has.
+struct Queue<'a> {
+    driver: UblkQueue<'a>,
+    data: &'a Arc<File>,
+    common: &'a Arc<Common>,
+    mail: &'a Mail,
+    tasks: Tasks<Mail>,
 }
 
-async fn answer(request: Result<Request>, slot: Slot, promise: Promise) {
-    let result = match request {
-        Ok(request) => done(&promise.common, request, &slot).await.map(|()| request.cost() as i32),
-        Err(error) => Err(error),
+impl Queue<'_> {
+    fn turn(&mut self) -> Result<End> {
+        let mut begun = Vec::new();
+        let mut news = Vec::new();
+        while !self.mail.ended.load(Ordering::Acquire) {
+            let mut woken = false;
+            let waited = self.driver.flush_and_wake_io_tasks(
+                |user_data, completion, _| {
+                    if user_data == WAKE {
+                        woken = true;
+                    } else if completion.result() == sys::UBLK_IO_RES_OK as i32 {
+                        begun.push(UblkIOCtx::user_data_to_tag(user_data) as u16);
+                    }
+                },
+                1,
+            );
+            match waited {
+                Ok(_) => {}
+                // All requests were taken back: the device is stopped.
+                Err(UblkError::QueueIsDown) => return Ok(End::Stopped),
+                Err(UblkError::IOError(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(from_ublk(&error, "wait for requests")),
+            }
+            if woken {
+                self.mail.calm();
+                poll(self.mail).map_err(|e| from_ublk(&e, "wait for news"))?;
+                std::mem::swap(&mut *self.mail.news.lock(), &mut news);
+            }
+            for told in news.drain(..) {
+                match told {
+                    News::Done(tag, result) => self.answer(tag, result)?,
+                    News::Roused(tag) => {
+                        if let Some(result) = self.tasks.go_on(tag) {
+                            self.answer(tag, result)?;
+                        }
+                    }
+                }
+            }
+            for tag in begun.drain(..) {
+                self.begin(tag)?;
+            }
+        }
+        Ok(End::Told)
+    }
+
+    fn begin(&mut self, tag: u16) -> Result<()> {
+        let common = self.common;
+        // Counted before the look, so that who waits for none to be under way after `leave` misses none.
+        common.under_way.fetch_add(1, Ordering::AcqRel);
+        if common.leaving.load(Ordering::Acquire) {
+            common.under_way.fetch_sub(1, Ordering::AcqRel);
+            return Ok(());
+        }
+        let request = Request::decode(self.driver.get_iod(tag), &common.device.geometry(), MAX_TRANSFER);
+        let slot = Slot { device: Arc::clone(self.data), queue: self.driver.get_qid(), tag };
+        let work = done(Arc::clone(common), request, slot);
+        if self.tasks.waiting() < WAITING_HERE {
+            return match self.tasks.begin(tag, Box::pin(work)) {
+                Some(result) => self.answer(tag, result),
+                None => Ok(()),
+            };
+        }
+        let promise = Promise { common: Arc::clone(common), queue: self.driver.get_qid(), tag, kept: false };
+        common.runtime.spawn(async move { promise.keep(work.await) });
+        Ok(())
+    }
+
+    fn answer(&self, tag: u16, result: i32) -> Result<()> {
+        // An error here is one of arguments, of which only the tag is not constant.
+        let sent = self.driver.complete_io_cmd_unified(tag, BufDesc::Slice(&[]), Ok(UblkIORes::Result(result)));
+        sent.map_err(|e| from_ublk(&e, "answer a request"))?;
+        self.common.under_way.fetch_sub(1, Ordering::AcqRel);
+        Ok(())
+    }
+}
+
+/// Does a request: the result for the driver. The slot, and with it the descriptor, goes before the answer is sent: who waits for the last one may
+/// close the device.
+async fn done(common: Arc<Common>, request: Result<Request>, slot: Slot) -> i32 {
+    let work = async {
+        let request = request?;
+        let blocks = request.cost().div_ceil(BLOCK_BYTES) as u32;
+        let charge = common.memory.acquire_many(blocks).await;
+        let _charge = charge.map_err(|_| Error::io("the ublk front end has stopped"))?;
+        request.run(&common.device, common.through, &slot).await?;
+        Ok(request.cost() as i32)
     };
-    let result = result.unwrap_or_else(|error: Error| {
+    work.await.unwrap_or_else(|error: Error| {
         tracing::debug!(%error, queue = slot.queue, tag = slot.tag, "a request failed");
         -errno(error.kind())
-    });
-    // The descriptor is given up first: who waits for the last answer may close the device.
-    drop(slot);
-    promise.keep(result);
-}
-
-async fn done(common: &Common, request: Request, slot: &Slot) -> Result<()> {
-    let blocks = request.cost().div_ceil(BLOCK_BYTES) as u32;
-    let charge = common.memory.acquire_many(blocks).await;
-    let _charge = charge.map_err(|_| Error::io("the ublk front end has stopped"))?;
-    request.run(&common.device, common.through, slot).await
+    })
 }

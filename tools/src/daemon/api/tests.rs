@@ -423,6 +423,24 @@ async fn alerts_tell_since_when_they_hold() {
 }
 
 #[tokio::test]
+async fn a_device_that_is_served_no_longer_is_an_alert() {
+    let d = daemon();
+    for name in ["a", "b"] {
+        d.create(name).await;
+    }
+    d.attach("a", json!({ "via": "ublk" })).await;
+    d.attach("b", json!({ "via": "nbd" })).await;
+    assert_eq!(d.get("/v1/alerts").await.1, json!([]));
+    d.memory.unserved.store(true, Ordering::Relaxed);
+    let (_, alerts) = d.get("/v1/alerts").await;
+    assert_eq!(alerts.as_array().unwrap().len(), 1, "{alerts}");
+    let said = (&alerts[0]["severity"], &alerts[0]["code"], &alerts[0]["object"]);
+    assert_eq!(said, (&json!("critical"), &json!("volume.unserved"), &json!("volume/a")));
+    let message = alerts[0]["message"].as_str().unwrap();
+    assert!(message.contains("queue 1") && message.contains("Restart the daemon"), "{message}");
+}
+
+#[tokio::test]
 async fn the_description_fits_the_api() {
     let d = daemon();
     let (status, document) = d.get("/v1/openapi.json").await;
