@@ -5,7 +5,7 @@
 #   scripts/setup.sh --check     change nothing; say what is missing; exit 1 if anything is
 #   scripts/setup.sh --nextest   also install cargo-nextest (otherwise the tests run under cargo test)
 #   scripts/setup.sh --package   also what making and testing the Debian package needs, and a small Debian to install it into
-#   scripts/setup.sh --vm        also what tests on a real kernel need: qemu, and Debian's kernel 6.12 unpacked beside the system
+#   scripts/setup.sh --vm        also what tests on a real kernel need: qemu, fsx, and Debian's kernel 6.12 unpacked beside the system
 #
 # Run it as often as you like: with everything in place it only looks, and takes well under a second.
 set -euo pipefail
@@ -196,6 +196,18 @@ setup_vm_kernel() {
     rm -rf "$dir"
 }
 
+# Debian has no fsx. Where every user finds it, and the guest, which sees this machine's files.
+setup_fsx() {
+    ! command -v fsx >/dev/null || return 0
+    [ $check_only = no ] || die "fsx is missing"
+    say "installing fsx (builds it; a minute or two)"
+    local dir
+    dir=$(mktemp -d)
+    cargo install --quiet --locked --root "$dir" fsx@0.3.2
+    as_root install -m 755 "$dir/bin/fsx" /usr/local/bin/fsx
+    rm -rf "$dir"
+}
+
 setup_package_root() {
     [ ! -e "$package_root" ] || return 0
     [ $check_only = no ] || die "$package_root, the Debian that the package is tested in, is missing"
@@ -221,6 +233,7 @@ fi
 [ $want_vm = no ] || setup_vm_kernel
 [ $want_package = no ] || setup_package_root
 setup_rust
+[ $want_vm = no ] || setup_fsx
 if [ $want_nextest = yes ] && ! cargo nextest --version >/dev/null 2>&1; then
     [ $check_only = no ] || die "cargo-nextest is missing"
     say "installing cargo-nextest (builds it; a few minutes)"

@@ -67,6 +67,12 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> CommandResult<(StatusCode, Bytes)> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.unreachable(&e))?;
+        // It would take the request and never answer.
+        if let Some(pid) = stream.peer_cred().ok().and_then(|daemon| daemon.pid()).filter(|pid| stands_still(*pid)) {
+            return Err(Failure::unreachable(format!(
+                "the daemon (process {pid}) was stopped by a signal; let it go on with `kill -CONT {pid}`"
+            )));
+        }
         let broken = |e: &dyn std::fmt::Display| {
             Failure::unreachable(format!("the connection to the daemon on {} broke: {e}", self.socket.display()))
         };
@@ -118,6 +124,14 @@ impl Client {
     }
 }
 
+/// Whether a process is stopped, by a signal or a debugger.
+fn stands_still(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // What is in front, the name in brackets, may hold anything.
+    let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+    matches!(state, Some('T' | 't'))
+}
+
 /// `text` as one segment of a path.
 pub fn segment(text: &str) -> String {
     let mut out = String::new();
@@ -159,6 +173,23 @@ mod tests {
         assert_eq!(socket_in(dir.path()), dir.path().join("other.sock"));
         let failure = client.get::<()>("/v1/health").await.unwrap_err();
         assert!(failure.message.contains("ashlar serve --dir"), "{}", failure.message);
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_is_known() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        let moving = stands_still(pid);
+        let send = |signal: &str| std::process::Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
+        send("-STOP");
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !stands_still(pid) && std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        let still = stands_still(pid);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((moving, still, stands_still(pid)), (false, true, false));
     }
 
     #[tokio::test]

@@ -110,6 +110,12 @@ impl Appliance {
         assert!(status.is_some_and(|s| s.success()), "the daemon ended with {status:?}:\n{}", self.said());
     }
 
+    /// Sends it a signal.
+    #[track_caller]
+    pub fn signal(&self, name: &str) {
+        signal(&self.daemon.as_ref().expect("a daemon").id().to_string(), name);
+    }
+
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -225,6 +231,7 @@ impl Drop for Appliance {
             drop(shell(script, &[self.dir()]));
         }
         if let Some(mut daemon) = self.daemon.take() {
+            signal(&daemon.id().to_string(), "CONT");
             signal(&daemon.id().to_string(), "TERM");
             if wait(&mut daemon, Duration::from_secs(30)).is_none() {
                 signal(&daemon.id().to_string(), "KILL");

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ashlar_tests::process::{run, wait_until};
+use ashlar_tests::process::{Output, run, wait_until};
 
 use crate::appliance::{Appliance, LIMIT, here, ordinary, shell, tree};
 
@@ -20,10 +20,20 @@ const WORK: &str = "tree=$1; fs=$2; stop=$3; n=0
     done
     echo $n";
 
+/// fsx again and again, with every operation that changes a file or drops what the kernel has of it, until `stop` appears.
+const EXERCISE: &str = "fs=$1; stop=$2; n=0
+    printf '%s\n' 'flen = 4194304' '[opsize]' 'max = 262144' '[weights]' close_open=1 read=10 write=10 mapread=5 mapwrite=5 invalidate=2 truncate=2 \
+        fsync=2 fdatasync=2 punch_hole=3 posix_fadvise=3 copy_file_range=2 >\"$stop.toml\"
+    while [ ! -e \"$stop\" ]; do
+        n=$((n+1))
+        fsx -q -f \"$stop.toml\" -S $n -N 150 -P \"${stop%/*}\" \"$fs/exercised\"
+    done
+    echo $n";
+
 /// A file system on a ublk device, in use while the daemon is killed and started again so many times.
 fn outlives_kills(test: &str, make: &str, check: &str, kills: usize) {
-    let tools = [make.split(' ').next().expect("a command"), check.split(' ').next().expect("a command")];
-    if !here(test, &tools.map(|tool| &*tool.to_owned().leak())) {
+    let first = |line: &str| &*line.split(' ').next().expect("a command").to_owned().leak();
+    if !here(test, &[first(make), first(check), "fsx"]) {
         return;
     }
     let mut appliance = Appliance::on(&ordinary());
@@ -32,14 +42,16 @@ fn outlives_kills(test: &str, make: &str, check: &str, kills: usize) {
     shell(&format!("{make} \"$1\"; mount \"$1\" \"$2\""), &[&device, &mount]).expect_ok();
     let stop = appliance.dir().join("stop").display().to_string();
     let ended = AtomicBool::new(false);
-    let rounds = std::thread::scope(|scope| {
-        let worker = scope.spawn(|| {
-            let mut work = Command::new("bash");
-            work.args(["-euo", "pipefail", "-c", WORK, "work"]).args([&tree(), &mount, &stop]);
-            let output = run(&mut work, Duration::from_secs(160));
-            ended.store(true, Ordering::Release);
-            output
-        });
+    let work = |script: &str, arguments: &[&str]| {
+        let mut work = Command::new("bash");
+        work.args(["-euo", "pipefail", "-c", script, "work"]).args(arguments);
+        let output = run(&mut work, Duration::from_secs(160));
+        ended.store(true, Ordering::Release);
+        output
+    };
+    let (rounds, exercised) = std::thread::scope(|scope| {
+        let copier = scope.spawn(|| work(WORK, &[&tree(), &mount, &stop]));
+        let exerciser = scope.spawn(|| work(EXERCISE, &[&mount, &stop]));
         for kill in 0..kills {
             std::thread::sleep(Duration::from_millis(700 + 300 * (kill as u64 % 4)));
             if ended.load(Ordering::Acquire) {
@@ -49,10 +61,12 @@ fn outlives_kills(test: &str, make: &str, check: &str, kills: usize) {
             appliance.start();
         }
         std::fs::write(&stop, "").expect("a file");
-        worker.join().expect("the worker")
+        (copier.join().expect("the copies"), exerciser.join().expect("fsx"))
     });
-    let rounds: u32 = rounds.expect_ok().stdout.trim().parse().expect("a number");
-    assert!(rounds > 0);
+    let number = |output: Output| output.expect_ok().stdout.trim().parse::<u32>().expect("a number");
+    let (rounds, exercised) = (number(rounds), number(exercised));
+    println!("{rounds} copies, {exercised} times fsx");
+    assert!(rounds > 0 && exercised > 0);
     let last = format!("{mount}/tree{rounds}");
     shell("diff -r \"$1\" \"$2\"; umount \"$3\"", &[&tree(), &last, &mount]).expect_ok();
     shell(&format!("{check} \"$1\""), &[&device]).expect_ok();
@@ -149,6 +163,74 @@ fn what_is_left_of_a_daemon_that_does_not_come_back_is_cleared() {
         assert!(appliance.json(&["volume", "show", name])["attachment"]["error"].is_null());
         appliance.ashlar(&["volume", "detach", name]);
     }
+    appliance.expect_sound();
+}
+
+/// The driver cannot be asked when the daemon starts: the device is not taken over, and waits. Until it can be, its volume is given to nobody else.
+#[test]
+fn a_device_that_cannot_be_taken_over_keeps_its_volume() {
+    if !here("a_device_that_cannot_be_taken_over_keeps_its_volume", &["mkfs.ext4", "mknod"]) {
+        return;
+    }
+    let mut appliance = Appliance::on(&ordinary());
+    let device = appliance.volume_on_ublk("data", "64M");
+    let mount = appliance.mountpoint();
+    shell("mkfs.ext4 -q \"$1\"; mount \"$1\" \"$2\"; cp -a \"$3/.\" \"$2/tree\"", &[&device, &mount, &tree()])
+        .expect_ok();
+    appliance.kill();
+    let control = "/dev/ublk-control";
+    let numbers = shell("stat -c '%Hr %Lr' \"$1\"; rm \"$1\"", &[control]).expect_ok().stdout;
+    let put_back = || shell("mknod \"$1\" c $2", &[control, numbers.trim()]);
+    appliance.start();
+    let shown = appliance.json(&["volume", "show", "data"]);
+    let why = shown["attachment"]["error"].as_str().unwrap_or_default();
+    assert!(why.contains(control), "{shown}");
+    let refused = |arguments: &[&str], word: &str| {
+        let output = appliance.try_ashlar(arguments);
+        assert!(!output.ok() && output.stderr.contains(word), "{arguments:?}: {output}");
+    };
+    // Whose the device is cannot be told: nothing is risked.
+    refused(&["volume", "detach", "data"], "ublkb");
+    put_back().expect_ok();
+    refused(&["volume", "detach", "data"], "in use");
+    refused(&["volume", "resize", "data", "--size", "128M"], "data");
+    refused(&["volume", "delete", "data"], "data");
+    appliance.ashlar(&["volume", "attach", "data", "--via", "ublk"]);
+    assert!(appliance.json(&["volume", "show", "data"])["attachment"]["error"].is_null());
+    shell(
+        "diff -r \"$1\" \"$2/tree\"; rm -r \"$2/tree\"; umount \"$2\"; fsck.ext4 -f -n \"$3\"",
+        &[&tree(), &mount, &device],
+    )
+    .expect_ok();
+    appliance.ashlar(&["volume", "detach", "data"]);
+    appliance.expect_sound();
+}
+
+/// Longer than the block layer waits for a request (30 s): it goes on waiting.
+#[test]
+fn a_daemon_that_stands_still_fails_nothing() {
+    if !here("a_daemon_that_stands_still_fails_nothing", &["dd"]) {
+        return;
+    }
+    let appliance = Appliance::on(&ordinary());
+    let device = appliance.volume_on_ublk("data", "64M");
+    let file = appliance.dir().join("written").display().to_string();
+    shell("dd if=/dev/urandom of=\"$1\" bs=1M count=8 status=none", &[&file]).expect_ok();
+    appliance.signal("STOP");
+    std::thread::scope(|scope| {
+        let load = scope
+            .spawn(|| shell("dd if=\"$1\" of=\"$2\" bs=64k oflag=direct conv=fsync status=none", &[&file, &device]));
+        std::thread::sleep(Duration::from_secs(3));
+        let told = appliance.try_ashlar(&["pool", "status"]);
+        assert!(!told.ok() && told.stderr.contains("kill -CONT"), "{told}");
+        std::thread::sleep(Duration::from_secs(32));
+        let waits = !load.is_finished();
+        appliance.signal("CONT");
+        assert!(waits, "written by nobody: {}", load.join().expect("dd"));
+        load.join().expect("dd").expect_ok();
+    });
+    shell("dd if=\"$2\" bs=64k count=128 iflag=direct status=none | cmp - \"$1\"", &[&file, &device]).expect_ok();
+    appliance.ashlar(&["volume", "detach", "data"]);
     appliance.expect_sound();
 }
 

@@ -42,6 +42,9 @@ const MAX_TRANSFER: u32 = 1 << 20;
 /// Where the driver takes commands.
 const CONTROL: &str = "/dev/ublk-control";
 
+/// Where the kernel lists devices.
+const DEVICES: &str = "/sys/class/ublk-char";
+
 /// How long a device may take to be closed before removal counts it as in use: udev looks into devices of its own accord.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
@@ -146,19 +149,26 @@ pub struct Existing {
     cache: bool,
 }
 
-/// All devices the driver knows. Blocks briefly.
+/// All devices the driver knows. Blocks briefly. An error when one of them cannot be looked at: it may be anybody's.
 pub fn existing() -> Result<Vec<Existing>> {
     let mut numbers = Vec::new();
-    let entries = match std::fs::read_dir("/sys/class/ublk-char") {
+    let entries = match std::fs::read_dir(DEVICES) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(from_io(&e, "read /sys/class/ublk-char")),
+        Err(e) => return Err(from_io(&e, format_args!("read {DEVICES}"))),
     };
     for entry in entries {
-        let name = entry.map_err(|e| from_io(&e, "read /sys/class/ublk-char"))?.file_name();
+        let name = entry.map_err(|e| from_io(&e, format_args!("read {DEVICES}")))?.file_name();
         numbers.extend(name.to_str().and_then(|n| n.strip_prefix("ublkc")).and_then(|n| n.parse::<u32>().ok()));
     }
-    apart(move || Ok(numbers.into_iter().filter_map(|number| look_at(number).ok()).collect()))
+    if numbers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let look = |number| match look_at(number) {
+        Err(_) if !Path::new(DEVICES).join(format!("ublkc{number}")).exists() => None,
+        looked => Some(looked),
+    };
+    apart(move || numbers.into_iter().filter_map(look).collect())
 }
 
 /// One device; for a thread of its own.
