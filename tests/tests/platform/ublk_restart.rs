@@ -26,7 +26,7 @@ const EXERCISE: &str = "fs=$1; stop=$2; n=0
         fsync=2 fdatasync=2 punch_hole=3 posix_fadvise=3 copy_file_range=2 >\"$stop.toml\"
     while [ ! -e \"$stop\" ]; do
         n=$((n+1))
-        fsx -q -f \"$stop.toml\" -S $n -N 150 -P \"${stop%/*}\" \"$fs/exercised\"
+        fsx -q -f \"$stop.toml\" -S $n -N 150 -P \"${stop%/*}\" \"$fs/exercised\" >&2
     done
     echo $n";
 
@@ -192,7 +192,7 @@ fn a_device_that_cannot_be_taken_over_keeps_its_volume() {
     // Whose the device is cannot be told: nothing is risked.
     refused(&["volume", "detach", "data"], "ublkb");
     put_back().expect_ok();
-    refused(&["volume", "detach", "data"], "in use");
+    refused(&["volume", "detach", "data"], "mounted");
     refused(&["volume", "resize", "data", "--size", "128M"], "data");
     refused(&["volume", "delete", "data"], "data");
     appliance.ashlar(&["volume", "attach", "data", "--via", "ublk"]);
