@@ -77,14 +77,16 @@ unit: ## All tests (T=NAME chooses)
 # what `unit` built is used again.
 test-vm: export ASHLAR_BIN := $(UNDER_TEST)/ashlar
 test-vm: export ASHLAR_REQUIRE_ALL := 1
+# The series of Debian's kernel to boot; newest for one that can change the size of ublk devices in use.
+KERNEL ?= 6.12
 .PHONY: test-vm
-test-vm: ## Tests on a real kernel with real block devices, in an emulated machine (T=NAME chooses)
-	scripts/setup.sh --vm
+test-vm: ## Tests on a real kernel with real block devices, in an emulated machine (T=NAME chooses; KERNEL=newest)
+	scripts/setup.sh $(if $(filter newest,$(KERNEL)),--vm-newest,--vm)
 	$(CARGO) build --locked -p ashlar-tools
 	@mkdir -p $(UNDER_TEST) && cp $(TARGET)/debug/ashlar $(ASHLAR_BIN)
 	@binary=$$($(CARGO) test --locked --workspace --test platform --no-run --message-format=json-render-diagnostics | \
 		jq -r 'select(.reason == "compiler-artifact" and .target.name == "platform") | .executable'); \
-	set -x; scripts/vm.sh tests $(if $(T),--only $(T)) "$$binary"
+	set -x; scripts/vm.sh tests --kernel $(KERNEL) $(if $(T),--only $(T)) "$$binary"
 
 # The package is made of the debug build, which `unit` has built already.
 test-package: export ASHLAR_BIN := $(UNDER_TEST)/ashlar
@@ -121,6 +123,9 @@ nightly: export NEXTEST_PROFILE ?= nightly
 nightly: lint docs ## The long tests: 100,000 seeds, 500 kills, long fuzzing
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; fi
 	$(MAKE) unit
+	$(MAKE) test-vm
+	$(MAKE) test-vm KERNEL=newest T=ublk
+	$(MAKE) test-service
 	@echo "make nightly: all passed"
 
 .PHONY: bench

@@ -6,6 +6,7 @@
 #   scripts/setup.sh --nextest   also install cargo-nextest (otherwise the tests run under cargo test)
 #   scripts/setup.sh --package   also what making and testing the Debian package needs, and a small Debian to install it into
 #   scripts/setup.sh --vm        also what tests on a real kernel need: qemu, fsx, and Debian's kernel 6.12 unpacked beside the system
+#   scripts/setup.sh --vm-newest the same, and the newest kernel that Debian has (in the backports of its stable release)
 #
 # Run it as often as you like: with everything in place it only looks, and takes well under a second.
 set -euo pipefail
@@ -74,12 +75,14 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 check_only=no
 want_nextest=no
 want_vm=no
+want_newest=no
 want_package=no
 for arg in "$@"; do
     case $arg in
     --check) check_only=yes ;;
     --nextest) want_nextest=yes ;;
     --vm) want_vm=yes ;;
+    --vm-newest) want_vm=yes want_newest=yes ;;
     --package) want_package=yes ;;
     -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown option '$arg'; see --help" ;;
@@ -185,14 +188,39 @@ setup_vm_kernel() {
     dir=$(mktemp -d)
     (cd "$dir" && apt-get download -q "$package" || { as_root apt-get update -q && apt-get download -q "$package"; })
     dpkg-deb -x "$dir"/linux-image-*.deb "$dir/root"
-    depmod -b "$dir/root" "${package#linux-image-}"
-    as_root mkdir -p "$vm_kernel"
-    as_root cp -r --no-preserve=ownership "$dir/root/lib" "$vm_kernel/"
-    # Last, since what is looked for above is this.
-    as_root cp -r --no-preserve=ownership "$dir/root/boot" "$vm_kernel/boot.new"
-    as_root chmod -R a+rX "$vm_kernel"
-    as_root rm -rf "$vm_kernel/boot"
-    as_root mv "$vm_kernel/boot.new" "$vm_kernel/boot"
+    keep_kernel "$dir/root"
+    rm -rf "$dir"
+}
+
+# Takes over an unpacked kernel. Its image last, since that is what is looked for; newer packages have it beside the modules.
+keep_kernel() {
+    local image release
+    mkdir -p "$1/boot"
+    for image in "$1"/usr/lib/modules/*/vmlinuz; do
+        release=${image%/vmlinuz}
+        [ ! -f "$image" ] || mv "$image" "$1/boot/vmlinuz-${release##*/}"
+    done
+    for image in "$1"/boot/vmlinuz-*; do
+        release=${image##*/vmlinuz-}
+        [ -d "$1/lib" ] || ln -s usr/lib "$1/lib"
+        depmod -b "$1" "$release"
+        as_root mkdir -p "$vm_kernel/boot" "$vm_kernel/lib/modules"
+        as_root cp -r --no-preserve=ownership "$1/lib/modules/$release" "$vm_kernel/lib/modules/"
+        as_root cp --no-preserve=ownership "$image" "$vm_kernel/boot/.new"
+        as_root chmod -R a+rX "$vm_kernel"
+        as_root mv "$vm_kernel/boot/.new" "$vm_kernel/boot/${image##*/}"
+    done
+}
+
+# Debian 12's archive has no kernel as new as some of what ublk can.
+setup_newest_kernel() {
+    local dir
+    ! compgen -G "$vm_kernel/boot/vmlinuz-[!6]*-amd64" >/dev/null || return 0
+    [ $check_only = no ] || die "the newest kernel for tests in a virtual machine is missing below $vm_kernel"
+    say "unpacking Debian's newest kernel below $vm_kernel"
+    dir=$(mktemp -d)
+    "$root/scripts/unpack.sh" --alone trixie-backports "$dir/root" linux-{binary,modules}-'[0-9.]+\+deb[0-9]+-amd64'
+    keep_kernel "$dir/root"
     rm -rf "$dir"
 }
 
@@ -231,6 +259,7 @@ if [ ${#packages[@]} -gt 0 ]; then
     [ ${#packages[@]} = 0 ] || die "still missing after installation: ${packages[*]}"
 fi
 [ $want_vm = no ] || setup_vm_kernel
+[ $want_newest = no ] || setup_newest_kernel
 [ $want_package = no ] || setup_package_root
 setup_rust
 [ $want_vm = no ] || setup_fsx

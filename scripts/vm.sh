@@ -10,6 +10,7 @@
 #   --limit SECONDS        for the whole machine (default 1200; shell: none)
 #   --test-limit SECONDS   for each test (default 180)
 #   --memory MIB           of the machine (default 3072)
+#   --kernel SERIES        the newest kernel of this series (default 6.12), or of all: newest
 #   --only WORD            only tests with this word in their names
 #   --keep                 keep the scratch folder, also on success
 #
@@ -26,6 +27,7 @@ limit=1200
 test_limit=180
 memory=3072
 only=
+series=6.12
 keep=no
 # Where scripts/setup.sh unpacks the kernel.
 kernels=/var/cache/ashlar-vm
@@ -35,14 +37,16 @@ ended_in_order=33
 die() { printf 'vm: %s\n' "$*" >&2; exit 125; }
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
-# Sets kernel and modules: the newest 6.12 that was unpacked.
+# Sets kernel and modules: the newest of the series that was unpacked.
 find_kernel() {
-    local found
-    found=$(cd "$kernels/boot" 2>/dev/null && printf '%s\n' vmlinuz-6.12.*-amd64 | sort -V | tail -n 1) || true
+    local found pattern="vmlinuz-$series.*-amd64" setup=--vm
+    [ "$series" != newest ] || pattern='vmlinuz-*-amd64' setup=--vm-newest
+    # shellcheck disable=SC2086
+    found=$(cd "$kernels/boot" 2>/dev/null && printf '%s\n' $pattern | sort -V | tail -n 1) || true
     release=${found#vmlinuz-}
     kernel=$kernels/boot/$found
     [ -n "$found" ] && [ -r "$kernel" ] && [ -d "$kernels/lib/modules/$release" ] ||
-        die "no kernel 6.12 below $kernels: run scripts/setup.sh --vm"
+        die "no kernel $series below $kernels: run scripts/setup.sh $setup"
     command -v qemu-system-x86_64 >/dev/null || die "no qemu-system-x86_64: run scripts/setup.sh --vm"
     ! ldd "$(command -v busybox)" >/dev/null 2>&1 || die "busybox is not linked statically: run scripts/setup.sh --vm"
 }
@@ -189,12 +193,13 @@ command=$1
 shift
 while [ $# -gt 0 ]; do
     case $1 in
-    --limit | --test-limit | --memory | --only)
+    --limit | --test-limit | --memory | --kernel | --only)
         [ $# -gt 1 ] || die "$1 needs a value"
         case $1 in
         --limit) limit=$2 ;;
         --test-limit) test_limit=$2 ;;
         --memory) memory=$2 ;;
+        --kernel) series=$2 ;;
         --only) only=$2 ;;
         esac
         shift 2

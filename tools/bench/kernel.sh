@@ -26,27 +26,9 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-# Debian 13's package lists and packages, apart from the system's own.
-unpack_vdo() {
-    [ ! -x "$vdo/usr/bin/vdoformat" ] || return 0
-    local apt package
-    apt=$(mktemp -d)
-    trap 'rm -rf "$apt"' RETURN
-    mkdir -p "$apt"/{lists/partial,cache/archives/partial}
-    : >"$apt/status"
-    echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main' >"$apt/sources"
-    local options=(-q -o Dir::Etc::sourcelist="$apt/sources" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$apt/lists"
-        -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root)
-    apt-get "${options[@]}" update
-    apt-get "${options[@]}" -y --download-only --no-install-recommends install vdo
-    for package in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$package" "$vdo.new"; done
-    rm -rf "$vdo"
-    mv "$vdo.new" "$vdo"
-}
-
 [ "$(id -u)" = 0 ] || die "needs root, for packages and for the machine's disks"
 command -v mdadm >/dev/null || apt-get install -q -y --no-install-recommends mdadm
-unpack_vdo
+[ -x "$vdo/usr/bin/vdoformat" ] || "$root/scripts/unpack.sh" trixie "$vdo" vdo
 (cd "$root" && cargo build --locked --release -p ashlar-tools && cargo build --locked --release -p ashlar-blockdev --example ublk_memory)
 
 # The guest sees this machine's files and cannot change them: figures come back on its terminal.

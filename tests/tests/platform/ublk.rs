@@ -78,11 +78,16 @@ fn a_ublk_device_does_what_a_disk_does() {
     shell("umount \"$1\"", &[&mount]).expect_ok();
 
     // A device that a program has open is in use too, though nothing is mounted.
-    let open = shell(
-        "exec 9<\"$1\"; \"$2\" --dir \"$3\" volume detach data 2>&1",
-        &[&device, &ashlar_tests::ashlar().display().to_string(), &appliance.dir().display().to_string()],
-    );
-    assert!(!open.ok() && open.stdout.contains("bash"), "{open}");
+    // By another node as well, as in a container.
+    let other = appliance.dir().join("other").display().to_string();
+    shell("mknod \"$2\" b $(stat -c '%Hr %Lr' \"$1\")", &[&device, &other]).expect_ok();
+    for node in [&device, &other] {
+        let open = shell(
+            "exec 9<\"$1\"; \"$2\" --dir \"$3\" volume detach data 2>&1",
+            &[node, &ashlar_tests::ashlar().display().to_string(), &appliance.dir().display().to_string()],
+        );
+        assert!(!open.ok() && open.stdout.contains("bash"), "{node}: {open}");
+    }
 
     appliance.ashlar(&["volume", "detach", "data"]);
     assert!(!Path::new(name).is_symlink() && !Path::new(&device).exists());
@@ -92,27 +97,39 @@ fn a_ublk_device_does_what_a_disk_does() {
 
 #[test]
 fn sizes_change_as_far_as_the_kernel_can() {
-    if !here("sizes_change_as_far_as_the_kernel_can", &["blockdev"]) {
+    if !here("sizes_change_as_far_as_the_kernel_can", &["blockdev", "mkfs.xfs"]) {
         return;
     }
     let mut appliance = Appliance::on(&ordinary());
-    let device = appliance.volume_on_ublk("data", "64M");
+    let device = appliance.volume_on_ublk("data", "320M");
+    let mount = appliance.mountpoint();
+    shell("mkfs.xfs -q \"$1\"; mount \"$1\" \"$2\"; cp -a \"$3/.\" \"$2/tree\"", &[&device, &mount, &tree()])
+        .expect_ok();
     let size =
         |device: &str| shell("blockdev --getsize64 \"$1\"", &[device]).stdout.trim().parse::<u64>().expect("bytes");
-    let resized = appliance.try_ashlar(&["volume", "resize", "data", "--size", "128M"]);
-    if resized.ok() {
-        assert_eq!(size(&device), 128 * MIB);
+    let resized = appliance.try_ashlar(&["volume", "resize", "data", "--size", "640M"]);
+    let grown = "xfs_growfs \"$1\" >&2; diff -r \"$2\" \"$1/tree\"; head -c 400M /dev/zero >\"$1/more\"";
+    let kernel = shell("uname -r", &[""; 0]).stdout;
+    let mut numbers = kernel.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let able = (numbers.next(), numbers.next()) >= (Some(6), Some(16));
+    assert_eq!(resized.ok(), able, "Linux {kernel}: {resized}");
+    if able {
+        // Seen by the host, with a file system mounted, which grows into it.
+        assert_eq!(size(&device), 640 * MIB);
+        shell(grown, &[&mount, &tree()]).expect_ok();
+        shell("umount \"$1\"", &[&mount]).expect_ok();
     } else {
         // Nothing changed, and the message says what to do.
         assert!(resized.stderr.contains("6.16") && resized.stderr.contains("detach"), "{resized}");
         assert_eq!(
             (size(&device), appliance.json(&["volume", "show", "data"])["size"].as_u64()),
-            (64 * MIB, Some(64 * MIB))
+            (320 * MIB, Some(320 * MIB))
         );
+        shell("umount \"$1\"", &[&mount]).expect_ok();
         appliance.ashlar(&["volume", "detach", "data"]);
-        appliance.ashlar(&["volume", "resize", "data", "--size", "128M"]);
+        appliance.ashlar(&["volume", "resize", "data", "--size", "640M"]);
         let device = appliance.ashlar(&["volume", "attach", "data", "--via", "ublk"]).stdout;
-        assert_eq!(size(device.trim()), 128 * MIB);
+        assert_eq!(size(device.trim()), 640 * MIB);
     }
     // A device nobody uses goes with the daemon, and is there again with the next one.
     appliance.stop();
@@ -120,7 +137,7 @@ fn sizes_change_as_far_as_the_kernel_can() {
     appliance.start();
     let device =
         appliance.json(&["volume", "show", "data"])["attachment"]["device"].as_str().expect("a device").to_owned();
-    assert_eq!(size(&device), 128 * MIB);
+    assert_eq!(size(&device), 640 * MIB);
 
     // Killed while nothing uses the device: it is taken over all the same.
     appliance.kill();

@@ -17,6 +17,7 @@ mod transfer;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use libublk::ctrl::UblkCtrl;
 use libublk::{UblkError, sys};
 use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags};
 use tokio::sync::Semaphore;
 
 use self::control::{Command, Start, apart};
@@ -401,7 +403,7 @@ fn claim(path: &Path, grace: Duration) -> Result<std::fs::File> {
     loop {
         let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
         let why = match opened {
-            Ok(file) => match opened_by(path) {
+            Ok(file) => match opened_by(&file) {
                 None => return Ok(file),
                 Some(process) => format!("{} is open in process {process}", path.display()),
             },
@@ -415,8 +417,9 @@ fn claim(path: &Path, grace: Duration) -> Result<std::fs::File> {
     }
 }
 
-/// Another process that has `path` open, as number and name.
-fn opened_by(path: &Path) -> Option<String> {
+/// Another process that has `file` open, by whatever path, as number and name.
+fn opened_by(file: &std::fs::File) -> Option<String> {
+    let wanted = identity(statx(file, "", AtFlags::EMPTY_PATH))?;
     let me = std::process::id();
     let processes = std::fs::read_dir("/proc").ok()?;
     for process in processes.flatten() {
@@ -424,13 +427,30 @@ fn opened_by(path: &Path) -> Option<String> {
         let Some(number) = name.to_str().and_then(|n| n.parse::<u32>().ok()).filter(|number| *number != me) else {
             continue;
         };
-        let Ok(files) = std::fs::read_dir(process.path().join("fd")) else { continue };
-        if files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == path)) {
+        let Ok(mut files) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        // Follows the link to the open file itself, wherever that lies; a server that is to be asked about a file may never answer.
+        let is_wanted = |file: std::io::Result<std::fs::DirEntry>| {
+            file.is_ok_and(|f| identity(statx(CWD, f.path(), AtFlags::STATX_DONT_SYNC)) == Some(wanted))
+        };
+        if files.any(is_wanted) {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             return Some(format!("{number} ({})", name.trim()));
         }
     }
     None
+}
+
+fn statx(at: impl AsFd, path: impl rustix::path::Arg, flags: AtFlags) -> rustix::io::Result<Statx> {
+    rustix::fs::statx(at, path, flags, StatxFlags::TYPE | StatxFlags::INO)
+}
+
+/// The device behind a block device's node, whatever node; of anything else, the file.
+fn identity(of: rustix::io::Result<Statx>) -> Option<(u32, u32, u64)> {
+    let of = of.ok()?;
+    let file = (of.stx_dev_major, of.stx_dev_minor, of.stx_ino);
+    // No file has the number 0.
+    let device = (of.stx_rdev_major, of.stx_rdev_minor, 0);
+    Some(if FileType::from_raw_mode(of.stx_mode.into()).is_block_device() { device } else { file })
 }
 
 /// An error of libublk in ours; `what` says what was tried.

@@ -73,16 +73,19 @@ fn errors_of_the_driver_keep_their_kind() {
 #[test]
 fn who_has_a_file_open_is_found() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    assert_eq!(opened_by(file.path()), None, "this process does not count");
+    assert_eq!(opened_by(file.as_file()), None, "this process does not count");
+    let directory = tempfile::tempdir().unwrap();
+    let other_name = directory.path().join("other");
+    std::fs::hard_link(file.path(), &other_name).unwrap();
     let mut other = std::process::Command::new("sleep")
         .arg("600")
-        .stdin(std::fs::File::open(file.path()).unwrap())
+        .stdin(std::fs::File::open(&other_name).unwrap())
         .spawn()
         .unwrap();
     let until = Instant::now() + Duration::from_secs(20);
     let found = loop {
         // Until it has become another program it may carry this one's name.
-        match opened_by(file.path()) {
+        match opened_by(file.as_file()) {
             Some(found) if found.contains("sleep") || Instant::now() > until => break Some(found),
             None if Instant::now() > until => break None,
             _ => std::thread::sleep(Duration::from_millis(10)),
