@@ -24,9 +24,11 @@ use crate::units::BLOCK_BYTES;
 /// Marks the poll of the event counter among the completions of a queue's ring; above it, requests have their tag.
 const WAKE: u64 = 1 << 63 | 0xffff;
 
-/// Requests that wait here while the thread takes on more by itself. Beyond, what comes goes to the runtime: many reads want to be uncompressed by more
-/// than one processor.
+/// Requests that wait here while the thread takes on more by itself.
 const WAITING_HERE: usize = 4;
+
+/// Requests of at most so many bytes cost less than giving them to another thread.
+const LIGHT: u64 = 16 << 10;
 
 /// What all queues of a device have in common.
 pub(super) struct Common {
@@ -277,14 +279,17 @@ impl Queue<'_> {
                     }
                 }
             }
+            let last = begun.last().copied();
             for tag in begun.drain(..) {
-                self.begin(tag)?;
+                self.begin(tag, Some(tag) == last)?;
             }
         }
         Ok(End::Told)
     }
 
-    fn begin(&mut self, tag: u16) -> Result<()> {
+    /// Begins a request: here, or on the runtime when enough wait here, or it is large and not the `last` of those that came together: more than one
+    /// processor can hash and uncompress.
+    fn begin(&mut self, tag: u16, last: bool) -> Result<()> {
         let common = self.common;
         // Counted before the look, so that who waits for none to be under way after `leave` misses none.
         common.under_way.fetch_add(1, Ordering::AcqRel);
@@ -293,9 +298,10 @@ impl Queue<'_> {
             return Ok(());
         }
         let request = Request::decode(self.driver.get_iod(tag), &common.device.geometry(), MAX_TRANSFER);
+        let light = request.as_ref().map_or(true, |r| r.cost() <= LIGHT);
         let slot = Slot { device: Arc::clone(self.data), queue: self.driver.get_qid(), tag };
         let work = done(Arc::clone(common), request, slot);
-        if self.tasks.waiting() < WAITING_HERE {
+        if (light || last) && self.tasks.waiting() < WAITING_HERE {
             return match self.tasks.begin(tag, Box::pin(work)) {
                 Some(result) => self.answer(tag, result),
                 None => Ok(()),
