@@ -228,10 +228,10 @@ setup_newest_kernel() {
 setup_fsx() {
     ! command -v fsx >/dev/null || return 0
     [ $check_only = no ] || die "fsx is missing"
-    say "installing fsx (builds it; a minute or two)"
+    say "installing fsx (builds it; less than a minute)"
     local dir
     dir=$(mktemp -d)
-    cargo install --quiet --locked --root "$dir" fsx@0.3.2
+    cargo install --quiet --locked --debug --root "$dir" fsx@0.3.2
     as_root install -m 755 "$dir/bin/fsx" /usr/local/bin/fsx
     rm -rf "$dir"
 }
