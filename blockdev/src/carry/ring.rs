@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BLOCK_SIZE, Epoch, Lba, Seqno, Uuid, VolumeId};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ASHCARRY");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// Bytes of the head, and where its words are.
 const HEAD: usize = 4096;

@@ -347,6 +347,8 @@ impl Intake {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
 
     fn blocks(value: u8, count: usize) -> (Bytes, Vec<HostBlock>) {
@@ -380,6 +382,26 @@ mod tests {
         assert_eq!(seen(15, 3), [255, 2, 255]);
         intake.committed(volume, Lba(16), 1, third);
         assert!(intake.overlay.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    #[tokio::test]
+    async fn who_takes_operations_is_woken_when_it_helps() {
+        // Room for 256 blocks, of which 128 are worth a batch.
+        let (intake, volume) = (Intake::new(1 << 20, Seqno(0)), VolumeId(1));
+        let write = async |count: usize| {
+            let (data, blocks) = blocks(1, count);
+            let room = intake.reserve(count).await.unwrap();
+            intake.write(volume, Lba(0), data, blocks, room);
+            (intake.arrival().now_or_never().is_some(), intake.waiting().1)
+        };
+        assert_eq!(write(1).await, (true, false), "the first");
+        assert_eq!(write(100).await, (false, false));
+        assert_eq!(write(27).await, (true, true), "enough: writers without room wait for these");
+        assert_eq!(write(1).await, (false, true));
+        assert_eq!(intake.take(usize::MAX).len(), 4);
+        assert_eq!(write(2).await, (true, false), "the first again");
+        intake.hurry();
+        assert_eq!((intake.arrival().now_or_never().is_some(), intake.waiting().1), (true, true), "somebody waits");
     }
 
     #[test]

@@ -191,6 +191,8 @@ fn a_device_that_cannot_be_taken_over_keeps_its_volume() {
     };
     // Whose the device is cannot be told: nothing is risked.
     refused(&["volume", "detach", "data"], "ublkb");
+    let (content, found) = doctor(&appliance, &["--fix"]);
+    assert!(!content && found == ["/sys/class/ublk-char"], "{found:?}");
     put_back().expect_ok();
     refused(&["volume", "detach", "data"], "mounted");
     refused(&["volume", "resize", "data", "--size", "128M"], "data");
