@@ -1,8 +1,8 @@
 //! The engine against physical limits taken in the same run.
 //! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,prose,duplicates,hot,small,sync,read`.
 //!
-//! Six files in a folder of its own in DIR are the disks (double tolerance). Every figure is a ratio: sequential writes to the compressor alone on the same
-//! threads, small writes at random places (as by ublk: answered from memory that outlives the process) and random reads to raw O_DIRECT requests to the same files,
+//! Six files in a folder of its own in DIR are the disks (double tolerance). Every figure is a ratio: sequential writes to Zstandard alone on the same
+//! threads, to the codec alone (which leaves to LZ4 what Zstandard would not make smaller), and to raw writes of as many bytes as the stripes have; small writes at random places (as by ublk: answered from memory that outlives the process) and random reads to raw O_DIRECT requests to the same files,
 //! synchronous writes to raw writes and fdatasync of as many files.
 
 use std::io::Write as _;
@@ -74,23 +74,61 @@ fn mb_per_s(bytes: usize, time: Duration) -> f64 {
     bytes as f64 / 1e6 / time.as_secs_f64()
 }
 
-/// The compressor alone, on `threads` threads.
-fn compress_alone(data: &[Bytes], threads: usize) -> f64 {
+/// Compresses all in frames as the engine does, on `threads` threads, each with what `make` gives it.
+fn compress_alone<F: FnMut(&[u8])>(data: &[Bytes], threads: usize, make: impl Fn() -> F + Sync) -> f64 {
     let start = Instant::now();
     std::thread::scope(|scope| {
         for t in 0..threads {
+            let make = &make;
             scope.spawn(move || {
-                let (mut compressor, mut out) = (Compressor::new(), Vec::new());
-                for buffer in data.iter().skip(t).step_by(threads) {
-                    for frame in buffer.chunks(16 << 10) {
-                        out.clear();
-                        compressor.compress(Compression::Zstd, frame, &mut out);
-                    }
-                }
+                let mut compress = make();
+                let frames = data.iter().skip(t).step_by(threads).flat_map(|buffer| buffer.chunks(16 << 10));
+                frames.for_each(&mut compress);
             });
         }
     });
     mb_per_s(data.iter().map(Bytes::len).sum(), start.elapsed())
+}
+
+/// Zstandard at the level that is the default, as the library comes.
+fn zstandard() -> impl FnMut(&[u8]) {
+    let (mut zstd, mut out) = (zstd::bulk::Compressor::new(1).expect("a compressor"), vec![0; 32 << 10]);
+    move |frame| {
+        zstd.compress_to_buffer(frame, &mut out[..]).expect("compressed");
+    }
+}
+
+/// What the engine does with a frame by default: Zstandard, LZ4, or nothing.
+fn codec() -> impl FnMut(&[u8]) {
+    let (mut compressor, mut out) = (Compressor::new(), Vec::new());
+    move |frame| {
+        out.clear();
+        compressor.compress(Compression::Zstd, frame, &mut out);
+    }
+}
+
+/// MB/s at which what `bytes` of data that halves become, with two of six columns parity, are written to files of their own, and flushed.
+async fn raw_stripes(dir: &Path, bytes: usize) -> f64 {
+    const PIECE: usize = 256 << 10;
+    let paths: Vec<PathBuf> = (0..DISKS).map(|i| dir.join(format!("raw{i}.img"))).collect();
+    let each = (bytes * 3 / 4 / DISKS / PIECE).max(1);
+    futures::future::join_all(paths.iter().map(|p| make_disk(p, (each * PIECE) as u64))).await;
+    let all = disks(&paths);
+    let data = AlignedBuf::padded(&unique(1, PIECE)).freeze();
+    let start = Instant::now();
+    let writers = all.iter().flat_map(|disk| (0..4).map(move |lane| (disk.clone(), lane))).map(|(disk, lane)| {
+        let data = data.clone();
+        tokio::spawn(async move {
+            for i in (lane..each).step_by(4) {
+                disk.write((i * PIECE) as u64, vec![data.clone()], false).await.expect("written");
+            }
+        })
+    });
+    futures::future::join_all(writers.collect::<Vec<_>>()).await.into_iter().for_each(|t| t.expect("joined"));
+    futures::future::join_all(all.iter().map(|disk| disk.flush())).await.into_iter().for_each(|r| r.expect("flushed"));
+    let speed = mb_per_s(each * PIECE * DISKS * 4 / 3, start.elapsed());
+    paths.iter().for_each(|p| std::fs::remove_file(p).expect("removed"));
+    speed
 }
 
 /// Writes all buffers one behind the other, with 16 under way.
@@ -257,6 +295,20 @@ fn line(name: &str, ours: f64, limit: f64, unit: &str) {
     let _ = std::io::stdout().flush();
 }
 
+/// Measures one kind of data beside Zstandard, our own choice of codec, and the disks; Zstandard's figure.
+async fn sequential(name: &str, data: &[Bytes], threads: usize, write: impl Future<Output = f64>, stripes: f64) -> f64 {
+    // Before and after: other work on the machine comes and goes.
+    let alone = || [compress_alone(data, threads, zstandard), compress_alone(data, threads, codec)];
+    let before = alone();
+    let ours = write.await;
+    let after = alone();
+    let [zstandard, codec] = [0, 1].map(|i| f64::midpoint(before[i], after[i]));
+    line(&format!("128K writes, {name}, vs Zstandard alone"), ours, zstandard, "MB/s");
+    line(&format!("128K writes, {name}, vs our codec alone"), ours, codec, "MB/s");
+    line(&format!("128K writes, {name}, vs raw stripes"), ours, stripes, "MB/s");
+    zstandard
+}
+
 fn main() {
     let mut args = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
     let Some(dir) = args.next().map(PathBuf::from) else {
@@ -295,27 +347,22 @@ fn main() {
         println!("{:<44} {:>10} {:>10}", "", "ours", "limit");
         let data: Vec<Bytes> = (0..(mib << 20) / BIG).map(|i| unique(i as u64, BIG)).collect();
         // Once to warm up: neither side is to be charged for memory that the process touches for the first time.
-        compress_alone(&data[..data.len() / 4], threads);
+        compress_alone(&data[..data.len() / 4], threads, codec);
         let warm: Vec<Bytes> = (0..data.len() / 4).map(|i| unique((1 << 32) + i as u64, BIG)).collect();
         write_all(&device, &warm, 3 * total).await;
         drop(warm);
-        let limit = compress_alone(&data, threads);
+        let stripes = raw_stripes(&dir, total as usize).await;
         // Always: the other phases work on what it leaves behind.
-        let ours = write_all(&device, &data, 0).await;
-        let limit = (limit + compress_alone(&data, threads)) / 2.0;
-        line("128K writes, unique 2:1, vs compressor alone", ours, limit, "MB/s");
+        let limit = sequential("unique 2:1", &data, threads, write_all(&device, &data, 0), stripes).await;
         if wanted("prose") {
             let data: Vec<Bytes> = (0..(mib << 20) / BIG).map(|i| prose(i as u64 + 1, BIG)).collect();
-            let limit = compress_alone(&data, threads);
-            let ours = write_all(&device, &data, 3 * total).await;
-            let limit = (limit + compress_alone(&data, threads)) / 2.0;
-            line("128K writes, prose 2:1, vs compressor alone", ours, limit, "MB/s");
+            let limit = sequential("prose 2:1", &data, threads, write_all(&device, &data, 3 * total), stripes).await;
             let again = write_all(&device, &data, 2 * total).await;
             line("128K writes, duplicates of that", again, limit, "MB/s");
         }
         if wanted("duplicates") {
             let again = write_all(&device, &data, total).await;
-            line("128K writes, duplicates, vs compressor alone", again, limit, "MB/s");
+            line("128K writes, duplicates, vs Zstandard alone", again, limit, "MB/s");
         }
         if wanted("hot") {
             // A working set that fits the cache, again and again; the first rounds bring it there.

@@ -95,7 +95,10 @@ fn main() {
         collect(Path::new(&directory), limit, &mut data);
         measure(&directory[directory.len().saturating_sub(16)..], &data);
     }
-    measure("noise", &noise(limit));
+    let mut data = noise(limit);
+    measure("noise", &data);
+    data.chunks_exact_mut(BLOCK_SIZE / 2).step_by(2).for_each(|half| half.fill(0));
+    measure("half zeroes", &data);
 
     let block = noise(BLOCK_SIZE);
     for (name, bytes) in [("fingerprint", &block), ("is_zero", &vec![0; BLOCK_SIZE])] {

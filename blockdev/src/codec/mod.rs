@@ -94,9 +94,12 @@ impl Compressor {
         let compressed = match compression {
             Compression::Off => None,
             Compression::Lz4 => lz4(raw, out).filter(|&len| len <= limit).map(|len| (Codec::Lz4, len)),
-            Compression::Zstd if incompressible(raw, out) => None,
-            // An error means that the result is longer than the limit.
-            Compression::Zstd => self.zstd.compress2(&mut Tail::of(out, limit), raw).ok().map(|len| (Codec::Zstd, len)),
+            Compression::Zstd => match repetitions_only(raw, out) {
+                Some(len) if len > limit => None,
+                Some(len) => Some((Codec::Lz4, len)),
+                // An error means that the result is longer than the limit.
+                None => self.zstd.compress2(&mut Tail::of(out, limit), raw).ok().map(|len| (Codec::Zstd, len)),
+            },
         };
         match compressed {
             Some((codec, len)) => {
@@ -156,16 +159,25 @@ fn lz4(raw: &[u8], out: &mut Vec<u8>) -> Option<usize> {
     lz4_flex::block::compress_into(raw, &mut out[start..]).ok()
 }
 
-/// Whether Zstandard, too, would find next to nothing: bytes are evenly distributed and LZ4, which is several times
-/// as fast on such data, finds no repetition either. Uses `out` behind its content as room.
-fn incompressible(raw: &[u8], out: &mut Vec<u8>) -> bool {
+/// A frame whose LZ4 form is longer than one part in so many of it consists of literals for the most part.
+const LITERALS_SHARE: usize = 4;
+
+/// Where Zstandard would gain nothing over LZ4, which is several times as fast: the LZ4 form of `raw`, put behind what is in `out`, and its length.
+///
+/// That is so where an entropy coder has nothing to do (the bytes between constants are evenly distributed) and LZ4 leaves them
+/// as literals. What stands for the repetitions is all that Zstandard could store shorter. Leaves `out` as it is otherwise.
+fn repetitions_only(raw: &[u8], out: &mut Vec<u8>) -> Option<usize> {
     if !probe::is_flat(raw) {
-        return false;
+        return None;
     }
     let start = out.len();
-    let repeats = lz4(raw, out).is_some_and(|len| len < raw.len() - raw.len() / 64);
-    out.truncate(start);
-    !repeats
+    let (hardly, mostly) = (raw.len() - raw.len().div_ceil(SAVING_MIN), raw.len() / LITERALS_SHARE);
+    // Between nothing at all and enough to be worth it there may be something that Zstandard makes more of.
+    let len = lz4(raw, out).filter(|&len| (len > mostly && len <= hardly) || len > raw.len() - raw.len() / 64);
+    if len.is_none() {
+        out.truncate(start);
+    }
+    len
 }
 
 thread_local! {

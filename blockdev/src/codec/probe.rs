@@ -13,9 +13,9 @@ const SAMPLING: usize = 8;
 /// Bytes of one sample.
 const RUN: usize = 16;
 /// Fewer sampled bytes than this say nothing.
-const SAMPLE_MIN: usize = 256;
+const SAMPLE_MIN: usize = 192;
 
-/// Whether the distribution of byte values is too even for an entropy coder to save a sixteenth.
+/// Whether the distribution of byte values is too even for an entropy coder to save a sixteenth, leaving out stretches of one and the same byte.
 ///
 /// Counts pairs of equal bytes in a sample. With `p_i` the frequencies of byte values, the share of equal pairs is
 /// `sum p_i^2`, whose logarithm (the collision entropy) is never above Shannon's entropy. Random bytes give 1/256.
@@ -31,7 +31,11 @@ pub fn is_flat(raw: &[u8]) -> bool {
     for stretch in raw.chunks_exact(RUN * SAMPLING) {
         jitter = jitter.wrapping_mul(0x0019_660D).wrapping_add(0x3C6E_F35F);
         let from = (jitter >> 16) as usize % (RUN * (SAMPLING - 1) + 1);
-        for &byte in &stretch[from..from + RUN] {
+        let run = &stretch[from..from + RUN];
+        if run.iter().all(|&byte| byte == run[0]) {
+            continue;
+        }
+        for &byte in run {
             counts[usize::from(byte)] += 1;
         }
         sampled += RUN as u64;

@@ -80,12 +80,12 @@ fn everything_comes_back_and_nothing_grows() {
                 let mut out = b"before".to_vec();
                 let codec = compressor.compress(compression, &raw, &mut out);
                 let stored = out.len() - 6;
-                let expected = match compression {
-                    Compression::Off => Codec::Raw,
-                    Compression::Lz4 => Codec::Lz4,
-                    Compression::Zstd => Codec::Zstd,
+                let allowed: &[Codec] = match compression {
+                    Compression::Off => &[Codec::Raw],
+                    Compression::Lz4 => &[Codec::Raw, Codec::Lz4],
+                    Compression::Zstd => &[Codec::Raw, Codec::Lz4, Codec::Zstd],
                 };
-                assert!(codec == Codec::Raw || codec == expected);
+                assert!(allowed.contains(&codec));
                 match codec {
                     Codec::Raw => assert_eq!(stored, len),
                     _ => assert!(stored <= len - len / SAVING_MIN, "{name} {len} by {codec:?}: {stored}"),
@@ -117,7 +117,7 @@ fn data_that_compresses_two_to_one_is_never_skipped() {
             if compressible {
                 // Zeroes and noise by halves make 2:1 less what the frame itself costs.
                 assert!(
-                    codec == Codec::Zstd && out.len() <= len / 2 + len / 16,
+                    codec != Codec::Raw && out.len() <= len / 2 + len / 16,
                     "{name} {len}: {codec:?} {}",
                     out.len()
                 );
@@ -127,11 +127,11 @@ fn data_that_compresses_two_to_one_is_never_skipped() {
 }
 
 #[test]
-fn the_probe_never_skips_what_zstandard_would_halve() {
+fn what_zstandard_would_save_is_saved() {
     let mut random = Random(5);
-    let mut plain = Compressor::new();
-    let (mut halved, mut flat) = (0, 0);
-    for round in 0..1500 {
+    let (mut plain, mut compressor) = (Compressor::new(), Compressor::new());
+    let (mut chosen, mut stored, mut best) = ([0; 3], 0, 0);
+    for round in 0..3000 {
         // Random mixtures of noise, repetitions of earlier bytes of this frame, constants and text.
         let len = [4096, 8192, 16384][round % 3];
         let mut raw: Vec<u8> = Vec::new();
@@ -150,31 +150,50 @@ fn the_probe_never_skips_what_zstandard_would_halve() {
             }
         }
         raw.truncate(len);
-        let mut room = vec![0; len / 2];
-        let two_to_one = plain.zstd.compress2(&mut room[..], &raw).is_ok();
-        let skipped = incompressible(&raw, &mut vec![]);
-        halved += usize::from(two_to_one);
-        flat += usize::from(probe::is_flat(&raw));
-        assert!(!(two_to_one && skipped), "round {round}");
+        let mut room = vec![0; len * 2];
+        let zstandard = plain.zstd.compress2(&mut room[..], &raw).unwrap();
+        let mut out = vec![];
+        let codec = compressor.compress(Compression::Zstd, &raw, &mut out);
+        chosen[codec as usize] += 1;
+        stored += out.len();
+        best += zstandard.min(len);
+        assert!(out.len() <= zstandard + len / 4, "round {round}: {} by {codec:?}, {zstandard} of {len}", out.len());
     }
-    assert!(halved > 50 && flat > 50, "the mixtures are of both kinds: {halved} halved, {flat} flat");
+    assert!(stored * 100 <= best * 101, "{stored} instead of {best}");
+    assert!(chosen.iter().all(|&n| n > 20), "the mixtures are of all kinds: {chosen:?}");
 }
 
 #[test]
-fn programs_compress_and_are_not_skipped() {
+fn blocks_that_are_partly_noise_and_partly_constant_are_left_to_lz4() {
+    let mut random = Random(6);
+    let mut compressor = Compressor::new();
+    for len in [4096, 8192, 16384, FRAME_MAX] {
+        for _ in 0..100 {
+            let mut raw = random.bytes(len);
+            // As fio makes them, and as a page that holds something compressed or encrypted.
+            raw.chunks_mut(BLOCK_SIZE).for_each(|block| block[BLOCK_SIZE / 2 - 80..].fill(0));
+            let mut out = vec![];
+            let codec = compressor.compress(Compression::Zstd, &raw, &mut out);
+            assert!(codec == Codec::Lz4 && out.len() <= len / 2, "{len}: {} by {codec:?}", out.len());
+        }
+    }
+}
+
+#[test]
+fn programs_are_left_to_zstandard() {
     let program = program();
-    let (mut skipped, mut stored, mut whole) = (0, 0, 0);
+    let (mut others, mut stored, mut whole) = (0, 0, 0);
     let mut compressor = Compressor::new();
     for raw in program.chunks_exact(16384).take(200) {
         let mut out = vec![];
         // Some of a program may be noise indeed, such as compressed debug information: Zstandard must agree.
         let noise = zstd::bulk::compress(raw, 1).is_ok_and(|packed| packed.len() * 8 > raw.len() * 7);
-        skipped += usize::from(incompressible(raw, &mut out) && !noise);
-        compressor.compress(Compression::Zstd, raw, &mut out);
+        let codec = compressor.compress(Compression::Zstd, raw, &mut out);
+        others += usize::from(codec != Codec::Zstd && !noise);
         (stored, whole) = (stored + out.len(), whole + raw.len());
     }
     assert!(whole > 1 << 20 && stored * 3 < whole * 2, "{stored} of {whole}");
-    assert_eq!(skipped, 0);
+    assert_eq!(others, 0);
 }
 
 #[test]
@@ -183,7 +202,7 @@ fn noise_is_skipped() {
     for len in [4096, 8192, 16384, FRAME_MAX] {
         for _ in 0..100 {
             let raw = random.bytes(len);
-            assert!(incompressible(&raw, &mut vec![]), "{len}");
+            assert!(repetitions_only(&raw, &mut vec![]).is_some(), "{len}");
         }
     }
 }
