@@ -1,5 +1,5 @@
 //! The engine against physical limits taken in the same run.
-//! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,prose,duplicates,hot,small,sync,read`.
+//! `cargo bench -p ashlar-blockdev --bench engine -- DIR [MiB [PHASES]]`, phases out of `unique,prose,duplicates,hot,small,sync,scan,read`.
 //!
 //! Six files in a folder of its own in DIR are the disks (double tolerance). Every figure is a ratio: sequential writes to Zstandard alone on the same
 //! threads, to the codec alone (which leaves to LZ4 what Zstandard would not make smaller), and to raw writes of as many bytes as the stripes have; small writes at random places (as by ublk: answered from memory that outlives the process) and random reads to raw O_DIRECT requests to the same files,
@@ -150,6 +150,43 @@ async fn write_all(device: &Arc<dyn BlockDevice>, data: &[Bytes], base: u64) -> 
     }
     device.flush().await.expect("flushed");
     mb_per_s(data.iter().map(Bytes::len).sum(), start.elapsed())
+}
+
+/// Reads the first `bytes` of a volume, one request behind the other, with 16 under way.
+async fn read_all(device: &Arc<dyn BlockDevice>, bytes: usize) -> f64 {
+    let start = Instant::now();
+    let next = Arc::new(AtomicUsize::new(0));
+    let readers = (0..16).map(|_| {
+        let (device, next) = (device.clone(), next.clone());
+        tokio::spawn(async move {
+            loop {
+                let at = next.fetch_add(BIG, Ordering::Relaxed);
+                if at + BIG > bytes {
+                    return;
+                }
+                drop(device.read(at as u64, BIG).await.expect("read"));
+            }
+        })
+    });
+    futures::future::join_all(readers.collect::<Vec<_>>()).await.into_iter().for_each(|t| t.expect("joined"));
+    mb_per_s(bytes, start.elapsed())
+}
+
+/// MB/s at which the stripes of `bytes` of data that halves can be read, without parity, in pieces of 256 KiB.
+async fn raw_scan(paths: &[PathBuf], bytes: usize) -> f64 {
+    const PIECE: usize = 256 << 10;
+    let all = disks(paths);
+    let each = (bytes / 2 / DISKS / PIECE).max(1);
+    let start = Instant::now();
+    let readers = all.iter().flat_map(|disk| (0..4).map(move |lane| (disk.clone(), lane))).map(|(disk, lane)| {
+        tokio::spawn(async move {
+            for i in (lane..each).step_by(4) {
+                drop(disk.read((64 << 20) + (i * PIECE) as u64, PIECE).await.expect("read"));
+            }
+        })
+    });
+    futures::future::join_all(readers.collect::<Vec<_>>()).await.into_iter().for_each(|t| t.expect("joined"));
+    mb_per_s(each * PIECE * DISKS * 2, start.elapsed())
 }
 
 /// Rounds per second of one 4 KiB write and fdatasync to each of `files` files at the same time.
@@ -316,7 +353,7 @@ fn main() {
         return;
     };
     let mib: usize = args.next().and_then(|m| m.parse().ok()).unwrap_or(512);
-    let phases = args.next().unwrap_or_else(|| "unique,prose,duplicates,hot,small,sync,read".into());
+    let phases = args.next().unwrap_or_else(|| "unique,prose,duplicates,hot,small,sync,scan,read".into());
     let wanted = |phase: &str| phases.split(',').any(|p| p == phase);
     // Of its own: what else is there is nobody's to overwrite.
     let dir = dir.join(format!("engine-bench-{}", std::process::id()));
@@ -391,13 +428,29 @@ fn main() {
         }
         println!("{}", serde_json::to_string(&pool.stats().await).unwrap_or_default());
         pool.close().await.expect("closed");
-        if !wanted("read") {
+        if !wanted("read") && !wanted("scan") {
             std::fs::remove_dir_all(&dir).expect("removed");
             return;
         }
         drop((device, pool));
         tokio::time::sleep(Duration::from_millis(300)).await;
 
+        if wanted("scan") {
+            let raw = raw_scan(&paths, total as usize).await;
+            let pool = Pool::open(env.clone(), disks(&paths), config.clone()).await.expect("opened");
+            let device = pool.open_volume("v").expect("device");
+            let before = processor_time();
+            let ours = read_all(&device, total as usize).await;
+            let per_gb = (processor_time() - before) * 1e9 / total as f64;
+            line(&format!("128K reads, cold, vs raw stripes ({per_gb:.2} s CPU/GB)"), ours, raw, "MB/s");
+            pool.close().await.expect("closed");
+            drop((device, pool));
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        if !wanted("read") {
+            std::fs::remove_dir_all(&dir).expect("removed");
+            return;
+        }
         // Cold: a new process would do the same; our caches are empty and O_DIRECT leaves none in the kernel.
         let raw_disks = disks(&paths);
         let span = total / 2 / DISKS as u64;
