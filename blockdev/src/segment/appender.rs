@@ -123,6 +123,15 @@ impl Appender {
         inner.filled as usize + len + summaries <= self.limit as usize
     }
 
+    /// Bytes of frames that still fit, about: with many small ones summaries take more.
+    pub fn room(&self) -> u64 {
+        let inner = self.inner.lock();
+        let summaries = inner.summary_bytes + 2 * (PART_OVERHEAD + item_bytes_max(1));
+        let room = (self.limit as usize).saturating_sub(inner.filled as usize + summaries);
+        // A frame that does not fit into the rest leaves it.
+        room.saturating_sub(crate::codec::FRAME_MAX / 2) as u64
+    }
+
     /// Whether the summary of what was described still fits behind it.
     pub fn has_room_for_summary(&self) -> bool {
         let inner = self.inner.lock();

@@ -14,6 +14,7 @@ use rustc_hash::FxHashSet;
 use super::Engine;
 use super::commit::Draft;
 use super::frame::{Group, compress};
+use super::space::{LeftTo, Space};
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{BlockEntry, BlockKind};
@@ -27,6 +28,8 @@ const LIVE_MAX: f64 = 0.95;
 const MOVE_BLOCKS: usize = 128;
 /// Segments cleaned before a checkpoint gives them back.
 const ROUND: usize = 4;
+/// Rounds that may gain nothing, one after another, before cleaning rests: a gain of a few percent of a segment each takes several to show.
+const FRUITLESS_MAX: u32 = 16;
 /// Longest pause between looks at the free space.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -35,10 +38,42 @@ type Live = (VirtualBlock, u128, BlockEntry);
 /// One that could be read, with its content.
 type Good = (VirtualBlock, u128, BlockEntry, Bytes);
 
+/// Tells cleaning that gains something from moving data about for ever, as in a pool that holds more than it has room for since drives went.
+#[derive(Default)]
+struct Gain {
+    /// What others did when it was last looked at: disks that came and went, host operations, columns written anew.
+    others: (u64, u64, u64),
+    /// Most segments that were free since then.
+    free: u64,
+    /// Live bytes at that time.
+    live: u64,
+    /// Rounds since then.
+    fruitless: u32,
+}
+
+impl Gain {
+    /// Looks at the state after a round, or before the first.
+    fn look(&mut self, engine: &Engine) {
+        let free = engine.space().free_segments;
+        let state = engine.state.read();
+        let rebuilt = engine.counters.rebuilt.load(Ordering::Relaxed);
+        let others = (engine.array.changes(), state.seqno.0, rebuilt);
+        let live = state.segments.live();
+        let freed = live + engine.array.geometry.chunk_size as u64 <= self.live;
+        if others != self.others || free > self.free || freed {
+            *self = Self { others, free, live, fruitless: 0 };
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        self.fruitless >= FRUITLESS_MAX
+    }
+}
+
 impl Engine {
     /// The task that cleans when free segments run low.
     pub(super) async fn clean_loop(self: Arc<Self>) {
-        let mut aside: FxHashSet<u64> = FxHashSet::default();
+        let (mut aside, mut gain) = (FxHashSet::default(), Gain::default());
         loop {
             let wanted = self.cleaner_wanted.notified();
             let timer = self.env.sleep(PAUSE);
@@ -47,7 +82,7 @@ impl Engine {
             if self.is_dead() {
                 return;
             }
-            if let Err(e) = self.clean_until_enough(&mut aside).await {
+            if let Err(e) = self.clean_until_enough(&mut aside, &mut gain).await {
                 if e.kind() != ErrorKind::NoSpace && e.kind() != ErrorKind::Unavailable {
                     tracing::error!(pool = self.name, error = %e, "cleaning stopped");
                 }
@@ -58,7 +93,7 @@ impl Engine {
         }
     }
 
-    async fn clean_until_enough(self: &Arc<Self>, aside: &mut FxHashSet<u64>) -> Result<()> {
+    async fn clean_until_enough(self: &Arc<Self>, aside: &mut FxHashSet<u64>, gain: &mut Gain) -> Result<()> {
         let space = self.space();
         // While somebody reads a checkpoint no segment comes back: cleaning would only use up what is free.
         if space.free_segments >= self.low_water(&space) || self.pins.load(Ordering::Acquire) > 0 {
@@ -67,17 +102,31 @@ impl Engine {
         loop {
             let space = self.space();
             let enough = self.low_water(&space) + space.total_segments / 20 + 2;
-            if space.free_segments >= enough || self.is_dead() {
+            gain.look(self);
+            if space.free_segments >= enough || gain.is_none() || self.is_dead() {
                 return Ok(());
             }
+            gain.fruitless += 1;
             let mut cleaned = 0;
-            while cleaned < ROUND && self.has_room_to_clean() {
-                let Some(victim) = self.choose_victim(aside) else { break };
-                if self.clean_segment(&victim).await? && self.is_emptied(&victim) {
-                    self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    tracing::warn!(segment = victim.id.0, "a segment has blocks that cannot be read; it is set aside");
-                    aside.insert(victim.incarnation);
+            while cleaned < ROUND {
+                let Some(victim) = self.choose_victim(aside).filter(|v| self.has_room_to_empty(v, LeftTo::Checkpoints))
+                else {
+                    break;
+                };
+                match self.clean_segment(&victim, LeftTo::Checkpoints).await {
+                    Ok(true) if self.is_emptied(&victim) => {
+                        self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);
+                    }
+                    // Others took the room. The checkpoint gives back what was emptied so far.
+                    Err(e) if e.kind() == ErrorKind::NoSpace => break,
+                    Err(e) => return Err(e),
+                    Ok(_) => {
+                        tracing::warn!(
+                            segment = victim.id.0,
+                            "a segment has blocks that cannot be read; it is set aside"
+                        );
+                        aside.insert(victim.incarnation);
+                    }
                 }
                 cleaned += 1;
             }
@@ -100,21 +149,45 @@ impl Engine {
         live == 0 || victim.stream == Stream::Meta
     }
 
-    pub(super) fn has_room_to_clean(&self) -> bool {
+    /// Whether all that is live in a segment can be moved: one that is half moved would hold its space, and that of the copies as well.
+    pub(super) fn has_room_to_empty(&self, victim: &SegmentRecord, left: LeftTo) -> bool {
         let space = self.space();
-        space.free_segments >= space.cleaner_min()
+        // Pages are not copied, only written once more by the next checkpoint.
+        let bytes = if victim.stream == Stream::Meta { 0 } else { victim.live };
+        self.has_room_to_move(&space, bytes, left)
     }
 
-    /// The sealed segment whose cleaning pays most.
+    /// Whether so many bytes can be moved. What fits into the segment that is open for that takes no other, and makes room.
+    fn has_room_to_move(&self, space: &Space, bytes: u64, left: LeftTo) -> bool {
+        let state = self.state.read();
+        let is_cold = |id: &SegmentId| {
+            state.segments.get(*id).is_some_and(|s| s.record.stream == Stream::Cold && !s.record.sealed)
+        };
+        let open = self.appenders.read();
+        let room =
+            open.iter().filter(|(id, a)| is_cold(id) && !self.is_hurt(a)).map(|(_, a)| a.room()).max().unwrap_or(0);
+        let segment = self.certain(space.segment).max(1);
+        match bytes.saturating_sub(room) {
+            0 if left == LeftTo::Checkpoints => space.free_segments > space.checkpoint,
+            // It gives back twice what it takes.
+            rest if left == LeftTo::Checkpoints && rest <= segment / 2 => space.free_segments > space.checkpoint + 1,
+            rest => space.free_segments >= space.left_to(left) + rest.div_ceil(segment),
+        }
+    }
+
+    /// The sealed segment whose cleaning pays most; where next to nothing is free, the emptiest.
     fn choose_victim(&self, aside: &FxHashSet<u64>) -> Option<SegmentRecord> {
-        let segment = self.space().segment;
+        // Of a new segment: one that data has just been moved to is no victim for what did not fit at its end.
+        let space = self.space();
+        let segment = self.certain(space.segment);
+        let scarce = space.free_segments < space.host_min();
         let state = self.state.read();
         let appenders = self.appenders.read();
         let newest = state.segments.next_incarnation;
         let worth = state.segments.worth(&self.array, segment);
         let score = |s: &SegmentRecord| {
             let u = s.live as f64 / worth(s) as f64;
-            let age = (newest - s.incarnation) as f64;
+            let age = if scarce { 1.0 } else { (newest - s.incarnation) as f64 };
             (u < LIVE_MAX).then(|| (1.0 - u) * age / (1.0 + u))
         };
         let candidates =
@@ -125,8 +198,8 @@ impl Engine {
         best.map(|(_, s)| s.clone())
     }
 
-    /// Moves everything live out of a segment. False when something cannot be read.
-    pub(super) async fn clean_segment(self: &Arc<Self>, victim: &SegmentRecord) -> Result<bool> {
+    /// Moves everything live out of a segment. False when something cannot be read; `NoSpace` when fewer segments than that would be left free.
+    pub(super) async fn clean_segment(self: &Arc<Self>, victim: &SegmentRecord, left: LeftTo) -> Result<bool> {
         let mut complete = true;
         let mut at = victim.last_part;
         while at.len > 0 {
@@ -137,27 +210,27 @@ impl Engine {
             let Some(part) = self.read_part(victim.id, at.offset).await else {
                 // That waits again, for each of its pieces.
                 drop((pass, turn));
-                return Ok(self.clean_by_table(victim).await? && complete);
+                return Ok(self.clean_by_table(victim, left).await? && complete);
             };
-            complete &= self.clean_items(victim, &part.items).await?;
+            complete &= self.clean_items(victim, &part.items, left).await?;
             at = part.previous;
         }
         Ok(complete)
     }
 
     /// The same without summaries.
-    async fn clean_by_table(self: &Arc<Self>, victim: &SegmentRecord) -> Result<bool> {
+    async fn clean_by_table(self: &Arc<Self>, victim: &SegmentRecord, left: LeftTo) -> Result<bool> {
         let (items, mut complete) = self.items_by_table(victim.id).await?;
         for items in items.chunks(MOVE_BLOCKS) {
             let _turn = self.turn(self.cleaning()).await;
             self.wait_for_log().await?;
             let _pass = self.gate.enter();
-            complete &= self.clean_items(victim, items).await?;
+            complete &= self.clean_items(victim, items, left).await?;
         }
         Ok(complete)
     }
 
-    async fn clean_items(self: &Arc<Self>, victim: &SegmentRecord, items: &[Item]) -> Result<bool> {
+    async fn clean_items(self: &Arc<Self>, victim: &SegmentRecord, items: &[Item], left: LeftTo) -> Result<bool> {
         let mut complete = true;
         let mut moving: Vec<Live> = Vec::new();
         for item in items {
@@ -165,11 +238,11 @@ impl Engine {
             while moving.len() >= MOVE_BLOCKS {
                 let rest = moving.split_off(MOVE_BLOCKS);
                 let batch = std::mem::replace(&mut moving, rest);
-                complete &= self.move_blocks(batch).await?;
+                complete &= self.move_blocks(batch, left).await?;
             }
         }
         if !moving.is_empty() {
-            complete &= self.move_blocks(moving).await?;
+            complete &= self.move_blocks(moving, left).await?;
         }
         Ok(complete)
     }
@@ -235,7 +308,7 @@ impl Engine {
     }
 
     /// Copies blocks to the cold stream. False when some could not be read.
-    async fn move_blocks(self: &Arc<Self>, live: Vec<Live>) -> Result<bool> {
+    async fn move_blocks(self: &Arc<Self>, live: Vec<Live>, left: LeftTo) -> Result<bool> {
         let entries: Vec<BlockEntry> = live.iter().map(|(_, _, e)| *e).collect();
         let content = self.fetch_blocks(&entries).await;
         let mut complete = true;
@@ -263,7 +336,7 @@ impl Engine {
 
         let mut committer = self.committer.lock().await;
         let space = self.space();
-        if space.free_segments < space.cleaner_min() + bytes as u64 / space.segment.max(1) {
+        if !self.has_room_to_move(&space, bytes as u64, left) {
             return Err(Error::new(ErrorKind::NoSpace, "no free segment is left for the cleaner"));
         }
         let mut moves = Vec::with_capacity(good.len());

@@ -16,6 +16,7 @@ use super::Engine;
 use super::commit::Draft;
 use super::pace::control::Class;
 use super::scrub::ERRORS_MANY;
+use super::space::LeftTo;
 use super::state::State;
 use super::verify::{Check, LiveFrames, Verifier};
 use crate::error::{Error, ErrorKind, Result};
@@ -36,8 +37,6 @@ const AT_ONCE_MAX: usize = 12;
 const ROUND: usize = 8;
 /// Pause between looks while something is left that cannot be done now.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Free segments that rebuilding leaves on top of what the cleaner leaves.
-const CLEANER_MARGIN: u64 = 2;
 /// Free segments that work leaves to hosts which is not about what failed.
 const SPREAD_MARGIN: u64 = 4;
 /// Segments of which less is live are emptied: that moves less than a column has.
@@ -539,13 +538,15 @@ impl Engine {
                 return Ok(Outcome::NoRoom);
             }
         }
-        if d.wanted == 0 || (share < LIVE_MIN || self.fits_no_set(d)) && self.has_room_to_clean() {
+        if d.wanted == 0
+            || (share < LIVE_MIN || self.fits_no_set(d)) && self.has_room_to_empty(&d.record, LeftTo::Others)
+        {
             return self.empty_segment(d).await;
         }
         match self.rewrite_columns(d).await? {
             // Each frame by itself may still be had: reads try all ways to reconstruct it.
             Outcome::Damaged => self.empty_segment(d).await,
-            Outcome::NoRoom if self.has_room_to_clean() => self.empty_segment(d).await,
+            Outcome::NoRoom if self.has_room_to_empty(&d.record, LeftTo::Others) => self.empty_segment(d).await,
             outcome => Ok(outcome),
         }
     }
@@ -576,8 +577,8 @@ impl Engine {
     /// Where the wanted columns are to be written: what is stale to the same chunk when its disk serves, the rest to chunks that are taken
     /// now. A column that finds no room is left out: the others need not wait for it.
     fn reserve_targets(&self, d: &Degraded) -> Vec<ColumnMove> {
-        // Checkpoints and the cleaner need free segments to go on.
-        let least = self.space().cleaner_min() + CLEANER_MARGIN;
+        // Checkpoints and the cleaner need free segments to go on, and hosts for what they were told is taken.
+        let least = self.space().left_to(LeftTo::Others);
         let mut state = self.state.write();
         let stale = d.extent.stale.load(Ordering::Acquire);
         let mut record = d.record.clone();
@@ -624,7 +625,7 @@ impl Engine {
 
     /// Moves everything live out of a segment; its chunks come back with the next checkpoint.
     pub(super) async fn empty_segment(self: &Arc<Self>, d: &Degraded) -> Result<Outcome> {
-        let complete = match self.clean_segment(&d.record).await {
+        let complete = match self.clean_segment(&d.record, LeftTo::Others).await {
             Err(e) if e.kind() == ErrorKind::NoSpace => return Ok(Outcome::NoRoom),
             other => other?,
         };

@@ -19,6 +19,7 @@ use super::frame_cache::FrameCache;
 use super::group_commit::LogQueue;
 use super::intake::Intake;
 use super::pace::Pace;
+use super::space::taken_max;
 use super::state::State;
 use super::{Counters, Durable, Engine, PoolConfig};
 use crate::dedupe::{DedupeIndex, ListId};
@@ -336,7 +337,7 @@ impl Engine {
             uuid: label.pool,
             name: label.pool_name.clone(),
             epoch,
-            intake: Intake::new(config.write_buffer(), state.seqno),
+            intake: Intake::new(config.write_buffer().min(taken_max(&state, &array)), state.seqno),
             carry: Mutex::new(Rank::Carry, None),
             log: Log::new(array.clone(), label.pool, epoch, found.extents, found.next_extent),
             log_queue: Mutex::new(Rank::LogQueue, LogQueue::default()),

@@ -13,6 +13,7 @@ use super::Engine;
 use super::load::ways_around;
 use super::pace::control::Class;
 use super::rebuild::{Degraded, Kind, Outcome, WINDOW};
+use super::space::LeftTo;
 use super::verify::{Check, LiveFrames, Verifier};
 use crate::disk::Disk;
 use crate::env::compute;
@@ -314,7 +315,9 @@ impl Engine {
             let within = found.damaged == 0 && lost.count_ones() <= u32::from(d.record.parity);
             let mut outcome = if within { self.rewrite_columns(&d).await? } else { Outcome::Damaged };
             // Each frame by itself finds its way, and its room.
-            if outcome == Outcome::Damaged || outcome == Outcome::NoRoom && self.has_room_to_clean() {
+            if outcome == Outcome::Damaged
+                || outcome == Outcome::NoRoom && self.has_room_to_empty(&d.record, LeftTo::Others)
+            {
                 outcome = self.empty_segment(&d).await?;
             }
             match outcome {

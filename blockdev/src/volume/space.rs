@@ -7,6 +7,7 @@ use super::Engine;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::layout::{CATALOGUE_FULL, PoolGeometry};
+use crate::redundancy::array::DiskArray;
 use crate::redundancy::layout::Width;
 use crate::report::Alert;
 use crate::segment::appender::recovery_room;
@@ -18,6 +19,13 @@ const RESERVE: f64 = 0.08;
 const CLEANER_MIN: u64 = 3;
 /// Free segments that host data leaves to the cleaner on top of that.
 const HOST_MIN: u64 = 4;
+/// What they leave at the least.
+const LAST_MIN: u64 = 2;
+/// Free segments, and share of all, that what is not about hosts or space leaves on top of what the cleaner leaves to checkpoints: room to begin, and for
+/// the metadata of discards until it has begun.
+const OTHERS_MIN: u64 = 3;
+/// See [`OTHERS_MIN`].
+const OTHERS_SHARE: u64 = 50;
 /// Bytes a dirty metadata page takes in a checkpoint, about.
 const PAGE_BYTES: u64 = 3 << 10;
 /// Segments that one piece of a write may fill, and one batch before its last write.
@@ -30,6 +38,15 @@ const LOG_FULL: f64 = 0.7;
 const CATALOGUE_ALERT: f64 = 0.6;
 /// Pause between looks at the free space.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Who may count on what is left free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftTo {
+    /// Checkpoints alone: what is moved makes room.
+    Checkpoints,
+    /// The cleaner as well, and hosts with what was taken from them.
+    Others,
+}
 
 /// Capacity in bytes, unless it says segments.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +65,8 @@ pub struct Space {
     pub used: u64,
     /// Segments that a checkpoint of all dirty pages would take.
     pub checkpoint: u64,
+    /// What was taken from hosts and has no place on disk yet.
+    pub taken: u64,
     /// Whether segments in use are worth something else than new ones; see [`crate::segment::table::SegmentTable::is_uneven`].
     uneven: bool,
 }
@@ -73,9 +92,23 @@ impl Space {
         CLEANER_MIN + self.checkpoint
     }
 
+    /// Segments to be left free by whoever moves data.
+    pub fn left_to(&self, whom: LeftTo) -> u64 {
+        if whom == LeftTo::Checkpoints {
+            return self.cleaner_min();
+        }
+        let hosts = if self.taken == 0 { 0 } else { HOST_MIN + self.taken.div_ceil(self.segment.max(1)) };
+        self.cleaner_min() + hosts + OTHERS_MIN.max(self.total_segments / OTHERS_SHARE)
+    }
+
     /// Host data opens no segment when fewer are free.
     pub fn host_min(&self) -> u64 {
         self.cleaner_min() + HOST_MIN
+    }
+
+    /// The same for what was taken before drives went, when the pool holds more than it has room for and cleaning gains nothing.
+    fn last_resort(&self) -> u64 {
+        self.cleaner_min() + LAST_MIN
     }
 }
 
@@ -85,9 +118,19 @@ fn segment_bytes(geometry: &PoolGeometry, width: Width) -> u64 {
     u64::from(capacity - recovery_room(capacity, width.data as u32 * geometry.strip_size))
 }
 
+/// Most bytes to take from hosts before they have a place on disk: what the reserve has room for when a drive goes in a full pool whose spare is used up,
+/// and new segments are narrower by a column. Only in pools of a few hundred segments it is less than memory would allow.
+pub fn taken_max(state: &State, array: &DiskArray) -> u64 {
+    let Some(width) = state.segments.width(array) else { return u64::MAX };
+    let (total, spare) = state.segments.total(array);
+    let segment = segment_bytes(&array.geometry, Width { data: (width.data - 1).max(1), ..width });
+    let space = Space { total_segments: total.saturating_sub(spare), segment, ..Space::default() };
+    space.reserve().saturating_sub(space.cleaner_min() + OTHERS_MIN + LAST_MIN) * segment
+}
+
 impl Engine {
     /// Bytes of a segment that data can take for certain: at its end there may be no room for one more frame.
-    fn certain(&self, segment: u64) -> u64 {
+    pub(super) fn certain(&self, segment: u64) -> u64 {
         segment.saturating_sub((self.config.frame_blocks.clamp(1, 4) * BLOCK_SIZE) as u64)
     }
 
@@ -108,6 +151,7 @@ impl Engine {
         let mut out = self.segment_counts(&state);
         out.used = state.segments.live() + dirty as u64 * PAGE_BYTES;
         out.checkpoint = (dirty as u64 * PAGE_BYTES).div_ceil(out.segment.max(1));
+        out.taken = self.intake.memory() as u64;
         let usable = self.certain(out.segment);
         out.usable = out.total_segments.saturating_sub(out.reserve()) * usable;
         if out.uneven {
@@ -213,7 +257,8 @@ impl Engine {
                 self.cleaner_wanted.notify_one();
             }
             let log_full = self.needs_checkpoint();
-            if space.free_segments >= space.host_min() + needed && !log_full {
+            let least = if space.used > space.usable { space.last_resort() } else { space.host_min() };
+            if space.free_segments >= least + needed && !log_full {
                 return Ok(());
             }
             self.array.check_quorum()?;

@@ -13,6 +13,7 @@ mod full;
 mod harness;
 mod killed;
 mod model;
+mod overfull;
 mod planted;
 mod rebuild;
 mod regressions;
