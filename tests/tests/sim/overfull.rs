@@ -245,10 +245,10 @@ fn run_story(seed: u64) -> Result<(), String> {
 
 #[test]
 fn a_full_pool_loses_more_than_its_spare_0() {
-    sweep(0, 2, 40, run_story);
+    sweep(0, 2, 24, run_story);
 }
 
 #[test]
 fn a_full_pool_loses_more_than_its_spare_1() {
-    sweep(1, 2, 40, run_story);
+    sweep(1, 2, 24, run_story);
 }
