@@ -28,8 +28,10 @@ const LIVE_MAX: f64 = 0.95;
 const MOVE_BLOCKS: usize = 128;
 /// Segments cleaned before a checkpoint gives them back.
 const ROUND: usize = 4;
-/// Rounds that may gain nothing, one after another, before cleaning rests: a gain of a few percent of a segment each takes several to show.
+/// Rounds that move something and gain nothing, one after another, before cleaning rests: a gain of a few percent of a segment each takes several to show.
 const FRUITLESS_MAX: u32 = 16;
+/// First and longest rest. It ends by itself, as what kept cleaning from gaining may have passed with nobody noticing.
+const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(64));
 /// Longest pause between looks at the free space.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -47,26 +49,32 @@ struct Gain {
     free: u64,
     /// Live bytes at that time.
     live: u64,
-    /// Rounds since then.
+    /// Rounds since then, or since the last rest, that moved something.
     fruitless: u32,
+    /// When the rest ends, and how long it is; none when there was none since then.
+    rest: Option<(Duration, Duration)>,
 }
 
 impl Gain {
-    /// Looks at the state after a round, or before the first.
-    fn look(&mut self, engine: &Engine) {
+    /// Looks at the state before a round; false when it is time to rest.
+    fn is_worth_a_round(&mut self, engine: &Engine) -> bool {
+        let now = engine.env.now();
         let free = engine.space().free_segments;
-        let state = engine.state.read();
         let rebuilt = engine.counters.rebuilt.load(Ordering::Relaxed);
-        let others = (engine.array.changes(), state.seqno.0, rebuilt);
-        let live = state.segments.live();
-        let freed = live + engine.array.geometry.chunk_size as u64 <= self.live;
+        let (seqno, live) = {
+            let state = engine.state.read();
+            (state.seqno.0, state.segments.live())
+        };
+        let others = (engine.array.changes(), seqno, rebuilt);
+        let freed = live + u64::from(engine.array.geometry.chunk_size) <= self.live;
         if others != self.others || free > self.free || freed {
-            *self = Self { others, free, live, fruitless: 0 };
+            *self = Self { others, free, live, ..Self::default() };
         }
-    }
-
-    fn is_none(&self) -> bool {
-        self.fruitless >= FRUITLESS_MAX
+        if self.fruitless >= FRUITLESS_MAX {
+            let pause = self.rest.map_or(REST.0, |(_, last)| (2 * last).min(REST.1));
+            (self.fruitless, self.rest) = (0, Some((now + pause, pause)));
+        }
+        self.rest.is_none_or(|(until, _)| now >= until)
     }
 }
 
@@ -102,12 +110,11 @@ impl Engine {
         loop {
             let space = self.space();
             let enough = self.low_water(&space) + space.total_segments / 20 + 2;
-            gain.look(self);
-            if space.free_segments >= enough || gain.is_none() || self.is_dead() {
+            if space.free_segments >= enough || self.is_dead() || !gain.is_worth_a_round(self) {
                 return Ok(());
             }
-            gain.fruitless += 1;
-            let mut cleaned = 0;
+            let moved = || self.counters.cleaner_moved.load(Ordering::Relaxed);
+            let (mut cleaned, moved_before) = (0, moved());
             while cleaned < ROUND {
                 let Some(victim) = self.choose_victim(aside).filter(|v| self.has_room_to_empty(v, LeftTo::Checkpoints))
                 else {
@@ -130,6 +137,7 @@ impl Engine {
                 }
                 cleaned += 1;
             }
+            gain.fruitless += u32::from(cleaned > 0 || moved() != moved_before);
             let before = self.space().free_segments;
             self.checkpoint().await?;
             if cleaned == 0 && self.space().free_segments <= before {

@@ -19,7 +19,7 @@ const RESERVE: f64 = 0.08;
 const CLEANER_MIN: u64 = 3;
 /// Free segments that host data leaves to the cleaner on top of that.
 const HOST_MIN: u64 = 4;
-/// What they leave at the least.
+/// The same in an overfull pool.
 const LAST_MIN: u64 = 2;
 /// Free segments, and share of all, that what is not about hosts or space leaves on top of what the cleaner leaves to checkpoints: room to begin, and for
 /// the metadata of discards until it has begun.
@@ -97,7 +97,9 @@ impl Space {
         if whom == LeftTo::Checkpoints {
             return self.cleaner_min();
         }
-        let hosts = if self.taken == 0 { 0 } else { HOST_MIN + self.taken.div_ceil(self.segment.max(1)) };
+        // Elsewhere the cleaner makes room for hosts.
+        let waiting = self.taken > 0 && self.is_overfull();
+        let hosts = if waiting { HOST_MIN + self.taken.div_ceil(self.segment.max(1)) } else { 0 };
         self.cleaner_min() + hosts + OTHERS_MIN.max(self.total_segments / OTHERS_SHARE)
     }
 
@@ -106,9 +108,14 @@ impl Space {
         self.cleaner_min() + HOST_MIN
     }
 
-    /// The same for what was taken before drives went, when the pool holds more than it has room for and cleaning gains nothing.
-    fn last_resort(&self) -> u64 {
-        self.cleaner_min() + LAST_MIN
+    /// Whether more is stored than there is room for, as when drives went.
+    fn is_overfull(&self) -> bool {
+        self.used > self.usable
+    }
+
+    /// As [`Self::host_min`], for what was taken before: in an overfull pool nothing new is, and what the cleaner cannot make room for takes what is left.
+    fn taken_min(&self) -> u64 {
+        if self.is_overfull() { self.cleaner_min() + LAST_MIN } else { self.host_min() }
     }
 }
 
@@ -257,8 +264,7 @@ impl Engine {
                 self.cleaner_wanted.notify_one();
             }
             let log_full = self.needs_checkpoint();
-            let least = if space.used > space.usable { space.last_resort() } else { space.host_min() };
-            if space.free_segments >= least + needed && !log_full {
+            if space.free_segments >= space.taken_min() + needed && !log_full {
                 return Ok(());
             }
             self.array.check_quorum()?;
