@@ -162,25 +162,34 @@ impl Engine {
         let space = self.space();
         // Pages are not copied, only written once more by the next checkpoint.
         let bytes = if victim.stream == Stream::Meta { 0 } else { victim.live };
-        self.has_room_to_move(&space, bytes, left)
+        self.has_room_to_move(&space, bytes, victim.live, left)
     }
 
-    /// Whether so many bytes can be moved. What fits into the segment that is open for that takes no other, and makes room.
-    fn has_room_to_move(&self, space: &Space, bytes: u64, left: LeftTo) -> bool {
-        let state = self.state.read();
-        let is_cold = |id: &SegmentId| {
-            state.segments.get(*id).is_some_and(|s| s.record.stream == Stream::Cold && !s.record.sealed)
-        };
-        let open = self.appenders.read();
-        let room =
-            open.iter().filter(|(id, a)| is_cold(id) && !self.is_hurt(a)).map(|(_, a)| a.room()).max().unwrap_or(0);
+    /// Whether so many bytes can be moved, which makes about as many bytes of pages dirty at most. What fits into the segments that are open
+    /// takes no other, and makes room.
+    fn has_room_to_move(&self, space: &Space, bytes: u64, dirty: u64, left: LeftTo) -> bool {
         let segment = self.certain(space.segment).max(1);
-        match bytes.saturating_sub(room) {
-            0 if left == LeftTo::Checkpoints => space.free_segments > space.checkpoint,
+        let rest = bytes.saturating_sub(self.open_room(Stream::Cold));
+        if left == LeftTo::Checkpoints {
+            if rest == 0 {
+                let fits = || space.dirty + dirty <= self.open_room(Stream::Meta);
+                return space.free_segments > space.checkpoint || fits();
+            }
             // It gives back twice what it takes.
-            rest if left == LeftTo::Checkpoints && rest <= segment / 2 => space.free_segments > space.checkpoint + 1,
-            rest => space.free_segments >= space.left_to(left) + rest.div_ceil(segment),
+            if rest <= segment / 2 && space.free_segments > space.checkpoint + 1 {
+                return true;
+            }
         }
+        space.free_segments >= space.left_to(left) + rest.div_ceil(segment)
+    }
+
+    /// Bytes that fit into the open segment of a stream.
+    fn open_room(&self, stream: Stream) -> u64 {
+        let state = self.state.read();
+        let is_of =
+            |id: &SegmentId| state.segments.get(*id).is_some_and(|s| s.record.stream == stream && !s.record.sealed);
+        let open = self.appenders.read();
+        open.iter().filter(|(id, a)| is_of(id) && !self.is_hurt(a)).map(|(_, a)| a.room()).max().unwrap_or(0)
     }
 
     /// The sealed segment whose cleaning pays most; where next to nothing is free, the emptiest.
@@ -344,7 +353,7 @@ impl Engine {
 
         let mut committer = self.committer.lock().await;
         let space = self.space();
-        if !self.has_room_to_move(&space, bytes as u64, left) {
+        if !self.has_room_to_move(&space, bytes as u64, bytes as u64, left) {
             return Err(Error::new(ErrorKind::NoSpace, "no free segment is left for the cleaner"));
         }
         let mut moves = Vec::with_capacity(good.len());

@@ -21,9 +21,11 @@ const CLEANER_MIN: u64 = 3;
 const HOST_MIN: u64 = 4;
 /// The same in an overfull pool.
 const LAST_MIN: u64 = 2;
-/// Free segments, and share of all, that what is not about hosts or space leaves on top of what the cleaner leaves to checkpoints: room to begin, and for
-/// the metadata of discards until it has begun.
-const OTHERS_MIN: u64 = 3;
+/// Segments that are open at a time, of two streams and the metadata: a drive that fails makes each be closed and takes another.
+const OPEN_SEGMENTS: u64 = 3;
+/// Free segments, and share of all, that what is not about hosts or space leaves on top of what the cleaner leaves to checkpoints: for two more drives that
+/// fail, room to begin, and for the metadata of discards until it has begun. A checkpoint that finds none stops the pool.
+const OTHERS_MIN: u64 = 2 * OPEN_SEGMENTS + 2;
 /// See [`OTHERS_MIN`].
 const OTHERS_SHARE: u64 = 50;
 /// Bytes a dirty metadata page takes in a checkpoint, about.
@@ -65,6 +67,8 @@ pub struct Space {
     pub used: u64,
     /// Segments that a checkpoint of all dirty pages would take.
     pub checkpoint: u64,
+    /// Dirty pages, as a checkpoint writes them.
+    pub dirty: u64,
     /// What was taken from hosts and has no place on disk yet.
     pub taken: u64,
     /// Whether segments in use are worth something else than new ones; see [`crate::segment::table::SegmentTable::is_uneven`].
@@ -132,7 +136,7 @@ pub fn taken_max(state: &State, array: &DiskArray) -> u64 {
     let (total, spare) = state.segments.total(array);
     let segment = segment_bytes(&array.geometry, Width { data: (width.data - 1).max(1), ..width });
     let space = Space { total_segments: total.saturating_sub(spare), segment, ..Space::default() };
-    space.reserve().saturating_sub(space.cleaner_min() + OTHERS_MIN + LAST_MIN) * segment
+    space.reserve().saturating_sub(space.cleaner_min() + OPEN_SEGMENTS + LAST_MIN) * segment
 }
 
 impl Engine {
@@ -156,8 +160,9 @@ impl Engine {
         // Those a checkpoint is about to write need room as well, until it has written them.
         let dirty = dirty + pages.0.frozen_len() + pages.1.frozen_len() + pages.2.frozen_len();
         let mut out = self.segment_counts(&state);
-        out.used = state.segments.live() + dirty as u64 * PAGE_BYTES;
-        out.checkpoint = (dirty as u64 * PAGE_BYTES).div_ceil(out.segment.max(1));
+        out.dirty = dirty as u64 * PAGE_BYTES;
+        out.used = state.segments.live() + out.dirty;
+        out.checkpoint = out.dirty.div_ceil(out.segment.max(1));
         out.taken = self.intake.memory() as u64;
         let usable = self.certain(out.segment);
         out.usable = out.total_segments.saturating_sub(out.reserve()) * usable;
