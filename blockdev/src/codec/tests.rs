@@ -181,19 +181,24 @@ fn blocks_that_are_partly_noise_and_partly_constant_are_left_to_lz4() {
 
 #[test]
 fn programs_are_left_to_zstandard() {
+    // What the machine built this time: an odd frame may be noise, or a table for which both do the same.
     let program = program();
-    let (mut others, mut stored, mut whole) = (0, 0, 0);
-    let mut compressor = Compressor::new();
+    let (mut frames, mut others, mut stored, mut best, mut whole) = (0, 0, 0, 0, 0);
+    let (mut plain, mut compressor) = (Compressor::new(), Compressor::new());
     for raw in program.chunks_exact(16384).take(200) {
+        let mut room = vec![0; raw.len() * 2];
+        let zstandard = plain.zstd.compress2(&mut room[..], raw).unwrap().min(raw.len());
         let mut out = vec![];
-        // Some of a program may be noise indeed, such as compressed debug information: Zstandard must agree.
-        let noise = zstd::bulk::compress(raw, 1).is_ok_and(|packed| packed.len() * 8 > raw.len() * 7);
         let codec = compressor.compress(Compression::Zstd, raw, &mut out);
-        others += usize::from(codec != Codec::Zstd && !noise);
-        (stored, whole) = (stored + out.len(), whole + raw.len());
+        frames += 1;
+        others += usize::from(codec != Codec::Zstd && zstandard * 8 < raw.len() * 7);
+        stored += out.len();
+        best += zstandard;
+        whole += raw.len();
     }
-    assert!(whole > 1 << 20 && stored * 3 < whole * 2, "{stored} of {whole}");
-    assert_eq!(others, 0);
+    assert!(frames > 64 && best * 3 < whole * 2, "a program is known to compress: {best} of {whole}");
+    assert!(stored * 1000 <= best * 1005, "{stored} instead of {best}");
+    assert!(others * 20 < frames, "{others} of {frames}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! More drives fail in a full pool than its spare makes up for, while hosts write: nothing hangs, nothing that was answered is lost.
+//! More drives fail in a full pool than its spare makes up for, while hosts write; now and then the process is killed as well. Nothing hangs, nothing
+//! that was answered is lost, and whoever frees something can write again.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,239 +9,305 @@ use std::time::Duration;
 
 use blockdev::disk::{Disk, FaultDisk, MemoryDisk};
 use blockdev::env::{Env, Rng};
-use blockdev::error::ErrorKind;
+use blockdev::error::{Error, ErrorKind, Result as PoolResult};
 use blockdev::frontend::BlockDevice;
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
 use blockdev::report::Tolerance;
-use futures::future::{Either, join_all, select};
+use futures::future::{Either, join, join_all, select};
 
 use super::cut_short::{noise, run};
+use super::harness::Memory;
 use super::seeds::{sweep, verbose};
 
 const MIB: u64 = 1 << 20;
 const PIECE: u64 = 64 << 10;
-/// Of eight times as much this is kept when space is given back.
-const KEPT: u64 = 4 << 10;
+const BLOCK: u64 = 4 << 10;
+/// Of so many blocks one is kept when space is given back.
+const THINNING: u64 = 8;
 /// Longest that anything may take, in simulated time.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What each piece may hold: seeds of what was written last, or of what was under way.
+/// What each piece may hold, block by block: seeds of what was written last, or of what was under way.
 type Pieces = Rc<RefCell<BTreeMap<u64, Vec<u64>>>>;
 
-async fn within<T>(env: &Arc<dyn Env>, what: &str, work: impl Future<Output = T>) -> Result<T, String> {
-    let work = std::pin::pin!(work);
-    match select(work, env.sleep(PATIENCE)).await {
-        Either::Left((done, _)) => Ok(done),
+async fn within<T>(env: &Arc<dyn Env>, what: &str, work: impl Future<Output = PoolResult<T>>) -> Result<T, String> {
+    match select(std::pin::pin!(work), env.sleep(PATIENCE)).await {
+        Either::Left((done, _)) => done.map_err(|e| format!("{what}: {e}")),
         Either::Right(_) => Err(format!("{what} takes longer than {PATIENCE:?}")),
     }
 }
 
-/// Writes pieces until one is refused for want of space.
-async fn fill(device: &Arc<dyn BlockDevice>, pieces: &Pieces, rng: &mut Rng) -> Result<(), String> {
-    loop {
-        let (at, seed) = (pieces.borrow().len() as u64, rng.u64());
-        match device.write(at * PIECE, noise(seed, PIECE as usize), false).await {
-            Ok(()) => drop(pieces.borrow_mut().insert(at, vec![seed])),
-            Err(e) if e.kind() == ErrorKind::NoSpace => return Ok(()),
-            Err(e) => return Err(e.to_string()),
-        }
-    }
+fn data_of(seed: u64) -> bytes::Bytes {
+    noise(seed, PIECE as usize)
 }
 
-/// Overwrites until `stop`, where there is space.
-async fn overwrite(
-    env: Arc<dyn Env>,
-    device: Arc<dyn BlockDevice>,
+/// One pool over several lives of the process.
+struct Story {
+    rng: Rng,
+    tolerance: Tolerance,
+    disks: Vec<Arc<MemoryDisk>>,
+    failed: BTreeSet<usize>,
     pieces: Pieces,
-    busy: Rc<RefCell<BTreeSet<u64>>>,
-    mut rng: Rng,
-    stop: Rc<RefCell<bool>>,
-) -> Result<(), String> {
-    while !*stop.borrow() {
-        let (at, seed) = (rng.below(pieces.borrow().len() as u64), rng.u64());
-        // One at a time: which of two came last nobody knows.
-        if !busy.borrow_mut().insert(at) {
-            env.sleep(Duration::from_micros(100)).await;
-            continue;
-        }
-        let written = device.write(at * PIECE, noise(seed, PIECE as usize), rng.chance(1, 20)).await;
-        busy.borrow_mut().remove(&at);
-        match written {
-            Ok(()) => drop(pieces.borrow_mut().insert(at, vec![seed])),
-            Err(e) if e.kind() == ErrorKind::NoSpace => {
-                pieces.borrow_mut().entry(at).or_default().push(seed);
-                env.sleep(Duration::from_millis(5)).await;
-            }
-            Err(e) => return Err(e.to_string()),
-        }
-    }
-    Ok(())
+    /// Pieces before this one were thinned.
+    thinned: u64,
+    config: PoolConfig,
 }
 
-async fn rebuilt(env: &Arc<dyn Env>, pool: &Pool) -> bool {
-    for _ in 0..3000 {
-        if pool.status().await.rebuild.is_none() {
-            return true;
-        }
-        env.sleep(Duration::from_millis(20)).await;
-    }
-    false
+/// One life of it.
+struct Life {
+    env: Arc<dyn Env>,
+    faults: Vec<Arc<FaultDisk>>,
+    pool: Pool,
+    device: Arc<dyn BlockDevice>,
 }
 
-/// Looks at all pieces; of those before `thinned` only at what was kept of them.
-async fn all_there(device: &Arc<dyn BlockDevice>, pieces: &Pieces, thinned: u64) -> Result<(), String> {
-    let all = pieces.borrow().clone();
-    for (at, may) in all {
-        let found = device.read(at * PIECE, PIECE as usize).await.map_err(|e| format!("piece {at}: {e}"))?;
-        let step = if at < thinned { 8 * KEPT } else { KEPT };
-        let same = |seed: u64| {
-            let expected = noise(seed, PIECE as usize);
-            (0..PIECE)
-                .step_by(step as usize)
-                .map(|i| i as usize..(i + KEPT) as usize)
-                .all(|r| found[r.clone()] == expected[r])
-        };
-        if !may.iter().any(|&seed| same(seed)) {
-            return Err(format!("piece {at} is none of {} that it may be", may.len()));
-        }
-    }
-    Ok(())
-}
-
-async fn story(env: Arc<dyn Env>, seed: u64) -> Result<(), String> {
-    let mut rng = Rng::new(seed ^ 0x0F11);
-    let tolerance = if rng.chance(1, 2) { Tolerance::Single } else { Tolerance::Double };
-    // One drive more than an extent is wide, at least: there is a spare.
-    let count = 2 * tolerance.drives() + 2 + rng.index(5);
-    let size = rng.between(6, 15) * MIB;
-    let memory = |i| Arc::new(MemoryDisk::new(format!("d{i}"), size));
-    let faults: Vec<Arc<FaultDisk>> = (0..count).map(|i| FaultDisk::new(memory(i), env.clone())).collect();
-    let disks: Vec<Arc<dyn Disk>> = faults.iter().map(|f| f.clone() as Arc<dyn Disk>).collect();
-    let options = CreateOptions {
-        name: "tank".into(),
-        tolerance,
-        chunk_size: Some(64 << 10 << rng.below(3)),
-        strip_size: Some(4 << 10),
-        force: false,
-    };
-    Pool::create(env.clone(), disks.clone(), options).await.map_err(|e| e.to_string())?;
-    let config = PoolConfig {
-        memory: 16 << 20,
-        failed_grace: Duration::from_millis(rng.below(50)),
-        checkpoint_interval: Duration::from_millis(rng.between(20, 500)),
-        ..PoolConfig::default()
-    };
-    let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| e.to_string())?;
-    pool.create_volume("a", 512 * MIB).await.map_err(|e| e.to_string())?;
-    let device = pool.open_volume("a").map_err(|e| e.to_string())?;
-    let pieces = Pieces::default();
-    within(&env, "filling", fill(&device, &pieces, &mut rng)).await??;
-    // A little room, or none.
-    let full = pieces.borrow().len() as u64;
-    let room = rng.below(full / 8);
-    device.discard((full - room) * PIECE, room * PIECE).await.map_err(|e| e.to_string())?;
-    pieces.borrow_mut().retain(|at, _| *at < full - room);
-    let mut order: Vec<usize> = (0..count).collect();
-    rng.shuffle(&mut order);
-    let log = |what: &str| {
+impl Life {
+    async fn tell(&self, what: &str) {
         if verbose() {
-            eprintln!("{:?}: {what}", env.now());
+            let (s, t) = (self.pool.stats().await, self.pool.status().await);
+            let segments = s.segments_free + s.segments_used;
+            eprintln!(
+                "{:?} {what}: {} of {segments} segments free, {} cleaned, {} moved, {} dead, {} of {}, {:?}",
+                self.env.now(),
+                s.segments_free,
+                s.cleaner_segments,
+                s.cleaner_moved,
+                s.dead,
+                t.used,
+                t.usable,
+                t.rebuild
+            );
         }
-    };
-    let tell = async || {
-        if !verbose() {
-            return;
+    }
+
+    /// Writes; waits a while where there is no space.
+    async fn write_patiently(&self, at: u64, seed: u64) -> PoolResult<()> {
+        for _ in 0..100 {
+            match self.device.write(at * PIECE, data_of(seed), false).await {
+                Err(e) if e.kind() == ErrorKind::NoSpace => self.env.sleep(Duration::from_millis(100)).await,
+                other => return other,
+            }
         }
-        let (s, t) = (pool.stats().await, pool.status().await);
-        log(&format!(
-            "{} of {} segments free, {} cleaned, {} moved, {} dead, {} of {}, {:?}",
-            s.segments_free,
-            s.segments_free + s.segments_used,
-            s.cleaner_segments,
-            s.cleaner_moved,
-            s.dead,
-            t.used,
-            t.usable,
-            t.rebuild
-        ));
-    };
-    log(&format!("{count} drives, {tolerance:?}, {} pieces", pieces.borrow().len()));
-    for (n, &victim) in order[..1 + tolerance.drives()].iter().enumerate() {
-        let (stop, busy) = (Rc::new(RefCell::new(false)), Rc::<RefCell<BTreeSet<u64>>>::default());
-        let writers: Vec<_> = (0..1 + rng.index(24))
-            .map(|_| {
-                overwrite(env.clone(), device.clone(), pieces.clone(), busy.clone(), Rng::new(rng.u64()), stop.clone())
-            })
+        Err(Error::new(ErrorKind::NoSpace, "still no space"))
+    }
+}
+
+impl Story {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x0F11);
+        let tolerance = if rng.chance(1, 2) { Tolerance::Single } else { Tolerance::Double };
+        // One drive more than an extent is wide, at least: there is a spare.
+        let count = 2 * tolerance.drives() + 2 + rng.index(5);
+        let size = rng.between(6, 15) * MIB;
+        let disks = (0..count).map(|i| Arc::new(MemoryDisk::new(format!("d{i}"), size))).collect();
+        let config = PoolConfig {
+            memory: 16 << 20,
+            failed_grace: Duration::from_millis(rng.below(50)),
+            missing_grace: Duration::from_millis(rng.below(50)),
+            checkpoint_interval: Duration::from_millis(rng.between(20, 500)),
+            // In half of the stories the process is killed: what was answered is to outlive it.
+            carry: rng.chance(1, 2).then(|| Arc::new(Memory::default()) as _),
+            ..PoolConfig::default()
+        };
+        Self { rng, tolerance, disks, failed: BTreeSet::new(), pieces: Pieces::default(), thinned: 0, config }
+    }
+
+    /// Pulls what failed, as those who start again do not find it.
+    fn plugged_in(&self, env: &Arc<dyn Env>) -> Vec<Arc<FaultDisk>> {
+        let here = (0..self.disks.len()).filter(|i| !self.failed.contains(i));
+        here.map(|i| FaultDisk::new(self.disks[i].clone(), env.clone())).collect()
+    }
+
+    async fn open(&self, env: Arc<dyn Env>) -> Result<Life, String> {
+        let faults = self.plugged_in(&env);
+        let disks = faults.iter().map(|f| f.clone() as Arc<dyn Disk>).collect();
+        let pool = within(&env, "opening", Pool::open(env.clone(), disks, self.config.clone())).await?;
+        let device = pool.open_volume("a").map_err(|e| e.to_string())?;
+        if self.config.carry.is_some() && !device.outlive() {
+            return Err("no memory that outlives the process".into());
+        }
+        Ok(Life { env, faults, pool, device })
+    }
+
+    /// A pool that is full, or nearly.
+    async fn fill(&mut self, env: Arc<dyn Env>) -> Result<(), String> {
+        let options = CreateOptions {
+            name: "tank".into(),
+            tolerance: self.tolerance,
+            chunk_size: Some(64 << 10 << self.rng.below(3)),
+            strip_size: Some(4 << 10),
+            force: false,
+        };
+        let faults = self.plugged_in(&env);
+        let disks: Vec<Arc<dyn Disk>> = faults.iter().map(|f| f.clone() as Arc<dyn Disk>).collect();
+        within(&env, "creating", Pool::create(env.clone(), disks.clone(), options)).await?;
+        {
+            let pool = within(&env, "opening", Pool::open(env.clone(), disks, self.config.clone())).await?;
+            within(&env, "the volume", pool.create_volume("a", 512 * MIB)).await?;
+            within(&env, "closing", pool.close()).await?;
+        }
+        let life = self.open(env.clone()).await?;
+        loop {
+            let (at, seed) = (self.pieces.borrow().len() as u64, self.rng.u64());
+            match life.device.write(at * PIECE, data_of(seed), false).await {
+                Ok(()) => drop(self.pieces.borrow_mut().insert(at, vec![seed])),
+                Err(e) if e.kind() == ErrorKind::NoSpace => break,
+                Err(e) => return Err(format!("filling: {e}")),
+            }
+        }
+        let full = self.pieces.borrow().len() as u64;
+        let room = self.rng.below(full / 8);
+        within(&env, "a discard", life.device.discard((full - room) * PIECE, room * PIECE)).await?;
+        self.pieces.borrow_mut().retain(|at, _| *at < full - room);
+        life.tell("full").await;
+        within(&env, "closing", life.pool.close()).await
+    }
+
+    /// Overwrites until `stop`, where there is space.
+    async fn overwrite(
+        pieces: Pieces,
+        life: &Life,
+        busy: &RefCell<BTreeSet<u64>>,
+        mut rng: Rng,
+        stop: &Cell<bool>,
+    ) -> PoolResult<()> {
+        while !stop.get() {
+            let (at, seed) = (rng.below(pieces.borrow().len() as u64), rng.u64());
+            // One at a time: which of two came last nobody knows.
+            if !busy.borrow_mut().insert(at) {
+                life.env.sleep(Duration::from_micros(100)).await;
+                continue;
+            }
+            pieces.borrow_mut().entry(at).or_default().push(seed);
+            let written = life.device.write(at * PIECE, data_of(seed), rng.chance(1, 20)).await;
+            busy.borrow_mut().remove(&at);
+            match written {
+                Ok(()) => drop(pieces.borrow_mut().insert(at, vec![seed])),
+                Err(e) if e.kind() == ErrorKind::NoSpace => life.env.sleep(Duration::from_millis(5)).await,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// A drive fails while hosts write. What it held is made up for as far as there is room, unless the process is killed before.
+    async fn lose(&mut self, env: Arc<dyn Env>) -> Result<(), String> {
+        let killed = self.config.carry.is_some() && self.rng.chance(2, 3);
+        let life = self.open(env.clone()).await?;
+        if !self.failed.is_empty() {
+            // The life before may have ended too early for that.
+            self.settle(&life).await?;
+        }
+        let (stop, busy) = (Cell::new(false), RefCell::default());
+        let writers: Vec<_> = (0..1 + self.rng.index(24))
+            .map(|_| Self::overwrite(self.pieces.clone(), &life, &busy, Rng::new(self.rng.u64()), &stop))
             .collect();
-        let (before, after) = (Duration::from_micros(rng.below(30_000)), Duration::from_millis(rng.below(400)));
+        let victim = self.rng.index(life.faults.len());
+        let (before, after) = (Duration::from_micros(self.rng.below(30_000)), self.rng.below(400_000));
+        let after = Duration::from_micros(if killed { after >> self.rng.below(16) } else { after });
         let fail = async {
             env.sleep(before).await;
-            faults[victim].fail();
+            life.faults[victim].fail();
             env.sleep(after).await;
-            *stop.borrow_mut() = true;
+            stop.set(true);
         };
-        let what = format!("writing while drive {} fails", n + 1);
-        let (ended, ()) = within(&env, &what, futures::future::join(join_all(writers), fail)).await?;
-        ended.into_iter().collect::<Result<Vec<()>, String>>()?;
-        log("written");
-        let flushed = within(&env, &format!("the flush after failure {}", n + 1), device.flush()).await?;
-        flushed.map_err(|e| format!("the flush after failure {}: {e}", n + 1))?;
-        if n == 0 && !rebuilt(&env, &pool).await {
+        let number: usize = life.faults[victim].name()[1..].parse().map_err(|_| "the name of a drive")?;
+        self.failed.insert(number);
+        if killed {
+            // Whatever is under way stays so.
+            select(std::pin::pin!(join_all(writers)), std::pin::pin!(fail)).await;
+            return Ok(());
+        }
+        let written = async { Ok(join(join_all(writers), fail).await.0.into_iter().collect::<PoolResult<Vec<()>>>()) };
+        within(&env, "writing while a drive fails", written).await?.map_err(|e| format!("a write: {e}"))?;
+        within(&env, "the flush after that", life.device.flush()).await?;
+        self.settle(&life).await?;
+        within(&env, "closing", life.pool.close()).await
+    }
+
+    /// Redundancy comes back as far as there is room, for the first drive in all cases. All is there.
+    async fn settle(&self, life: &Life) -> Result<(), String> {
+        let raw: u64 = self.disks.iter().map(|d| d.geometry().size).sum();
+        let before = life.pool.stats().await.cleaner_moved;
+        for _ in 0..30 {
+            life.env.sleep(Duration::from_secs(1)).await;
+            life.tell("settling").await;
+        }
+        let moved = life.pool.stats().await.cleaner_moved - before;
+        if moved > 8 * raw {
+            return Err(format!("{moved} bytes were moved about in a pool of {raw}"));
+        }
+        if self.failed.len() == 1 && life.pool.status().await.rebuild.is_some() {
             return Err("the first failure is not made up for by the spare".into());
         }
-        log("flushed, rebuilt if first");
-        // As far as there is room.
-        for _ in 0..30 {
-            env.sleep(Duration::from_secs(1)).await;
-            tell().await;
-        }
-        all_there(&device, &pieces, 0).await?;
-        log("read");
+        self.all_there(life).await
     }
-    let report = pool.check(Arc::new(|_, _| {})).await.map_err(|e| e.to_string())?;
-    if !report.is_clean() {
-        return Err(format!("{:?}", report.findings));
-    }
-    // Whoever frees something can write again, also where no segment becomes free as a whole.
-    let count = pieces.borrow().len() as u64;
-    for from in (0..count * PIECE).step_by(8 * KEPT as usize) {
-        let discarded = within(&env, "a discard", device.discard(from + KEPT, 7 * KEPT)).await?;
-        discarded.map_err(|e| format!("a discard: {e}"))?;
-    }
-    within(&env, "the flush after discards", device.flush())
-        .await?
-        .map_err(|e| format!("the flush after discards: {e}"))?;
-    for _ in 0..count / 8 {
-        // New space takes a while.
-        let mut tries = 0;
-        let seed = rng.u64();
-        let at = pieces.borrow().len() as u64;
-        loop {
-            match within(&env, "a write after discards", device.write(at * PIECE, noise(seed, PIECE as usize), false))
-                .await?
-            {
-                Err(e) if e.kind() == ErrorKind::NoSpace && tries < 100 => {
-                    tries += 1;
-                    env.sleep(Duration::from_millis(100)).await;
+
+    /// Looks at all pieces; at what was kept of those that were thinned.
+    async fn all_there(&self, life: &Life) -> Result<(), String> {
+        let all = self.pieces.borrow().clone();
+        for (at, may) in all {
+            let found = within(&life.env, &format!("piece {at}"), life.device.read(at * PIECE, PIECE as usize)).await?;
+            let all_that_may: Vec<bytes::Bytes> = may.iter().map(|&seed| data_of(seed)).collect();
+            for from in (0..PIECE).step_by((if at < self.thinned { THINNING } else { 1 } * BLOCK) as usize) {
+                let block = from as usize..(from + BLOCK) as usize;
+                if !all_that_may.iter().any(|one| one[block.clone()] == found[block.clone()]) {
+                    return Err(format!("piece {at}, byte {from}: none of {} that it may be", may.len()));
                 }
-                other => break other.map_err(|e| format!("a write after discards: {e}"))?,
             }
         }
-        pieces.borrow_mut().insert(at, vec![seed]);
-        if at.is_multiple_of(8) {
-            tell().await;
-        }
+        Ok(())
     }
-    within(&env, "the last flush", device.flush()).await?.map_err(|e| format!("the last flush: {e}"))?;
-    all_there(&device, &pieces, count).await?;
-    within(&env, "closing", pool.close()).await?.map_err(|e| e.to_string())
+
+    /// Whoever frees something can write again, also where no segment becomes free as a whole.
+    async fn thin_out(&mut self, env: Arc<dyn Env>) -> Result<(), String> {
+        let life = self.open(env.clone()).await?;
+        self.settle(&life).await?;
+        let report = within(&env, "the check", life.pool.check(Arc::new(|_, _| {}))).await?;
+        if !report.is_clean() {
+            return Err(format!("{:?}", report.findings));
+        }
+        self.thinned = self.pieces.borrow().len() as u64;
+        for from in (0..self.thinned * PIECE).step_by((THINNING * BLOCK) as usize) {
+            within(&env, "a discard", life.device.discard(from + BLOCK, (THINNING - 1) * BLOCK)).await?;
+        }
+        within(&env, "the flush after discards", life.device.flush()).await?;
+        for at in self.thinned..self.thinned + self.thinned / THINNING {
+            let seed = self.rng.u64();
+            within(&env, "a write after discards", life.write_patiently(at, seed)).await?;
+            self.pieces.borrow_mut().insert(at, vec![seed]);
+            life.tell("writing again").await;
+        }
+        within(&env, "the last flush", life.device.flush()).await?;
+        self.all_there(&life).await?;
+        within(&env, "closing", life.pool.close()).await
+    }
+}
+
+/// What happens in one life.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Fill,
+    Lose,
+    ThinOut,
 }
 
 fn run_story(seed: u64) -> Result<(), String> {
-    let outcome = Rc::new(RefCell::new(Ok(())));
-    let kept = outcome.clone();
-    run(seed, |env| async move { *kept.borrow_mut() = story(env, seed).await });
-    outcome.replace(Ok(()))
+    let mut story = Story::new(seed);
+    let steps = [Step::Fill].into_iter().chain(vec![Step::Lose; 1 + story.tolerance.drives()]).chain([Step::ThinOut]);
+    for (n, step) in (0..).zip(steps) {
+        let mut outcome = Ok(());
+        let story = &mut story;
+        run(seed + (n << 32), |env| async {
+            outcome = match step {
+                Step::Fill => story.fill(env).await,
+                Step::Lose => story.lose(env).await,
+                Step::ThinOut => story.thin_out(env).await,
+            }
+        });
+        outcome.map_err(|e| format!("life {n}, {step:?}: {e}"))?;
+    }
+    Ok(())
 }
 
 #[test]
