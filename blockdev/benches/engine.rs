@@ -111,7 +111,8 @@ fn codec() -> impl FnMut(&[u8]) {
 async fn raw_stripes(dir: &Path, bytes: usize) -> f64 {
     const PIECE: usize = 256 << 10;
     let paths: Vec<PathBuf> = (0..DISKS).map(|i| dir.join(format!("raw{i}.img"))).collect();
-    let each = (bytes * 3 / 4 / DISKS / PIECE).max(1);
+    // Whole mebibytes, as disks are made.
+    let each = (bytes * 3 / 4 / DISKS / PIECE).next_multiple_of(4).max(4);
     futures::future::join_all(paths.iter().map(|p| make_disk(p, (each * PIECE) as u64))).await;
     let all = disks(&paths);
     let data = AlignedBuf::padded(&unique(1, PIECE)).freeze();

@@ -11,6 +11,7 @@ taken repetition by repetition. tools/bench/README.md describes jobs, data mixes
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -66,6 +67,15 @@ def parse_size(text):
     if size < 1 << 20 or size % 4096:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size of at least 1m in whole blocks of 4 KiB")
     return size
+
+
+def parse_mixes(text):
+    """Names of mixes, comma-separated."""
+    mixes = text.split(",")
+    for mix in mixes:
+        if mix not in MIXES:
+            raise argparse.ArgumentTypeError(f"'{mix}' is none of {', '.join(MIXES)}")
+    return mixes
 
 
 def parse_keys(text):
@@ -219,7 +229,7 @@ def fio_result(job, output):
     return result
 
 
-def run_job(target, job, arguments, seed):
+def run_job(target, job, arguments, mix, seed):
     """Runs one job on a target that is up; the record of its figures, or of the error."""
     try:
         if JOBS[job][1] == "read":
@@ -233,7 +243,7 @@ def run_job(target, job, arguments, seed):
             else:
                 size = arguments.size
                 command = fio_command(
-                    job, target.fio_options(), size, arguments.secs, arguments.mix, seed, arguments.cap
+                    job, target.fio_options(), size, arguments.secs, mix, seed, arguments.cap
                 )
                 done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.cap + 120)
                 if done.returncode:
@@ -287,15 +297,15 @@ def run(arguments):
     arguments.dir.mkdir(parents=True, exist_ok=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     failed = False
-    common = {"mix": arguments.mix, "size": arguments.size, "secs": arguments.secs, "run": int(time.time()), **machine()}
+    common = {"size": arguments.size, "secs": arguments.secs, "run": int(time.time()), **machine()}
     with arguments.out.open("a") as out:
-        for rep in range(arguments.reps):
+        for rep, mix in itertools.product(range(arguments.reps), arguments.mix):
             order = list(targets)
-            random.Random(rep).shuffle(order)
+            random.Random(f"{rep} {mix}").shuffle(order)
             for target in order:
-                for record in run_target(target, jobs, arguments, rep):
+                for record in run_target(target, jobs, arguments, mix, rep):
                     failed |= bool(record.get("error"))
-                    out.write(json.dumps({**common, "rep": rep, "target": target.name, **record}) + "\n")
+                    out.write(json.dumps({"mix": mix, **common, "rep": rep, "target": target.name, **record}) + "\n")
                     out.flush()
     print()
     report([arguments.out], arguments.base, common["run"])
@@ -303,7 +313,7 @@ def run(arguments):
     return 1 if failed else 0
 
 
-def run_target(target, jobs, arguments, rep):
+def run_target(target, jobs, arguments, mix, rep):
     """Brings a target up, runs the jobs, takes it down whatever happens; yields a record a job."""
     try:
         target.start()
@@ -311,10 +321,10 @@ def run_target(target, jobs, arguments, rep):
         for number, job in enumerate(jobs):
             if "own_jobs" in target.keys and job not in target.own_jobs():
                 continue
-            record = run_job(target, job, arguments, seed=1 + 1000 * rep + number)
+            record = run_job(target, job, arguments, mix, seed=1 + 1000 * rep + number)
             if not record.get("error") and (job == jobs[-1] or writes and job == writes[0]):
                 record["usage"] = target.usage()
-            print(f"{rep} {target.name:20} {job:22} {summary(job, record)}", flush=True)
+            print(f"{rep} {mix:2} {target.name:20} {job:22} {summary(job, record)}", flush=True)
             yield {"job": job, "note": target.keys.get("note", ""), **record}
     except TargetError as error:
         print(f"{rep} {error}", file=sys.stderr, flush=True)
@@ -442,7 +452,7 @@ def main(words=None):
     measure.add_argument("--secs", type=int, default=4, help="length of a timed job")
     measure.add_argument("--cap", type=int, default=180, help="most seconds of an untimed job")
     measure.add_argument("--reps", type=int, default=3)
-    measure.add_argument("--mix", choices=MIXES, default="C")
+    measure.add_argument("--mix", type=parse_mixes, default="C", help="what data is like, see `list`; several: C,CD")
     measure.add_argument("--jobs", help="comma-separated; default all")
     measure.add_argument("--base", default="file", help="target the ratios are taken to")
     measure.add_argument("--tolerance", choices=["none", "single", "double"], default="double")

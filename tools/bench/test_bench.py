@@ -75,10 +75,15 @@ class Tiny(unittest.TestCase):
         target = bench.Target("file", self.dir, 1 << 20, {})
         target.environment["SIZE"] = "nonsense"
         with contextlib.redirect_stderr(io.StringIO()):
-            records = list(bench.run_target(target, ["write128k"], None, 0))
+            records = list(bench.run_target(target, ["write128k"], None, "C", 0))
         self.assertEqual([r["job"] for r in records], ["start"])
         self.assertIn("target_start failed", records[0]["error"])
         self.assertFalse(target.dir.exists())
+
+    def test_an_unknown_mix_is_refused(self):
+        with contextlib.redirect_stderr(io.StringIO()) as shown, self.assertRaises(SystemExit):
+            bench.main(["run", "--mix", "C,X"])
+        self.assertIn("'X' is none of U, C", shown.getvalue())
 
     def test_run_and_report(self):
         if bench.Target("file", self.dir, 1 << 20, {}).unable():
@@ -86,14 +91,16 @@ class Tiny(unittest.TestCase):
         out, shown = self.dir / "results.jsonl", io.StringIO()
         words = ["run", "--dir", str(self.dir / "work"), "--out", str(out), "--size", "2m", "--secs", "1", "--reps", "1"]
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-            status = bench.main([*words, "--jobs", "write128k,randread4k-q1", "file", "nbdkit-memory"])
+            status = bench.main([*words, "--mix", "C,CD", "--jobs", "write128k,randread4k-q1", "file", "nbdkit-memory"])
         records = [json.loads(line) for line in out.read_text().splitlines()]
         self.assertEqual(status, 0, shown.getvalue())
         self.assertEqual({r["job"] for r in records}, {"write128k", "randread4k-q1"})
         self.assertTrue(all(r["iops"] > 0 for r in records))
         written = next(r for r in records if r["target"] == "file" and r["job"] == "write128k")
         self.assertEqual(written["bytes"], 2 << 20)
-        self.assertIn("## Mix C", shown.getvalue())
+        self.assertEqual({(r["mix"], r["target"]) for r in records if r["target"] == "file"}, {("C", "file"), ("CD", "file")})
+        self.assertIn("## Mix C\n", shown.getvalue())
+        self.assertIn("## Mix CD\n", shown.getvalue())
         self.assertEqual(list((self.dir / "work").iterdir()), [])
 
 

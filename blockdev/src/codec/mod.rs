@@ -4,6 +4,7 @@
 //! magic number and checksum (blocks have checksums of their own), which matters at these sizes: see
 //! `docs/design/0003-frame-size.md`.
 
+mod lz4;
 mod probe;
 
 use std::cell::RefCell;
@@ -93,7 +94,7 @@ impl Compressor {
         let limit = raw.len() - raw.len().div_ceil(SAVING_MIN);
         let compressed = match compression {
             Compression::Off => None,
-            Compression::Lz4 => lz4(raw, out).filter(|&len| len <= limit).map(|len| (Codec::Lz4, len)),
+            Compression::Lz4 => pack_lz4(raw, out).filter(|&len| len <= limit).map(|len| (Codec::Lz4, len)),
             Compression::Zstd => match repetitions_only(raw, out) {
                 Some(len) if len > limit => None,
                 Some(len) => Some((Codec::Lz4, len)),
@@ -153,7 +154,7 @@ unsafe impl WriteBuf for Tail<'_> {
 }
 
 /// Puts the LZ4 form of `raw` behind what is in `out` and returns its length; more may follow it.
-fn lz4(raw: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+fn pack_lz4(raw: &[u8], out: &mut Vec<u8>) -> Option<usize> {
     let start = out.len();
     out.resize(start + lz4_flex::block::get_maximum_output_size(raw.len()), 0);
     lz4_flex::block::compress_into(raw, &mut out[start..]).ok()
@@ -173,7 +174,7 @@ fn repetitions_only(raw: &[u8], out: &mut Vec<u8>) -> Option<usize> {
     let start = out.len();
     let (hardly, mostly) = (raw.len() - raw.len().div_ceil(SAVING_MIN), raw.len() / LITERALS_SHARE);
     // Between nothing at all and enough to be worth it there may be something that Zstandard makes more of.
-    let len = lz4(raw, out).filter(|&len| (len > mostly && len <= hardly) || len > raw.len() - raw.len() / 64);
+    let len = pack_lz4(raw, out).filter(|&len| (len > mostly && len <= hardly) || len > raw.len() - raw.len() / 64);
     if len.is_none() {
         out.truncate(start);
     }
@@ -184,45 +185,32 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
 }
 
-/// Appends the `raw_len` bytes (at most [`FRAME_MAX`]) of a stored frame to `out`.
+/// Uncompresses a stored frame to `out`, which is as long as the frame was (at most [`FRAME_MAX`] bytes).
 ///
 /// # Errors
-/// Corrupt, with `out` as it was, when `data` is not a frame of `raw_len` bytes in this codec. Never panics, whatever
+/// Corrupt, with anything in `out`, when `data` is not a frame of that length in this codec. Never panics, whatever
 /// `data` holds; that a result is the original is for checksums to tell.
-pub fn decompress(codec: Codec, data: &[u8], raw_len: usize, out: &mut Vec<u8>) -> Result<()> {
+pub fn decompress(codec: Codec, data: &[u8], out: &mut [u8]) -> Result<()> {
+    let raw_len = out.len();
     let bad = |why: &str| {
         Error::corrupt(format!("{codec:?} frame of {} bytes, {raw_len} before compression: {why}", data.len()))
     };
     if raw_len > FRAME_MAX {
         return Err(bad("longer than a frame can be"));
     }
-    let start = out.len();
-    if codec == Codec::Raw {
-        if data.len() != raw_len {
-            return Err(bad("lengths differ"));
+    let len = match codec {
+        Codec::Raw if data.len() != raw_len => return Err(bad("lengths differ")),
+        Codec::Raw => {
+            out.copy_from_slice(data);
+            raw_len
         }
-        out.extend_from_slice(data);
-        return Ok(());
-    }
-    let result = match codec {
-        Codec::Lz4 => {
-            out.resize(start + raw_len, 0);
-            lz4_flex::block::decompress_into(data, &mut out[start..]).map_err(|e| bad(&e.to_string()))
-        }
-        _ => unzstd(data, &mut Tail::of(out, raw_len)).map_err(bad),
+        Codec::Lz4 => lz4::decompress(data, out).ok_or_else(|| bad("is no LZ4 block, or longer"))?,
+        Codec::Zstd => unzstd(data, out).map_err(bad)?,
     };
-    let result = match result {
-        Ok(len) if len == raw_len => Ok(()),
-        Ok(len) => Err(bad(&format!("holds {len} bytes"))),
-        Err(error) => Err(error),
-    };
-    if result.is_err() {
-        out.truncate(start);
-    }
-    result
+    if len == raw_len { Ok(()) } else { Err(bad(&format!("holds {len} bytes"))) }
 }
 
-fn unzstd(data: &[u8], room: &mut Tail<'_>) -> std::result::Result<usize, &'static str> {
+fn unzstd(data: &[u8], out: &mut [u8]) -> std::result::Result<usize, &'static str> {
     DECOMPRESSOR.with_borrow_mut(|kept| {
         if kept.is_none() {
             let mut context = DCtx::try_create().ok_or("no memory for decompression")?;
@@ -230,7 +218,7 @@ fn unzstd(data: &[u8], room: &mut Tail<'_>) -> std::result::Result<usize, &'stat
             *kept = Some(context);
         }
         let context = kept.as_mut().ok_or("no memory for decompression")?;
-        context.decompress(room, data).map_err(zstd_safe::get_error_name)
+        context.decompress(out, data).map_err(zstd_safe::get_error_name)
     })
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 
 /// Deterministic random numbers (SplitMix64).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -12,7 +12,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 
@@ -90,9 +90,9 @@ fn everything_comes_back_and_nothing_grows() {
                     Codec::Raw => assert_eq!(stored, len),
                     _ => assert!(stored <= len - len / SAVING_MIN, "{name} {len} by {codec:?}: {stored}"),
                 }
-                let mut back = b"kept".to_vec();
-                decompress(codec, &out[6..], len, &mut back).unwrap();
-                assert!(out.starts_with(b"before") && back.starts_with(b"kept") && back[4..] == raw, "{name} {len}");
+                let mut back = vec![1; len];
+                decompress(codec, &out[6..], &mut back).unwrap();
+                assert!(out.starts_with(b"before") && back == raw, "{name} {len}");
             }
         }
     }
@@ -103,7 +103,7 @@ fn an_empty_frame() {
     for compression in COMPRESSIONS {
         let mut out = vec![];
         assert_eq!(Compressor::new().compress(compression, &[], &mut out), Codec::Raw);
-        decompress(Codec::Raw, &out, 0, &mut vec![]).unwrap();
+        decompress(Codec::Raw, &out, &mut []).unwrap();
     }
 }
 
@@ -213,7 +213,7 @@ fn noise_is_skipped() {
 }
 
 #[test]
-fn a_mutated_frame_never_panics_and_never_gives_another_length() {
+fn a_mutated_frame_never_panics() {
     let mut random = Random(3);
     let mut compressor = Compressor::new();
     for compression in [Compression::Lz4, Compression::Zstd] {
@@ -234,13 +234,9 @@ fn a_mutated_frame_never_panics_and_never_gives_another_length() {
             }
             let raw_len = if random.below(4) == 0 { random.below(FRAME_MAX + 10) } else { len };
             let codec = if random.below(4) == 0 { Codec::try_from(random.below(3) as u8).unwrap() } else { codec };
-            let mut out = vec![7; 3];
-            match decompress(codec, &stored, raw_len, &mut out) {
-                Ok(()) => assert_eq!(out.len(), 3 + raw_len),
-                Err(error) => {
-                    assert_eq!(error.kind(), crate::error::ErrorKind::Corrupt);
-                    assert_eq!(out, [7; 3]);
-                }
+            let mut out = vec![7; raw_len];
+            if let Err(error) = decompress(codec, &stored, &mut out) {
+                assert_eq!(error.kind(), crate::error::ErrorKind::Corrupt);
             }
         }
     }
@@ -253,9 +249,8 @@ fn noise_as_a_frame_never_panics() {
         let len = random.below(300);
         let data = random.bytes(len);
         for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd] {
-            let mut out = vec![];
-            let _ = decompress(codec, &data, 4096, &mut out);
-            assert!(out.is_empty() || out.len() == 4096);
+            let whole = decompress(codec, &data, &mut [0; 4096]).is_ok();
+            assert!(!whole || codec != Codec::Raw);
         }
     }
 }
@@ -265,7 +260,7 @@ fn errors_say_what_is_wrong() {
     let mut stored = vec![];
     let codec = Compressor::new().compress(Compression::Zstd, &[5; 4096], &mut stored);
     assert_eq!(codec, Codec::Zstd);
-    let message = |codec, data: &[u8], len| decompress(codec, data, len, &mut vec![]).unwrap_err().to_string();
+    let message = |codec, data: &[u8], len| decompress(codec, data, &mut vec![0; len]).unwrap_err().to_string();
     assert!(message(codec, &stored, 8192).ends_with("holds 4096 bytes"));
     assert!(message(codec, &stored, FRAME_MAX + 1).ends_with("longer than a frame can be"));
     assert!(message(Codec::Raw, &stored, 4096).ends_with("lengths differ"));
@@ -288,8 +283,8 @@ fn frames_of_the_first_format_still_decompress() {
     // One literal, 94 bytes from one byte back, five literals.
     let lz4 = [0x1F, 0x41, 0x01, 0x00, 0x4B, 0x50, 0x41, 0x41, 0x41, 0x41, 0x41];
     for (codec, data) in [(Codec::Zstd, &zstd[..]), (Codec::Lz4, &lz4[..])] {
-        let mut out = vec![];
-        decompress(codec, data, 100, &mut out).unwrap();
+        let mut out = [0; 100];
+        decompress(codec, data, &mut out).unwrap();
         assert_eq!(out, [0x41; 100], "{codec:?}");
     }
 }
@@ -301,8 +296,8 @@ fn other_levels_give_frames_of_the_same_format() {
     for level in [-5, 1, 9, 19, 1000] {
         let mut out = vec![];
         assert_eq!(Compressor::with_level(level).compress(Compression::Zstd, &raw, &mut out), Codec::Zstd);
-        let mut back = vec![];
-        decompress(Codec::Zstd, &out, raw.len(), &mut back).unwrap();
+        let mut back = vec![0; raw.len()];
+        decompress(Codec::Zstd, &out, &mut back).unwrap();
         assert_eq!(back, raw);
         sizes.push(out.len());
     }

@@ -647,6 +647,10 @@ impl DiskArray {
         }
     }
 
+    pub(super) fn now(&self) -> Duration {
+        self.env.now()
+    }
+
     /// Reads bytes of a column as its disk has them.
     pub async fn read_column(&self, extent: &Extent, column: usize, row: u64, len: usize) -> Result<Bytes> {
         let (disk, chunk) = extent.columns[column];

@@ -8,5 +8,6 @@ pub mod layout;
 pub mod member;
 pub mod parity;
 pub mod placement;
+pub mod requests;
 pub mod rows;
 mod simd;

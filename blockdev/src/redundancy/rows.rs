@@ -5,6 +5,7 @@ use futures::future::join_all;
 
 use super::array::{DiskArray, Extent};
 use super::parity::{self, Recovery};
+use super::requests::Requests;
 use crate::disk::AlignedBuf;
 use crate::error::{Error, Result};
 
@@ -90,10 +91,10 @@ impl Survey {
 
 impl DiskArray {
     /// Reads bytes `row .. row + len` (whole strips) of all columns but those in the bit set `lost`.
-    pub async fn survey_rows(&self, extent: &Extent, row: u64, len: usize, lost: u32) -> Survey {
+    pub async fn survey_rows(&self, extent: &Extent, row: u64, len: usize, lost: u32, requests: &Requests) -> Survey {
         let columns = extent.columns.len();
         let read = |c: usize| async move {
-            if lost >> c & 1 == 1 { None } else { Some(self.read_column(extent, c, row, len).await) }
+            if lost >> c & 1 == 1 { None } else { Some(self.read_column_by(requests, extent, c, row, len).await) }
         };
         let reads = join_all((0..columns).map(read)).await;
         let serves = |c: usize| self.member(extent.columns[c].0).is_some_and(|m| m.online().is_some());
@@ -107,7 +108,14 @@ impl DiskArray {
     ///
     /// # Errors
     /// When more is lost than parity can give back.
-    pub async fn read_rows(&self, extent: &Extent, row: u64, len: usize, lost: u32) -> Result<Rows> {
+    pub async fn read_rows(
+        &self,
+        extent: &Extent,
+        row: u64,
+        len: usize,
+        lost: u32,
+        requests: &Requests,
+    ) -> Result<Rows> {
         let (k, m) = (extent.data, extent.parity);
         let mut present: Vec<bool> = (0..k + m).map(|c| lost & (1 << c) == 0).collect();
         let mut have: Vec<Option<Bytes>> = vec![None; k + m];
@@ -122,7 +130,7 @@ impl DiskArray {
             if missing.is_empty() {
                 break plans;
             }
-            let reads = join_all(missing.iter().map(|&c| self.read_column(extent, c, row, len))).await;
+            let reads = join_all(missing.iter().map(|&c| self.read_column_by(requests, extent, c, row, len))).await;
             for (column, read) in missing.into_iter().zip(reads) {
                 present[column] = read.is_ok();
                 have[column] = read.ok();

@@ -126,8 +126,8 @@ mod tests {
             let raw: Vec<Vec<u8>> = frames
                 .iter()
                 .map(|f| {
-                    let mut raw = Vec::new();
-                    decompress(f.codec, &f.stored, f.raw_len.into(), &mut raw).unwrap();
+                    let mut raw = vec![0; f.raw_len.into()];
+                    decompress(f.codec, &f.stored, &mut raw).unwrap();
                     raw
                 })
                 .collect();

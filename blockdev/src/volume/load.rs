@@ -69,10 +69,10 @@ impl Engine {
     ) -> Result<Bytes> {
         let extent = self.extent(at.segment)?;
         let decode = |stored: &[u8]| {
-            let mut raw = Vec::new();
-            codec::decompress(codec, stored, raw_len, &mut raw).ok()?;
+            let mut raw = vec![0; raw_len];
+            codec::decompress(codec, stored, &mut raw).ok()?;
             let raw = Bytes::from(raw);
-            (raw.len() == raw_len && accept(&raw)).then_some(raw)
+            accept(&raw).then_some(raw)
         };
         let first = self.read_stored(&extent, at.offset, at.len.into(), 0).await;
         if let Ok(stored) = &first

@@ -3,6 +3,7 @@
 //! `intake` (acknowledge, overlay) → `destage` (find duplicates, compress, in parallel) → `commit` (one after another: places, records,
 //! state) → `group_commit` (log, flush) and, in the background, `checkpoint` and `cleaner`. `recovery` is the way back after a crash.
 
+mod answer;
 pub mod balance;
 mod carry;
 pub mod checkpoint;

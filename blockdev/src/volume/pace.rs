@@ -1,6 +1,7 @@
 //! The pace of background work: rebuild, scrub and cleaner take turns, and hosts come first. `docs/design/0007-pace.md` has the rules.
 
 pub(super) mod control;
+mod grain;
 mod histogram;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,11 +11,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Engine;
+use crate::redundancy::requests::Requests;
 use crate::report::{HostLatency, Priority};
 use control::{Class, Control, Hosts, Kind, Verdict};
+use grain::GRAIN_MAX;
 
-/// Most bytes of a column in one piece of work while hosts are there: a disk is kept from them no longer than for a long request of theirs.
-const COLUMN_MAX: u64 = 128 << 10;
 /// The cleaner gives way no longer when only so many segments more are free than hosts need.
 const CLEANING_URGENT: u64 = 4;
 
@@ -67,19 +68,24 @@ pub(super) struct Turn<'a> {
     engine: &'a Engine,
     class: Class,
     hindered: bool,
+    /// How it is to read and write.
+    pub(super) requests: Requests,
 }
 
 impl Turn<'_> {
     /// How many bytes of each column to work on, where `usual` is best without hosts. A multiple of `strip`.
     pub(super) fn column_bytes(&self, usual: u64, strip: u64) -> u64 {
-        if self.hindered { usual.min((COLUMN_MAX / strip).max(1) * strip) } else { usual }
+        if self.hindered { usual.min((GRAIN_MAX as u64 / strip).max(1) * strip) } else { usual }
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let now = self.engine.env.now();
-        self.engine.pace.control.lock().end(now, self.class, self.hindered);
+        let mut control = self.engine.pace.control.lock();
+        control.requested(now, &self.requests);
+        control.end(now, self.class, self.hindered);
+        drop(control);
         self.engine.pace.ended.notify_waiters();
     }
 }
@@ -104,13 +110,19 @@ impl Engine {
         loop {
             let ended = self.pace.ended.notified();
             let now = self.env.now();
-            let verdict = self.pace.control.lock().ask(now, class, self.segments_at_once(), self.hosts());
+            let (verdict, most) = {
+                let mut control = self.pace.control.lock();
+                (control.ask(now, class, self.segments_at_once(), self.hosts()), control.grain())
+            };
             match verdict {
-                Verdict::Go { hindered } => return Turn { engine: self, class, hindered },
+                Verdict::Go { hindered } => {
+                    let requests = if hindered { Requests::new(most) } else { Requests::whole() };
+                    return Turn { engine: self, class, hindered, requests };
+                }
                 Verdict::Wait(_) if self.is_dead() => {
                     // What it does next will find the pool stopped.
                     self.pace.control.lock().begin(now, class, false);
-                    return Turn { engine: self, class, hindered: false };
+                    return Turn { engine: self, class, hindered: false, requests: Requests::whole() };
                 }
                 Verdict::Wait(wait) => {
                     let timer = self.env.sleep(wait);

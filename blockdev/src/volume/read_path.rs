@@ -1,12 +1,15 @@
 //! Reads: what is not yet committed comes from the overlay, the rest through map, block table, frame.
 
+use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use futures::future::join_all;
+use futures::future::{join, join_all};
 
 use super::Engine;
+use super::answer::Answer;
 use super::destage::Stamp;
 use super::intake::HostBlock;
 use crate::codec;
@@ -21,8 +24,8 @@ use crate::units::{BLOCK_SIZE, Lba, VirtualBlock, VolumeId};
 const GAP_MAX: u32 = 8 << 10;
 /// Bytes read at once.
 const RUN_MAX: u32 = 256 << 10;
-/// Runs with more frames than this are uncompressed by the processor pool.
-const FRAMES_INLINE: usize = 4;
+/// Of runs with more frames than this, the others are uncompressed by the processor pool, as many at once.
+const FRAMES_INLINE: usize = 8;
 
 /// A block to be found.
 struct WantedBlock {
@@ -30,20 +33,24 @@ struct WantedBlock {
     index: usize,
     /// Where it is.
     entry: BlockEntry,
-    /// What it may be equal to.
+    /// What it may be equal to: then only that is asked.
     like: Option<Bytes>,
+    /// Empty room in the answer for the whole frame, with the first of its blocks where all of them are wanted in their order.
+    room: Option<BytesMut>,
 }
 
 /// A block that was found, and its checksum right.
 #[derive(Clone)]
-struct Found {
-    /// Content.
-    data: Bytes,
+enum Found {
+    /// Its content.
+    Content(Bytes),
+    /// Its frame is in the room it had.
+    Placed,
     /// Whether it is equal to [`WantedBlock::like`], byte for byte.
-    equal: bool,
+    Compared(bool),
 }
 
-/// What became of wanted blocks.
+/// What became of wanted blocks. Those whose frame had room come with it, filled or as it was.
 type Answers = Vec<(WantedBlock, Result<Found>)>;
 
 /// One frame and which of the wanted blocks lie in it.
@@ -51,27 +58,56 @@ struct WantedFrame {
     at: Location,
     entry: BlockEntry,
     blocks: Vec<WantedBlock>,
+    /// Whether the frame cache is to have it.
+    keep: bool,
 }
 
 impl WantedFrame {
-    /// The wanted blocks in the uncompressed frame; None when one of them is not what its checksum says.
-    fn look_at(&self, raw: &Bytes) -> Option<Vec<Found>> {
+    /// The wanted blocks in the uncompressed frame, as `content` gives them; None when one of them is not what its checksum says.
+    fn look_at(&self, raw: &[u8], content: impl Fn(Range<usize>) -> Found) -> Option<Vec<Found>> {
         let find = |wanted: &WantedBlock| {
             let start = usize::from(wanted.entry.index) * BLOCK_SIZE;
             let block = raw.get(start..start + BLOCK_SIZE)?;
             // What equals a block of the same checksum needs no other proof.
-            let equal = wanted.like.as_ref().is_some_and(|like| like == block);
-            let right = equal || crate::format::checksum(block) == wanted.entry.checksum;
-            right.then(|| Found { data: raw.slice(start..start + BLOCK_SIZE), equal })
+            let equal = wanted.like.as_ref().map(|like| like == block);
+            let right = equal == Some(true) || crate::format::checksum(block) == wanted.entry.checksum;
+            right.then(|| equal.map_or_else(|| content(start..start + BLOCK_SIZE), Found::Compared))
         };
         self.blocks.iter().map(find).collect()
     }
+
+    /// As [`Self::look_at`]; what is found are parts of `raw`.
+    fn parts_of(&self, raw: &Bytes) -> Option<Vec<Found>> {
+        self.look_at(raw, |part| Found::Content(raw.slice(part)))
+    }
+
+    /// All of the frame is wanted.
+    fn is_whole(&self) -> bool {
+        self.blocks.len() >= usize::from(self.entry.frame_blocks)
+    }
+
+    /// The room for it in the answer, unless blocks of it are wanted elsewhere as well.
+    fn take_room(&mut self) -> Option<BytesMut> {
+        let alone = self.blocks.len() == usize::from(self.entry.frame_blocks);
+        self.blocks.first_mut().filter(|_| alone)?.room.take()
+    }
+
+    /// What was wanted is in the room now.
+    fn fill_room(&mut self, room: BytesMut) -> Vec<Found> {
+        if let Some(first) = self.blocks.first_mut() {
+            first.room = Some(room);
+        }
+        vec![Found::Placed; self.blocks.len()]
+    }
 }
 
-/// A frame that was read, and what was found in it unless it is damaged.
+/// A frame that was read.
 struct Decoded {
     frame: WantedFrame,
-    raw: Option<(Bytes, Vec<Found>)>,
+    /// What was found in it, unless it is damaged.
+    found: Option<Vec<Found>>,
+    /// What the cache is to have of it.
+    kept: Option<Bytes>,
 }
 
 /// Frames next to each other, read at once.
@@ -107,24 +143,34 @@ impl Engine {
         } else {
             self.entries_of(volume, lba, count, &pending).await?
         };
-        let blocks = self.fetch_blocks(&entries.iter().map(|(_, e)| *e).collect::<Vec<_>>()).await;
         let at_lba = |i: usize, e: Error| e.context(format!("volume {volume}, block {}", lba.0 + i as u64));
-        if count == 1
-            && let ([(i, _)], Some(block)) = (&entries[..], blocks.first())
+        if let [(i, entry)] = entries[..]
+            && count == 1
         {
-            return block.clone().map_err(|e| at_lba(*i, e));
+            let block = self.fetch_blocks(&[entry]).await.pop();
+            return block.ok_or_else(not_read)?.map_err(|e| at_lba(i, e));
         }
-        let mut out = BytesMut::zeroed(count * BLOCK_SIZE);
-        for (i, data) in pending.iter().enumerate() {
-            if let Some(data) = data
-                && !data.is_empty()
-            {
-                out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE].copy_from_slice(data);
+        let mut answer = Answer::new(count);
+        let mut wanted = Vec::with_capacity(entries.len());
+        for (n, &(index, entry)) in entries.iter().enumerate() {
+            // A frame begins with its block 0: where one has room, no other begins before its end.
+            let room = whole_frame(&entries[n..]).map(|blocks| answer.take(index, blocks));
+            wanted.push(WantedBlock { index, entry, like: None, room });
+        }
+        let mut single = Vec::new();
+        for (wanted, found) in self.fetch(wanted).await {
+            match found.map_err(|e| at_lba(wanted.index, e))? {
+                Found::Content(block) => single.push((wanted.index, block)),
+                Found::Placed | Found::Compared(_) => {}
+            }
+            if let Some(room) = wanted.room {
+                answer.give_back(wanted.index, room);
             }
         }
-        for ((i, _), block) in entries.into_iter().zip(blocks) {
-            let block = block.map_err(|e| at_lba(i, e))?;
-            out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE].copy_from_slice(&block);
+        let mut out = answer.whole().ok_or_else(not_read)?;
+        let pending = pending.into_iter().enumerate().filter_map(|(i, data)| data.map(|data| (i, data)));
+        for (i, data) in pending.filter(|(_, data)| !data.is_empty()).chain(single) {
+            out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE].copy_from_slice(&data);
         }
         Ok(out.freeze())
     }
@@ -164,11 +210,11 @@ impl Engine {
             // The fingerprint's lower half is the checksum: where that differs there is nothing to compare.
             let alike = entry.checksum == block.fingerprint as u64;
             if entry.refcount > 0 && entry.kind == BlockKind::Data && alike {
-                wanted.push(WantedBlock { index: i, entry, like: Some(block.data) });
+                wanted.push(WantedBlock { index: i, entry, like: Some(block.data), room: None });
             }
         }
         for (wanted, found) in self.fetch(wanted).await {
-            if found.is_ok_and(|found| found.equal) {
+            if matches!(found, Ok(Found::Compared(true))) {
                 stamps[wanted.index] = Some(wanted.entry.interval);
             }
         }
@@ -178,11 +224,14 @@ impl Engine {
     /// The content of blocks, one result for each. Frames next to each other are read together.
     pub async fn fetch_blocks(&self, entries: &[BlockEntry]) -> Vec<Result<Bytes>> {
         let mut out: Vec<Result<Bytes>> = Vec::with_capacity(entries.len());
-        out.resize_with(entries.len(), || Err(Error::io("not read")));
+        out.resize_with(entries.len(), || Err(not_read()));
         let wanted = entries.iter().enumerate();
-        let wanted = wanted.map(|(index, entry)| WantedBlock { index, entry: *entry, like: None }).collect();
-        for (wanted, found) in self.fetch(wanted).await {
-            out[wanted.index] = found.map(|found| found.data);
+        let wanted = wanted.map(|(index, entry)| WantedBlock { index, entry: *entry, like: None, room: None });
+        for (wanted, found) in self.fetch(wanted.collect()).await {
+            out[wanted.index] = found.and_then(|found| match found {
+                Found::Content(block) => Ok(block),
+                Found::Placed | Found::Compared(_) => Err(not_read()),
+            });
         }
         out
     }
@@ -199,7 +248,7 @@ impl Engine {
             while let Some(next) = rest.next_if(|w| w.entry.frame == at) {
                 blocks.push(next);
             }
-            let frame = WantedFrame { at, entry, blocks };
+            let frame = WantedFrame { at, entry, blocks, keep: false };
             if let Some(run) = runs.last_mut()
                 && run.takes(&at)
             {
@@ -230,52 +279,50 @@ impl Engine {
     }
 
     /// Answers from the cache, or gives the frame back.
-    fn take_from_cache(&self, extent: &Extent, frame: WantedFrame, out: &mut Answers) -> Option<WantedFrame> {
+    fn take_from_cache(&self, extent: &Extent, mut frame: WantedFrame, out: &mut Answers) -> Option<WantedFrame> {
         let key = (extent.incarnation, frame.at.offset);
         let Some(raw) = self.frames.get(&key) else { return Some(frame) };
         // Only the blocks that were wanted when the frame was read have been verified.
-        match frame.look_at(&raw) {
-            Some(found) => {
-                out.extend(frame.blocks.into_iter().zip(found.into_iter().map(Ok)));
-                None
-            }
-            None => {
-                self.frames.remove(&key);
-                Some(frame)
-            }
+        let Some(mut found) = frame.parts_of(&raw) else {
+            self.frames.remove(&key);
+            return Some(frame);
+        };
+        if let Some(mut room) = frame.take_room() {
+            room.extend_from_slice(&raw);
+            found = frame.fill_room(room);
         }
+        out.extend(frame.blocks.into_iter().zip(found.into_iter().map(Ok)));
+        None
     }
 
-    async fn read_run(&self, run: Run) -> Answers {
+    async fn read_run(&self, mut run: Run) -> Answers {
         let (Some(first), Some(last)) = (run.frames.first(), run.frames.last()) else { return Vec::new() };
         let start = first.at.offset;
         let len = (last.at.offset + u32::from(last.at.len) - start) as usize;
+        for frame in &mut run.frames {
+            frame.keep = !frame.is_whole() || self.frames.comes_again(&(run.extent.incarnation, frame.at.offset));
+        }
         let stored = Arc::new(self.read_pieces(&run.extent, start, len).await);
-        let decoded: Vec<Decoded> = if run.frames.len() <= FRAMES_INLINE {
-            decode_all(run.frames, &stored)
-        } else {
-            let mut jobs = Vec::new();
-            let mut frames = run.frames;
-            while !frames.is_empty() {
-                let rest = frames.split_off(frames.len().min(2 * FRAMES_INLINE));
-                let job = std::mem::replace(&mut frames, rest);
-                let stored = stored.clone();
-                jobs.push(compute(&self.env, move || decode_all(job, &stored)));
-            }
-            join_all(jobs).await.into_iter().flatten().flatten().collect()
-        };
+        let mut jobs = Vec::new();
+        let mut frames = run.frames;
+        while frames.len() > FRAMES_INLINE {
+            let rest = frames.split_off(FRAMES_INLINE);
+            let job = std::mem::replace(&mut frames, rest);
+            let stored = stored.clone();
+            jobs.push(compute(&self.env, move || decode_all(job, &stored)));
+        }
+        let (elsewhere, here) = join(join_all(jobs), async { decode_all(frames, &stored) }).await;
+        let decoded = elsewhere.into_iter().flatten().flatten().chain(here);
         let mut out = Vec::new();
-        for Decoded { frame, raw } in decoded {
-            let raw = match raw {
-                Some(raw) => Ok(raw),
-                None => self.repair_frame(&frame).await,
+        for Decoded { frame, found, kept } in decoded {
+            let found = match found {
+                Some(found) => Ok((kept, found)),
+                None => self.repair_frame(&frame).await.map(|(raw, found)| (Some(raw).filter(|_| frame.keep), found)),
             };
-            match raw {
-                Ok((raw, found)) => {
-                    let key = (run.extent.incarnation, frame.at.offset);
-                    let whole = frame.blocks.len() >= usize::from(frame.entry.frame_blocks);
-                    if !whole || self.frames.comes_again(&key) {
-                        self.frames.insert(key, raw);
+            match found {
+                Ok((kept, found)) => {
+                    if let Some(raw) = kept {
+                        self.frames.insert((run.extent.incarnation, frame.at.offset), raw);
                     }
                     out.extend(frame.blocks.into_iter().zip(found.into_iter().map(Ok)));
                 }
@@ -283,7 +330,7 @@ impl Engine {
                 Err(e) => {
                     let several = frame.blocks.len() > 1;
                     for wanted in frame.blocks {
-                        let one = WantedFrame { at: frame.at, entry: frame.entry, blocks: vec![wanted] };
+                        let one = WantedFrame { at: frame.at, entry: frame.entry, blocks: vec![wanted], keep: false };
                         let found = if several { self.repair_frame(&one).await } else { Err(e.clone()) };
                         let found = found.and_then(|(_, mut found)| found.pop().ok_or_else(|| e.clone()));
                         out.extend(one.blocks.into_iter().map(|w| (w, found.clone())));
@@ -296,13 +343,13 @@ impl Engine {
 
     async fn repair_frame(&self, frame: &WantedFrame) -> Result<(Bytes, Vec<Found>)> {
         let entry = &frame.entry;
-        let accept = |raw: &Bytes| frame.look_at(raw).is_some();
+        let accept = |raw: &Bytes| frame.parts_of(raw).is_some();
         let raw = self.read_frame(&frame.at, entry.codec, entry.raw_len.into(), accept).await;
         if raw.is_err() {
             tracing::error!(segment = frame.at.segment.0, offset = frame.at.offset, "a frame cannot be read");
         }
         let raw = raw.context("reading stored data")?;
-        let found = frame.look_at(&raw).ok_or_else(|| Error::corrupt("a frame changed while it was looked at"))?;
+        let found = frame.parts_of(&raw).ok_or_else(|| Error::corrupt("a frame changed while it was looked at"))?;
         Ok((raw, found))
     }
 
@@ -311,6 +358,21 @@ impl Engine {
         self.counters.host_reads.fetch_add(1, Ordering::Relaxed);
         self.counters.host_read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
+}
+
+fn not_read() -> Error {
+    Error::io("not read")
+}
+
+/// The blocks of a frame, if what is wanted begins with all of them in their order.
+fn whole_frame(entries: &[(usize, BlockEntry)]) -> Option<usize> {
+    let (index, first) = entries.first()?;
+    let blocks = usize::from(first.frame_blocks);
+    let all = entries.get(..blocks).filter(|_| blocks > 0 && usize::from(first.raw_len) == blocks * BLOCK_SIZE)?;
+    let in_order = |(n, (i, entry)): (usize, &(usize, BlockEntry))| {
+        *i == index + n && entry.frame == first.frame && usize::from(entry.index) == n
+    };
+    all.iter().enumerate().all(in_order).then_some(blocks)
 }
 
 /// Stored bytes at consecutive offsets, as they came from the disks: where each piece starts, and what it holds.
@@ -334,22 +396,41 @@ fn stored_of(pieces: &Pieces, at: &Location) -> Option<Bytes> {
     (out.len() == len).then(|| out.freeze())
 }
 
+thread_local! {
+    /// A frame that is looked at only.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Uncompresses and verifies frames.
 fn decode_all(frames: Vec<WantedFrame>, stored: &Pieces) -> Vec<Decoded> {
-    let decode = |frame: &WantedFrame| {
-        let stored = stored_of(stored, &frame.at)?;
-        let raw_len = usize::from(frame.entry.raw_len);
-        let mut raw = Vec::new();
-        codec::decompress(frame.entry.codec, &stored, raw_len, &mut raw).ok()?;
-        let raw = Bytes::from(raw);
-        let found = frame.look_at(&raw)?;
-        Some((raw, found))
-    };
-    frames
-        .into_iter()
-        .map(|frame| {
-            let raw = decode(&frame);
-            Decoded { frame, raw }
-        })
-        .collect()
+    frames.into_iter().map(|frame| decode(frame, stored)).collect()
+}
+
+fn decode(mut frame: WantedFrame, stored: &Pieces) -> Decoded {
+    let Some(stored) = stored_of(stored, &frame.at) else { return Decoded { frame, found: None, kept: None } };
+    let (codec, raw_len) = (frame.entry.codec, usize::from(frame.entry.raw_len));
+    let placed = |_| Found::Placed;
+    if let Some(mut room) = frame.take_room() {
+        room.resize(raw_len, 0);
+        let found = codec::decompress(codec, &stored, &mut room).ok().and_then(|()| frame.look_at(&room, placed));
+        if found.is_none() {
+            room.clear();
+        }
+        let kept = (frame.keep && found.is_some()).then(|| Bytes::copy_from_slice(&room));
+        frame.fill_room(room);
+        return Decoded { frame, found, kept };
+    }
+    if !frame.keep && frame.blocks.iter().all(|wanted| wanted.like.is_some()) {
+        let found = SCRATCH.with_borrow_mut(|raw| {
+            raw.resize(raw_len, 0);
+            codec::decompress(codec, &stored, raw).ok().and_then(|()| frame.look_at(raw, placed))
+        });
+        return Decoded { frame, found, kept: None };
+    }
+    let mut raw = vec![0; raw_len];
+    let whole = codec::decompress(codec, &stored, &mut raw).is_ok();
+    let raw = Bytes::from(raw);
+    let found = frame.parts_of(&raw).filter(|_| whole);
+    let kept = (frame.keep && found.is_some()).then_some(raw);
+    Decoded { frame, found, kept }
 }

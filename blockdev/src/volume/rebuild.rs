@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{ColumnMove, Op, Record, SegmentRecord};
 use crate::planted::{self, Bug};
 use crate::redundancy::array::{Extent, Member};
+use crate::redundancy::requests::Requests;
 use crate::report::Rebuild;
 use crate::segment::table::{Segment, home, strays};
 use crate::units::{ChunkIndex, DiskId};
@@ -683,7 +684,7 @@ impl Engine {
                 if !self.is_live(&d.record) {
                     return Ok(Outcome::Changed);
                 }
-                let Ok(rows) = self.array.read_rows(&d.extent, row, len, computed).await else {
+                let Ok(rows) = self.array.read_rows(&d.extent, row, len, computed, &turn.requests).await else {
                     return Ok(Outcome::Damaged);
                 };
                 let mut contents = Vec::with_capacity(moves.len());
@@ -692,16 +693,16 @@ impl Engine {
                     contents.push(match rows.column(column) {
                         Some(content) => content.clone(),
                         // Parity, as it is.
-                        None => match self.parity_rows(&d.extent, column, row, len).await {
+                        None => match self.parity_rows(&d.extent, column, row, len, &turn.requests).await {
                             Ok(content) => content,
                             Err(_) => return Ok(Outcome::Damaged),
                         },
                     });
                 }
-                let writes = moves
-                    .iter()
-                    .zip(contents)
-                    .map(|(m, content)| self.array.write(m.to.0, geometry.chunk(m.to.1.0) + row, vec![content], false));
+                let writes = moves.iter().zip(contents).map(|(m, content)| {
+                    let (disk, chunk) = m.to;
+                    self.array.write_by(&turn.requests, disk, geometry.chunk(chunk.0) + row, content)
+                });
                 if join_all(writes).await.iter().any(|w| w.is_err()) {
                     return Ok(Outcome::Changed);
                 }
@@ -739,12 +740,19 @@ impl Engine {
     }
 
     /// Bytes of a parity column as its disk has them; computed where it has none.
-    async fn parity_rows(&self, extent: &Extent, column: usize, row: u64, len: usize) -> Result<Bytes> {
-        if let Ok(content) = self.array.read_column(extent, column, row, len).await {
+    async fn parity_rows(
+        &self,
+        extent: &Extent,
+        column: usize,
+        row: u64,
+        len: usize,
+        requests: &Requests,
+    ) -> Result<Bytes> {
+        if let Ok(content) = self.array.read_column_by(requests, extent, column, row, len).await {
             return Ok(content);
         }
         let lost = extent.lost_columns(self.array.absent()) | 1 << column;
-        let rows = self.array.read_rows(extent, row, len, lost).await?;
+        let rows = self.array.read_rows(extent, row, len, lost, requests).await?;
         rows.column(column).cloned().ok_or_else(|| Error::corrupt(format!("column {column} is not parity")))
     }
 

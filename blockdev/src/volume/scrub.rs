@@ -375,7 +375,8 @@ impl Engine {
                 if !self.is_live(record) {
                     return Ok(None);
                 }
-                self.array.survey_rows(extent, row, len, extent.lost_columns(self.array.absent())).await
+                let lost = extent.lost_columns(self.array.absent());
+                self.array.survey_rows(extent, row, len, lost, &turn.requests).await
             };
             found.bad |= survey.unreadable;
             let Ok(rows) = survey.rows(extent, geometry.strip_size) else {

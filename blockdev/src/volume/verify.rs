@@ -50,8 +50,8 @@ impl Check {
     /// Whether stored bytes are what they must be; `raw` is room to uncompress them.
     pub(super) fn passes(&self, stored: &[u8], raw: &mut Vec<u8>) -> bool {
         let decode = |codec, raw_len: usize, raw: &mut Vec<u8>| {
-            raw.clear();
-            codec::decompress(codec, stored, raw_len, raw).is_ok()
+            raw.resize(raw_len, 0);
+            codec::decompress(codec, stored, raw).is_ok()
         };
         let have = |raw: &[u8], sums: &[(u8, u64)]| {
             sums.iter().all(|(index, sum)| {

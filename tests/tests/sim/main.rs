@@ -12,6 +12,7 @@ mod exhaustive;
 mod full;
 mod harness;
 mod killed;
+mod large_reads;
 mod model;
 mod overfull;
 mod planted;

@@ -1,6 +1,8 @@
 use super::*;
+use crate::disk::IO_ALIGN;
 use crate::disk::MemoryDisk;
 use crate::env::sim::SimScope;
+use crate::redundancy::requests::Requests;
 use crate::units::Uuid;
 
 fn geometry() -> PoolGeometry {
@@ -119,17 +121,20 @@ fn rows_come_back_without_lost_columns() {
             out
         };
         for lost in (0u32..32).filter(|l| l.count_ones() <= 2) {
-            let rows = array.read_rows(&extent, 0, 2 * strip, lost).await.unwrap();
+            let requests = if lost % 2 == 0 { Requests::whole() } else { Requests::new(IO_ALIGN) };
+            let rows = array.read_rows(&extent, 0, 2 * strip, lost, &requests).await.unwrap();
             assert!(rows.data_space() == data, "without columns {lost:b}");
+            assert_eq!(requests.ended().0 as usize % if lost % 2 == 0 { 1 } else { 2 * strip / IO_ALIGN }, 0);
             for column in (0..5).filter(|c| *c < 3 || lost >> c & 1 == 1) {
                 assert!(rows.column(column) == Some(&whole[column]), "column {column} without {lost:b}");
             }
         }
-        assert!(array.read_rows(&extent, 0, strip, 0b10101).await.is_err(), "three are too many");
+        let requests = Requests::whole();
+        assert!(array.read_rows(&extent, 0, strip, 0b10101, &requests).await.is_err(), "three are too many");
         // One is lost, another one does not answer.
         array.fail(DiskId(2), "gone");
-        assert!(array.read_rows(&extent, 0, 2 * strip, 0b00001).await.unwrap().data_space() == data);
-        assert!(array.read_rows(&extent, 0, strip, 0b01001).await.is_err());
+        assert!(array.read_rows(&extent, 0, 2 * strip, 0b00001, &requests).await.unwrap().data_space() == data);
+        assert!(array.read_rows(&extent, 0, strip, 0b01001, &requests).await.is_err());
     };
     scope.run_until(run, 1_000_000).unwrap();
 }

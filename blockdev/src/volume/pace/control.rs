@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
+use super::grain::Grain;
 use super::histogram::{Histogram, bucket};
+use crate::redundancy::requests::Requests;
 use crate::report::{HostLatency, Priority};
 
 /// Share of requests that may take longer than the bound: what is held down is the 99th percentile.
@@ -154,6 +156,8 @@ struct Latency {
     look_began: Duration,
     /// Slower ones are late, by bucket.
     bound: Option<usize>,
+    /// The usual one without background work.
+    usual: Option<Duration>,
     /// Requests since the last decision, and how many of them were late.
     asked: u64,
     late: u64,
@@ -179,13 +183,14 @@ impl Latency {
         let mut all = Histogram::default();
         self.looks.iter().for_each(|look| all.merge(look));
         if all.count() < BASELINE_SAMPLES {
-            self.bound = None;
+            (self.bound, self.usual) = (None, None);
             return;
         }
         // As high as chance would have it: of two humps next to the percentile the lower one must not become the bound.
         let beyond = all.count() as f64 * LATE_SHARE;
         let share = (beyond - beyond.sqrt()).max(0.0) / all.count() as f64;
         let base = all.quantile(1.0 - share).unwrap_or_default();
+        self.usual = all.quantile(0.5);
         self.bound = Some(bucket(base.mul_f64((policy.factor * MARGIN).max(1.0)).max(base + SLACK)));
     }
 
@@ -236,6 +241,7 @@ pub struct Control {
     /// Decisions to go faster since it was last too much.
     calm: u32,
     kinds: [Latency; 2],
+    grain: Grain,
     accounts: [Account; 3],
     /// When a piece was last under way; none before the first.
     busy: Option<Duration>,
@@ -269,6 +275,7 @@ impl Control {
             rising: true,
             calm: 0,
             kinds: Default::default(),
+            grain: Grain::default(),
             accounts: Default::default(),
             busy: None,
             restoring: None,
@@ -435,6 +442,7 @@ impl Control {
     fn restart(&mut self, now: Duration) {
         self.share = self.share.min(self.policy.start);
         self.rising = true;
+        self.grain = Grain::default();
         self.count_anew(now);
         self.set_bounds();
         let known = self.kinds.iter().any(|k| k.bound.is_some());
@@ -481,6 +489,23 @@ impl Control {
         }
     }
 
+    /// Most bytes of a request to a disk while hosts are there.
+    pub fn grain(&self) -> usize {
+        self.grain.bytes()
+    }
+
+    /// What requests of a piece took.
+    pub fn requested(&mut self, now: Duration, requests: &Requests) {
+        let usual = self.kinds[Kind::Read as usize].usual;
+        if self.grain.observe(requests.most(), requests.ended(), usual) {
+            // How much was too much was found with longer ones.
+            self.share = self.share.max(self.policy.start);
+            self.rising = true;
+            self.valid = now + SETTLE;
+            self.count_anew(now);
+        }
+    }
+
     /// The pause in which hosts are alone: for how much longer, when it is time for it.
     fn look_aside(&mut self, now: Duration) -> Option<Duration> {
         let idle = self.under_way() == 0;
@@ -506,6 +531,7 @@ impl Control {
         self.probe = None;
         self.kinds.iter_mut().for_each(|k| k.end_look(now));
         self.set_bounds();
+        self.grain.widen();
         self.count_anew(now);
         let known = self.kinds.iter().any(|k| k.bound.is_some());
         self.probe_due = now + if known { PROBE_EVERY } else { PROBE_FIRST };
