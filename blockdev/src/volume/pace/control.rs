@@ -156,8 +156,8 @@ struct Latency {
     look_began: Duration,
     /// Slower ones are late, by bucket.
     bound: Option<usize>,
-    /// The usual one without background work.
-    usual: Option<Duration>,
+    /// The 99th percentile without background work.
+    slow: Option<Duration>,
     /// Requests since the last decision, and how many of them were late.
     asked: u64,
     late: u64,
@@ -183,14 +183,14 @@ impl Latency {
         let mut all = Histogram::default();
         self.looks.iter().for_each(|look| all.merge(look));
         if all.count() < BASELINE_SAMPLES {
-            (self.bound, self.usual) = (None, None);
+            (self.bound, self.slow) = (None, None);
             return;
         }
         // As high as chance would have it: of two humps next to the percentile the lower one must not become the bound.
         let beyond = all.count() as f64 * LATE_SHARE;
         let share = (beyond - beyond.sqrt()).max(0.0) / all.count() as f64;
         let base = all.quantile(1.0 - share).unwrap_or_default();
-        self.usual = all.quantile(0.5);
+        self.slow = Some(base);
         self.bound = Some(bucket(base.mul_f64((policy.factor * MARGIN).max(1.0)).max(base + SLACK)));
     }
 
@@ -496,8 +496,8 @@ impl Control {
 
     /// What requests of a piece took.
     pub fn requested(&mut self, now: Duration, requests: &Requests) {
-        let usual = self.kinds[Kind::Read as usize].usual;
-        if self.grain.observe(requests.most(), requests.ended(), usual) {
+        let slow = self.kinds[Kind::Read as usize].slow;
+        if self.grain.observe(requests.most(), requests.ended(), slow) {
             // How much was too much was found with longer ones.
             self.share = self.share.max(self.policy.start);
             self.rising = true;
@@ -531,7 +531,7 @@ impl Control {
         self.probe = None;
         self.kinds.iter_mut().for_each(|k| k.end_look(now));
         self.set_bounds();
-        self.grain.widen();
+        self.grain.paused();
         self.count_anew(now);
         let known = self.kinds.iter().any(|k| k.bound.is_some());
         self.probe_due = now + if known { PROBE_EVERY } else { PROBE_FIRST };

@@ -9,12 +9,12 @@ use std::time::Duration;
 pub const GRAIN_MAX: usize = 128 << 10;
 /// Least bytes of a request.
 const GRAIN_MIN: usize = 16 << 10;
-/// How many times as long as a host's read a request may take on average.
-const LONGER: f64 = 1.5;
-/// So much longer is never too long.
+/// So much longer than hosts' slowest reads is never too long.
 const SLACK: Duration = Duration::from_micros(100);
 /// Requests that a decision needs.
 const SAMPLES: u64 = 48;
+/// Longer ones are tried again after so many pauses.
+const TRY_AFTER: u32 = 8;
 
 /// The length of requests.
 pub struct Grain {
@@ -23,11 +23,12 @@ pub struct Grain {
     least: usize,
     ended: u64,
     took: Duration,
+    pauses: u32,
 }
 
 impl Default for Grain {
     fn default() -> Self {
-        Self { bytes: GRAIN_MAX, least: GRAIN_MAX, ended: 0, took: Duration::ZERO }
+        Self { bytes: GRAIN_MAX, least: GRAIN_MAX, ended: 0, took: Duration::ZERO, pauses: 0 }
     }
 }
 
@@ -37,9 +38,10 @@ impl Grain {
         self.bytes
     }
 
-    /// Requests of at most `most` bytes have ended, which took so long all together. `usual`: what hosts' reads take without background work.
+    /// Requests of at most `most` bytes have ended, which took so long all together. `slow`: what the slowest hundredth of hosts' reads takes without background work:
+    /// not what is usual, since most may be answered from memory.
     /// Whether they are to be shorter from now on than ever before.
-    pub fn observe(&mut self, most: usize, (ended, took): (u64, Duration), usual: Option<Duration>) -> bool {
+    pub fn observe(&mut self, most: usize, (ended, took): (u64, Duration), slow: Option<Duration>) -> bool {
         // Others began before the last decision.
         if most != self.bytes {
             return false;
@@ -50,7 +52,7 @@ impl Grain {
             return false;
         }
         let each = self.took.div_f64(self.ended as f64);
-        if usual.is_some_and(|usual| each > usual.mul_f64(LONGER).max(usual + SLACK)) {
+        if slow.is_some_and(|slow| each > slow + SLACK) {
             self.bytes = (self.bytes / 2).max(GRAIN_MIN);
         }
         (self.ended, self.took) = (0, Duration::ZERO);
@@ -59,9 +61,13 @@ impl Grain {
         shorter
     }
 
-    /// Tries longer ones again.
-    pub fn widen(&mut self) {
-        *self = Self { bytes: (self.bytes * 2).min(GRAIN_MAX), least: self.least, ..Self::default() };
+    /// Hosts were alone for a while: from time to time longer ones are tried again.
+    pub fn paused(&mut self) {
+        self.pauses += 1;
+        if self.pauses.is_multiple_of(TRY_AFTER) {
+            self.bytes = (self.bytes * 2).min(GRAIN_MAX);
+        }
+        (self.ended, self.took) = (0, Duration::ZERO);
     }
 }
 
@@ -76,10 +82,10 @@ mod tests {
         let mut seen = vec![];
         for round in 0..400 {
             let ended = (10, time(grain.bytes()) * 10);
-            grain.observe(grain.bytes(), ended, Some(time(4096)));
+            grain.observe(grain.bytes(), ended, Some(time(4096) * 3 / 2));
             if round % 100 == 99 {
                 seen.push(grain.bytes());
-                grain.widen();
+                (0..TRY_AFTER).for_each(|_| grain.paused());
             }
         }
         seen
@@ -89,7 +95,7 @@ mod tests {
     fn requests_are_as_short_as_hosts_on_flash_and_long_on_hard_disks() {
         let (ms, us) = (Duration::from_millis, Duration::from_micros);
         assert_eq!(settle(100e6, ms(6)), [GRAIN_MAX; 4], "a hard disk");
-        assert_eq!(settle(500e6, us(120)), [32 << 10; 4], "flash behind SATA");
+        assert_eq!(settle(500e6, us(120)), [64 << 10; 4], "flash behind SATA");
         assert_eq!(settle(60e6, us(300)), [16 << 10; 4], "slow flash");
         assert_eq!(settle(5e9, us(80)), [GRAIN_MAX; 4], "fast flash");
     }
@@ -110,7 +116,9 @@ mod tests {
             (0..5).filter(|_| grain.observe(grain.bytes(), took, Some(Duration::from_micros(100)))).count()
         };
         assert_eq!((slow(&mut grain), grain.bytes()), (2, GRAIN_MIN));
-        grain.widen();
+        (1..TRY_AFTER).for_each(|_| grain.paused());
+        assert_eq!(grain.bytes(), GRAIN_MIN);
+        grain.paused();
         assert_eq!(grain.bytes(), 2 * GRAIN_MIN);
         assert_eq!((slow(&mut grain), grain.bytes()), (0, GRAIN_MIN), "nothing new was learned");
     }
