@@ -1,6 +1,7 @@
 //! Surviving drive failures: parity arithmetic, widths and stripe geometry, and the choice of drives for new extents.
 //!
-//! Everything here is pure: it works on bytes and counts in memory and knows neither disks nor the catalogue.
+//! Arithmetic, layout and placement are pure: bytes and counts in memory. [`array`], [`member`], [`rows`] and [`requests`] are what reads and writes disks;
+//! none of it knows volumes.
 
 pub mod array;
 pub mod gf;

@@ -83,7 +83,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let now = self.engine.env.now();
         let mut control = self.engine.pace.control.lock();
-        control.requested(now, &self.requests);
+        control.requested(now, self.requests.most(), self.requests.ended());
         control.end(now, self.class, self.hindered);
         drop(control);
         self.engine.pace.ended.notify_waiters();

@@ -129,6 +129,15 @@ fn rows_come_back_without_lost_columns() {
                 assert!(rows.column(column) == Some(&whole[column]), "column {column} without {lost:b}");
             }
         }
+        // A column written in short requests is the column.
+        let (disk, chunk) = extent.columns[1];
+        let turned: Vec<u8> = whole[1].iter().map(|byte| !byte).collect();
+        for (content, most) in [(Bytes::from(turned), IO_ALIGN), (whole[1].clone(), 3 * IO_ALIGN)] {
+            let (short, at) = (Requests::new(most), array.geometry.chunk(chunk.0));
+            array.write_by(&short, disk, at, content.clone()).await.unwrap();
+            assert_eq!(short.ended().0 as usize, (2 * strip).div_ceil(most));
+            assert!(array.read_column(&extent, 1, 0, 2 * strip).await.unwrap() == content);
+        }
         let requests = Requests::whole();
         assert!(array.read_rows(&extent, 0, strip, 0b10101, &requests).await.is_err(), "three are too many");
         // One is lost, another one does not answer.

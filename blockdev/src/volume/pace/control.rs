@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::grain::Grain;
 use super::histogram::{Histogram, bucket};
-use crate::redundancy::requests::Requests;
 use crate::report::{HostLatency, Priority};
 
 /// Share of requests that may take longer than the bound: what is held down is the 99th percentile.
@@ -494,10 +493,10 @@ impl Control {
         self.grain.bytes()
     }
 
-    /// What requests of a piece took.
-    pub fn requested(&mut self, now: Duration, requests: &Requests) {
+    /// A piece made requests of at most `most` bytes: so many have ended, and took so long all together.
+    pub fn requested(&mut self, now: Duration, most: usize, ended: (u64, Duration)) {
         let slow = self.kinds[Kind::Read as usize].slow;
-        if self.grain.observe(requests.most(), requests.ended(), slow) {
+        if self.grain.observe(most, ended, slow) {
             // How much was too much was found with longer ones.
             self.share = self.share.max(self.policy.start);
             self.rising = true;
