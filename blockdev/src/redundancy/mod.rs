@@ -1,6 +1,6 @@
 //! Surviving drive failures: parity arithmetic, widths and stripe geometry, and the choice of drives for new extents.
 //!
-//! Arithmetic, layout and placement are pure: bytes and counts in memory. [`array`], [`member`], [`rows`] and [`requests`] are what reads and writes disks;
+//! Arithmetic, layout and placement are pure: bytes and counts in memory. [`mod@array`], [`member`], [`rows`] and [`requests`] are what reads and writes disks;
 //! none of it knows volumes.
 
 pub mod array;
