@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{Disk, DiskError, DiskGeometry, DiskResult, IO_ALIGN};
-use crate::env::BoxFuture;
+use crate::env::{BoxFuture, lent};
 use crate::error::{Error, Result};
 
 mod gate;
@@ -23,6 +23,8 @@ mod ring;
 mod scheduling;
 mod threads;
 
+#[cfg(test)]
+mod lent_tests;
 #[cfg(test)]
 mod platform_tests;
 #[cfg(test)]
@@ -73,7 +75,8 @@ enum Engine {
 /// A file or block device as a [`Disk`].
 ///
 /// A request is with the kernel when the method that makes it returns, unless [`FileDisk::QUEUE_DEPTH`] requests are there
-/// already: then its future waits for a place, in order, and dropping that future before it had one withdraws the request.
+/// already: then its future waits for a place, in order, and dropping that future before it had one withdraws the request. A read made
+/// by a thread that lends its ring ([`lent`]) is with the kernel when that thread next enters it.
 /// A request that is misaligned, out of range or too long is refused with [`DiskError::Medium`], and the disk stays usable.
 /// After the first [`DiskError::Failed`] every later request is refused with [`DiskError::Failed`]: open the disk anew.
 /// Dropping the disk waits for the requests in flight, and then releases the lock.
@@ -184,20 +187,27 @@ fn closed() -> DiskError {
 
 impl Engine {
     fn issue(self, operation: Operation, offset: u64, len: u64, file: Arc<OpenFile>, pass: Pass) -> Answer {
-        let (reply, answer) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         let request = Box::new(Request::new(operation, offset, len, file, pass, reply));
+        let mut shared = None;
         match self {
             _ if request.needs_thread() => Threads::for_discards().issue(request),
-            Self::Ring(ring) => ring.issue(request),
+            Self::Ring(ring) => {
+                if let Err(request) = request.borrow_ring() {
+                    ring.issue(request);
+                    shared = Some(ring);
+                }
+            }
             Self::Threads(threads) => threads.issue(request),
         }
-        Answer { engine: self, receiver: answer }
+        Answer { shared, receiver }
     }
 }
 
 /// Waits for a request.
 struct Answer {
-    engine: Engine,
+    /// Where it can be looked for: the shared ring, if it went there.
+    shared: Option<&'static Ring>,
     receiver: oneshot::Receiver<DiskResult<Bytes>>,
 }
 
@@ -207,7 +217,7 @@ impl Future for Answer {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut answer = Pin::new(&mut self.receiver).poll(context);
         if answer.is_pending()
-            && let Engine::Ring(ring) = self.engine
+            && let Some(ring) = self.shared
         {
             ring.harvest_if_free();
             answer = Pin::new(&mut self.receiver).poll(context);
@@ -279,8 +289,9 @@ impl Disk for FileDisk {
 impl Drop for FileDisk {
     fn drop(&mut self) {
         self.gate.close();
-        // Waiting inside a completion could be waiting for itself. There the requests keep the file open until they end.
-        while !ring::is_completing() && !self.gate.wait_idle(CLOSE_POLL) {
+        // Waiting inside a completion could be waiting for itself, as could a thread with reads in its own ring. There the requests keep the file open
+        // until they end.
+        while !ring::is_completing() && lent::under_way() == 0 && !self.gate.wait_idle(CLOSE_POLL) {
             // The thread that would have harvested may be this one.
             if let Engine::Ring(ring) = self.engine {
                 ring.harvest();

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod lent;
 pub mod real;
 pub mod rng;
 pub mod sim;

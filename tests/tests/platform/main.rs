@@ -11,5 +11,6 @@ mod kill;
 mod lvm;
 mod ublk;
 mod ublk_restart;
+mod ublk_trouble;
 mod unplug;
 mod upgrade;

@@ -34,7 +34,7 @@ pub trait Presenter: Send + Sync {
     async fn withdraw(&self, name: &str) -> Result<()>;
     /// Lets requests under way end and stops serving.
     async fn stop(&self);
-    /// Why a volume is presented and its hosts get no answers.
+    /// What is wrong with a volume that is presented and whose hosts get no answers, and what to do.
     fn trouble(&self, _name: &str) -> Option<String> {
         None
     }
@@ -265,7 +265,7 @@ impl Attachments {
         self.table.lock().await.clone()
     }
 
-    /// Volumes that are presented while their hosts get no answers, and why.
+    /// Volumes that are presented while their hosts get no answers, why, and what to do.
     pub async fn troubles(&self) -> Vec<(Attachment, String)> {
         let presented = self.all().await.into_values().filter(|a| a.error.is_none());
         presented.filter_map(|a| self.front(a.via).trouble(&a.volume).map(|why| (a, why))).collect()

@@ -292,7 +292,7 @@ impl Presenter for Devices {
     }
 
     fn trouble(&self, _: &str) -> Option<String> {
-        self.0.unserved.load(Ordering::Relaxed).then(|| "queue 1 ended: out of order".into())
+        self.0.unserved.load(Ordering::Relaxed).then(|| "its hosts wait: queue 1 ended. Restart the daemon".into())
     }
 
     async fn abandon(&self, _: &VolumeInfo) -> Result<()> {

@@ -68,10 +68,7 @@ impl Appliance {
         }
         for (attachment, why) in self.attachments.troubles().await {
             let (name, via) = (&attachment.volume, attachment.via);
-            let message = format!(
-                "volume '{name}' is attached via {via} and its hosts wait: {why}. Restart the daemon (systemctl restart ashlar): \
-                 it takes the device over with what waits, nothing is lost"
-            );
+            let message = format!("volume '{name}' is attached via {via} and {why}");
             let (severity, code) = ("critical".into(), "volume.unserved".into());
             status.alerts.push(Alert { severity, code, object: format!("volume/{name}"), message });
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
-use blockdev::frontend::ublk::{self, Owner, Shape, State, UblkDevice};
+use blockdev::frontend::ublk::{self, Owner, Shape, State, Trouble, UblkDevice};
 use blockdev::report::VolumeInfo;
 use blockdev::units::Uuid;
 use parking_lot::Mutex;
@@ -121,7 +121,16 @@ impl Presenter for Ublk {
     }
 
     fn trouble(&self, name: &str) -> Option<String> {
-        self.devices.lock().get(name)?.device.trouble()
+        Some(match self.devices.lock().get(name)?.device.trouble()? {
+            Trouble::Ended(why) => format!(
+                "its hosts wait: {why}. Restart the daemon (systemctl restart ashlar): it takes the device over with what waits, \
+                 nothing is lost"
+            ),
+            Trouble::Stopped => format!(
+                "its device was stopped by somebody else: its hosts have had errors. Unmount what was on it, and attach the volume again \
+                 (ashlar volume detach {name}, ashlar volume attach {name} --via ublk)"
+            ),
+        })
     }
 
     async fn check_resize(&self) -> Result<()> {

@@ -13,7 +13,10 @@ use tokio::sync::oneshot;
 
 use super::gate::Pass;
 use super::open::OpenFile;
+use super::ring::{Ring, answer};
+use super::threads::Threads;
 use crate::disk::{AlignedBuf, DiskError, DiskResult, IO_ALIGN};
+use crate::env::lent::{self, Waiting};
 
 /// Most buffers one system call takes (UIO_MAXIOV); longer lists are written in several steps.
 const IOV_MAX: usize = 1024;
@@ -86,6 +89,15 @@ impl Request {
     /// Whether only a blocking system call can do it.
     pub(super) fn needs_thread(&self) -> bool {
         matches!(self.operation, Operation::Discard) && self.file.is_device()
+    }
+
+    /// Gives a read to the kernel by the ring that the calling thread lends; anything else, and where that cannot be, is given back. Writes and
+    /// flushes are waited for by many, who should not wait for what this thread does meanwhile.
+    pub(super) fn borrow_ring(self: Box<Self>) -> Result<(), Box<Self>> {
+        if !matches!(self.operation, Operation::Read(_)) {
+            return Err(self);
+        }
+        lent::borrow(self, |request| request.entry(&(0..0)))
     }
 
     fn fd(&self) -> RawFd {
@@ -289,6 +301,19 @@ impl Request {
         // The waiting future may be gone, which is allowed.
         let _ = reply.send(answer);
         drop(pass);
+    }
+}
+
+impl Waiting for Request {
+    fn complete(mut self: Box<Self>, result: i32) {
+        match self.settle(result) {
+            Verdict::Done(result) => answer(self, result),
+            // The thread may be about to end, and takes no more into its ring then.
+            Verdict::Again => match Ring::shared() {
+                Ok(ring) => ring.issue(self),
+                Err(_) => Threads::shared().issue(self),
+            },
+        }
     }
 }
 

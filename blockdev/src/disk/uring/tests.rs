@@ -10,7 +10,7 @@ use crate::disk::AlignedBuf;
 use crate::disk::test_support::{Random, block_on, filled};
 use crate::error::ErrorKind;
 
-const GRAIN: u64 = IO_ALIGN as u64;
+pub(super) const GRAIN: u64 = IO_ALIGN as u64;
 
 pub(super) fn engines() -> Vec<Engine> {
     let mut engines = vec![Engine::Threads(Threads::shared())];
@@ -25,7 +25,7 @@ pub(super) fn new_file(size: u64) -> OpenOptions {
     OpenOptions { create_size: Some(size), exclusive: true }
 }
 
-fn temp() -> (TempDir, PathBuf) {
+pub(super) fn temp() -> (TempDir, PathBuf) {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("disk");
     (dir, path)

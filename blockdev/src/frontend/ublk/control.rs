@@ -31,8 +31,8 @@ const LONGEST_RANGE: u32 = (u32::MAX >> 9) & !7;
 pub(super) enum Command {
     /// Changes the size, in bytes.
     Resize(u64, Sender<Result<()>>),
-    /// Takes the device away from the system. The claim on it keeps everybody else out until it is stopped.
-    Remove(File, Sender<Result<()>>),
+    /// Takes the device away from the system. The claim on it keeps everybody else out until it is stopped; none where it was stopped already.
+    Remove(Option<File>, Sender<Result<()>>),
     /// Ends the queues; the device stays and waits for the next process.
     Leave(Sender<Result<()>>),
 }
@@ -96,7 +96,17 @@ fn run(start: &Start, tell: &Sender<Result<u32>>, commands: &Receiver<Command>) 
         }
     };
     match last {
-        Some(Command::Remove(claim, answer)) => {
+        Some(Command::Remove(None, answer)) => {
+            wait(queues);
+            // Who stopped it may have deleted it as well. While we have it open, nobody gets its number.
+            if let Err(error) = control.del_dev_async() {
+                tracing::debug!(%error, number, "a device that was stopped is there no more");
+            }
+            drop(driver);
+            let _ = answer.send(Ok(()));
+        }
+        Some(Command::Remove(Some(claim), answer)) => {
+            start.common.stop();
             let stopped = control.stop_dev().map_err(|e| from_ublk(&e, format_args!("stop /dev/ublkb{number}")));
             if let Err(error) = stopped {
                 let _ = answer.send(Err(error));
@@ -178,9 +188,9 @@ fn serve_on(control: &UblkCtrl, start: &Start, takes_over: bool) -> Result<(Arc<
         |driver| {
             driver.tgt.dev_size = start.geometry.size;
             driver.tgt.params = parameters(&start.geometry, start.shape.logical_block, start.cache);
-            // Room for all requests and the poll of the event counter at once.
-            driver.tgt.sq_depth *= 2;
-            driver.tgt.cq_depth *= 2;
+            // Room for all requests, the poll of the event counter and a read for each request at once; more reads go elsewhere.
+            driver.tgt.sq_depth *= 4;
+            driver.tgt.cq_depth *= 4;
             Ok(())
         },
         control,
@@ -212,6 +222,7 @@ fn serve_on(control: &UblkCtrl, start: &Start, takes_over: bool) -> Result<(Arc<
         Ok(()) => Ok((driver, threads)),
         Err(error) => {
             // What was made here is stopped, which takes back what its queues wait for; what was there before goes on waiting.
+            start.common.stop();
             if !takes_over && let Err(error) = control.stop_dev() {
                 tracing::warn!(%error, "stopping a ublk device that could not be started");
             }

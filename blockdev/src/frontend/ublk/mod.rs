@@ -216,6 +216,15 @@ fn block_path(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/ublkb{number}"))
 }
 
+/// Why a device is not served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A queue ended, and why: its I/O waits until another process takes the device over.
+    Ended(String),
+    /// Somebody else stopped the device: its hosts have had I/O errors, and it is gone.
+    Stopped,
+}
+
 /// A volume presented as a block device. Dropped, it leaves the device to the next process.
 pub struct UblkDevice {
     number: u32,
@@ -277,8 +286,8 @@ impl UblkDevice {
         self.taken_over
     }
 
-    /// Why part of the device is served no longer, though nobody asked for that: its I/O waits until another process takes the device over.
-    pub fn trouble(&self) -> Option<String> {
+    /// Why the device, or part of it, is served no longer, though nobody asked for that.
+    pub fn trouble(&self) -> Option<Trouble> {
         self.common.trouble()
     }
 
@@ -293,7 +302,9 @@ impl UblkDevice {
     }
 
     fn remove_within(&self, grace: Duration) -> Result<()> {
-        let claim = claim(&self.path(), grace)?;
+        // Nobody can use what was stopped, and another device may have its number by now.
+        let stopped = self.trouble() == Some(Trouble::Stopped);
+        let claim = if stopped { None } else { Some(claim(&self.path(), grace)?) };
         self.finish(|answer| Command::Remove(claim, answer))
     }
 

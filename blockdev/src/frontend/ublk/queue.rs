@@ -1,12 +1,14 @@
 //! One hardware queue: a thread that takes requests from the driver, does them or has them done on the runtime, and answers them.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 use libublk::io::{BufDesc, BufDescList, UblkDev, UblkIOCtx, UblkQueue, with_task_io_ring_mut};
 use libublk::{UblkError, UblkIORes, sys};
 use parking_lot::Mutex;
@@ -15,7 +17,8 @@ use tokio::sync::Semaphore;
 use super::request::Request;
 use super::tasks::{Rouse, Tasks};
 use super::transfer::Slot;
-use super::{MAX_TRANSFER, from_ublk};
+use super::{MAX_TRANSFER, Trouble, from_ublk};
+use crate::env::lent::{self, LentRing};
 use crate::error::{Error, Result};
 use crate::frontend::BlockDevice;
 use crate::frontend::errno::{errno, from_io};
@@ -24,8 +27,14 @@ use crate::units::BLOCK_BYTES;
 /// Marks the poll of the event counter among the completions of a queue's ring; above it, requests have their tag.
 const WAKE: u64 = 1 << 63 | 0xffff;
 
-/// Requests that wait here while the thread takes on more by itself.
-const WAITING_HERE: usize = 4;
+/// Light requests that wait here while the thread takes on another.
+const LIGHT_HERE: usize = 64;
+
+/// The same for others: more than one processor can hash and uncompress.
+const OTHERS_HERE: usize = 4;
+
+/// Longest wait for reads of a queue that ended.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Requests of at most so many bytes cost less than giving them to another thread.
 const LIGHT: u64 = 16 << 10;
@@ -42,8 +51,10 @@ pub(super) struct Common {
     under_way: AtomicUsize,
     /// Set when this process is about to give the device to the next one: no further request is begun.
     leaving: AtomicBool,
+    /// Set when this process is about to stop the device.
+    stopping: AtomicBool,
     /// Why a queue is served no longer, though nobody said so.
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Option<Trouble>>,
     queues: Vec<Arc<Mail>>,
 }
 
@@ -63,6 +74,7 @@ impl Common {
             memory,
             under_way: AtomicUsize::new(0),
             leaving: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             trouble: Mutex::default(),
             queues,
         })
@@ -74,13 +86,27 @@ impl Common {
     }
 
     /// Why a queue is served no longer, though nobody said so.
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(super) fn trouble(&self) -> Option<Trouble> {
         self.trouble.lock().clone()
     }
 
     fn fail(&self, queue: u16, why: &str) {
         tracing::error!(queue, error = why, "a queue of a ublk device ended");
-        self.trouble.lock().get_or_insert_with(|| format!("queue {queue} ended: {why}"));
+        self.trouble.lock().get_or_insert_with(|| Trouble::Ended(format!("queue {queue} ended: {why}")));
+    }
+
+    /// The device was stopped: by us, or by somebody who may. What that means goes over whatever was wrong before.
+    fn stopped(&self) {
+        if !self.stopping.load(Ordering::Acquire)
+            && self.trouble.lock().replace(Trouble::Stopped) != Some(Trouble::Stopped)
+        {
+            tracing::error!("a ublk device was stopped, not by this process");
+        }
+    }
+
+    /// Says that this process is about to stop the device.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
     }
 
     /// Begins no further request; those that come stay with the driver, which sends them to the next process.
@@ -105,10 +131,15 @@ enum News {
     Roused(u16),
 }
 
-/// What others have for the thread of a queue.
+thread_local! {
+    /// The mail of the queue whose thread this is.
+    static OWN: Cell<*const Mail> = const { Cell::new(std::ptr::null()) };
+}
+
+/// What there is for the thread of a queue, from others and from itself.
 struct Mail {
     news: Mutex<Vec<News>>,
-    /// Counts up when the thread is to look.
+    /// Counts up when the thread is to look. It looks by itself before it waits, so its own news need not wake it.
     event: File,
     ended: AtomicBool,
 }
@@ -132,9 +163,13 @@ impl Mail {
             waiting.push(news);
             waiting.len() == 1
         };
-        if first {
+        if first && !std::ptr::eq(OWN.get(), self) {
             self.wake();
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.news.lock().is_empty()
     }
 
     fn wake(&self) {
@@ -203,17 +238,24 @@ pub(super) fn serve(
     ready(Ok(()));
     // What is done here may want the runtime's timers.
     let _entered = common.runtime.enter();
+    OWN.set(Arc::as_ptr(&mail));
+    let ring = LentRing::new(push);
     let tasks = Tasks::new(driver.dev_info.queue_depth, &mail);
-    let mut queue = Queue { driver: driver_queue, data, common, mail: &mail, tasks };
-    match catch_unwind(AssertUnwindSafe(|| queue.turn())) {
-        Ok(Ok(End::Stopped)) => return,
+    let mut queue = Queue { driver: driver_queue, data, common, mail: &mail, ring: &ring, tasks };
+    let ended = catch_unwind(AssertUnwindSafe(|| queue.turn()));
+    let Queue { driver, tasks, .. } = queue;
+    // Work that goes no further may have asked for more than it waits for.
+    drop(tasks);
+    drain(&ring);
+    match ended {
+        Ok(Ok(End::Stopped)) => return common.stopped(),
         Ok(Ok(End::Told)) => {}
         Ok(Err(error)) => common.fail(number, &error.to_string()),
         Err(_) => common.fail(number, "its thread panicked"),
     }
     // The driver still has our requests for work. Dropping the queue would wait in the kernel until it gives them back, which it does only
     // when the ring is closed: by the end of this thread. The map of the descriptors stays until the process ends.
-    std::mem::forget(queue.driver);
+    std::mem::forget(driver);
 }
 
 /// Why a queue ended.
@@ -232,12 +274,39 @@ fn poll(mail: &Mail) -> std::result::Result<(), UblkError> {
         .map_err(|_| UblkError::OtherError(-libc::EAGAIN))
 }
 
+/// Puts an entry of a disk into this thread's ring.
+fn push(entry: &squeue::Entry) -> bool {
+    // SAFETY: who borrows the ring keeps what the entry refers to until its completion was handed in, which `drain` sees to.
+    with_task_io_ring_mut(|ring| unsafe { ring.submission().push(entry) }.is_ok())
+}
+
+/// Waits until the disks have answered all that went through this thread's ring. One that does not answer in [`DRAIN`] keeps its memory for ever: a
+/// dead drive must not hold the next process up.
+fn drain(ring: &LentRing) {
+    let begun = Instant::now();
+    let tick = types::Timespec::new().nsec(100_000_000);
+    while lent::under_way() > 0 && begun.elapsed() < DRAIN {
+        let completions = with_task_io_ring_mut(|ring| {
+            let waited = ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&tick));
+            if let Err(error) = waited
+                && !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR))
+            {
+                tracing::warn!(%error, "waiting for the reads of a queue that ended");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            ring.completion().collect::<Vec<_>>()
+        });
+        completions.iter().for_each(|completion| ring.complete(completion));
+    }
+}
+
 /// What the thread of a queue has.
 struct Queue<'a> {
     driver: UblkQueue<'a>,
     data: &'a Arc<File>,
     common: &'a Arc<Common>,
     mail: &'a Mail,
+    ring: &'a LentRing,
     tasks: Tasks<Mail>,
 }
 
@@ -247,15 +316,18 @@ impl Queue<'_> {
         let mut news = Vec::new();
         while !self.mail.ended.load(Ordering::Acquire) {
             let mut woken = false;
+            let ring = self.ring;
             let waited = self.driver.flush_and_wake_io_tasks(
                 |user_data, completion, _| {
                     if user_data == WAKE {
                         woken = true;
+                    } else if LentRing::concerns(completion) {
+                        ring.complete(completion);
                     } else if completion.result() == sys::UBLK_IO_RES_OK as i32 {
                         begun.push(UblkIOCtx::user_data_to_tag(user_data) as u16);
                     }
                 },
-                1,
+                usize::from(self.mail.is_empty()),
             );
             match waited {
                 Ok(_) => {}
@@ -267,8 +339,8 @@ impl Queue<'_> {
             if woken {
                 self.mail.calm();
                 poll(self.mail).map_err(|e| from_ublk(&e, "wait for news"))?;
-                std::mem::swap(&mut *self.mail.news.lock(), &mut news);
             }
+            std::mem::swap(&mut *self.mail.news.lock(), &mut news);
             for told in news.drain(..) {
                 match told {
                     News::Done(tag, result) => self.answer(tag, result)?,
@@ -287,8 +359,7 @@ impl Queue<'_> {
         Ok(End::Told)
     }
 
-    /// Begins a request: here, or on the runtime when enough wait here, or it is large and not the `last` of those that came together: more than one
-    /// processor can hash and uncompress.
+    /// Begins a request: here, or on the runtime when enough wait here, or it is not light and not the `last` of those that came together.
     fn begin(&mut self, tag: u16, last: bool) -> Result<()> {
         let common = self.common;
         // Counted before the look, so that who waits for none to be under way after `leave` misses none.
@@ -301,7 +372,8 @@ impl Queue<'_> {
         let light = request.as_ref().map_or(true, |r| r.cost() <= LIGHT);
         let slot = Slot { device: Arc::clone(self.data), queue: self.driver.get_qid(), tag };
         let work = done(Arc::clone(common), request, slot);
-        if (light || last) && self.tasks.waiting() < WAITING_HERE {
+        let here = if light { LIGHT_HERE } else { OTHERS_HERE };
+        if (light || last) && self.tasks.waiting() < here {
             return match self.tasks.begin(tag, Box::pin(work)) {
                 Some(result) => self.answer(tag, result),
                 None => Ok(()),
