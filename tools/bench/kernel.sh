@@ -29,7 +29,10 @@ done
 [ "$(id -u)" = 0 ] || die "needs root, for packages and for the machine's disks"
 command -v mdadm >/dev/null || apt-get install -q -y --no-install-recommends mdadm
 [ -x "$vdo/usr/bin/vdoformat" ] || "$root/scripts/unpack.sh" trixie "$vdo" vdo
-(cd "$root" && cargo build --locked --release -p ashlar-tools && cargo build --locked --release -p ashlar-blockdev --example ublk_memory)
+(cd "$root" && cargo build --locked --release -p ashlar-tools)
+case " $* " in
+*" ublk-"*) (cd "$root" && cargo build --locked --release -p ashlar-blockdev --example ublk_memory --example ublk_buffers) ;;
+esac
 
 # The guest sees this machine's files and cannot change them: figures come back on its terminal.
 mkdir -p "$root/target/bench"
