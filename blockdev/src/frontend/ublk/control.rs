@@ -2,7 +2,7 @@
 //! that belongs to the thread, hence one thread for all of them.
 
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -132,15 +132,20 @@ fn run(start: &Start, tell: &Sender<Result<u32>>, commands: &Receiver<Command>) 
     }
 }
 
-fn wait(queues: Vec<JoinHandle<()>>) {
+/// Waits until the threads of the queues are gone, and closes their rings then.
+fn wait(queues: Vec<Serving>) {
     for queue in queues {
-        if queue.join().is_err() {
-            tracing::error!("the thread of a ublk queue panicked");
+        match queue.join() {
+            Ok(ring) => drop(ring),
+            Err(_) => tracing::error!("the thread of a ublk queue panicked"),
         }
     }
 }
 
-type Up = (UblkCtrl, Arc<UblkDev>, Vec<JoinHandle<()>>);
+/// The thread of a queue. It gives its ring, which must outlive it.
+type Serving = JoinHandle<Option<OwnedFd>>;
+
+type Up = (UblkCtrl, Arc<UblkDev>, Vec<Serving>);
 
 fn bring_up(start: &Start) -> Result<Up> {
     let takes_over = start.waiting.is_some();
@@ -178,7 +183,7 @@ fn note_empty(control: &UblkCtrl) {
     }
 }
 
-fn serve_on(control: &UblkCtrl, start: &Start, takes_over: bool) -> Result<(Arc<UblkDev>, Vec<JoinHandle<()>>)> {
+fn serve_on(control: &UblkCtrl, start: &Start, takes_over: bool) -> Result<(Arc<UblkDev>, Vec<Serving>)> {
     let number = control.dev_info().dev_id;
     if takes_over {
         control.start_user_recover().map_err(|e| from_ublk(&e, format_args!("take over /dev/ublkb{number}")))?;
@@ -208,7 +213,7 @@ fn serve_on(control: &UblkCtrl, start: &Start, takes_over: bool) -> Result<(Arc<
             let name = format!("ublk{number}-{queue}");
             let thread = std::thread::Builder::new().name(name).spawn(move || {
                 loopdev::set_io_flusher();
-                serve(queue, &driver, &data, &common, |outcome| drop(ready.send(outcome)));
+                serve(queue, &driver, &data, &common, |outcome| drop(ready.send(outcome)))
             });
             threads.push(thread.map_err(|e| from_io(&e, "start the thread of a queue"))?);
         }

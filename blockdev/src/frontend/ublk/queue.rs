@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -218,22 +218,31 @@ impl Drop for Promise {
 }
 
 /// Serves a queue until the device is stopped or the threads are ended. `ready` is told once whether requests can come.
+///
+/// What it gives is to be dropped when the thread is gone, and not before: the ring. Closed by a thread that lives on for a moment, the driver (of Linux 6.12) takes back
+/// what the thread has, and then gives it a request that was on its way; nobody would ever take that back, and the device could neither be taken over nor stopped.
 pub(super) fn serve(
     number: u16,
     driver: &UblkDev,
     data: &Arc<File>,
     common: &Arc<Common>,
     ready: impl FnOnce(Result<()>),
-) {
+) -> Option<OwnedFd> {
     let mail = Arc::clone(&common.queues[usize::from(number)]);
     let driver_queue = UblkQueue::new(number, driver).and_then(|queue| {
         let queue = queue.submit_fetch_commands_unified(BufDescList::Slices(None))?;
         poll(&mail)?;
-        Ok(queue)
+        // SAFETY: the ring is open during the call.
+        let ring =
+            with_task_io_ring_mut(|ring| unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) }.try_clone_to_owned());
+        Ok((queue, ring.map_err(UblkError::IOError)?))
     });
-    let driver_queue = match driver_queue {
-        Ok(queue) => queue,
-        Err(error) => return ready(Err(from_ublk(&error, format_args!("set up queue {number}")))),
+    let (driver_queue, kept) = match driver_queue {
+        Ok(both) => both,
+        Err(error) => {
+            ready(Err(from_ublk(&error, format_args!("set up queue {number}"))));
+            return None;
+        }
     };
     ready(Ok(()));
     // What is done here may want the runtime's timers.
@@ -248,14 +257,18 @@ pub(super) fn serve(
     drop(tasks);
     drain(&ring);
     match ended {
-        Ok(Ok(End::Stopped)) => return common.stopped(),
+        Ok(Ok(End::Stopped)) => {
+            common.stopped();
+            return Some(kept);
+        }
         Ok(Ok(End::Told)) => {}
         Ok(Err(error)) => common.fail(number, &error.to_string()),
         Err(_) => common.fail(number, "its thread panicked"),
     }
     // The driver still has our requests for work. Dropping the queue would wait in the kernel until it gives them back, which it does only
-    // when the ring is closed: by the end of this thread. The map of the descriptors stays until the process ends.
+    // when the ring is closed. The map of the descriptors stays until the process ends.
     std::mem::forget(driver);
+    Some(kept)
 }
 
 /// Why a queue ended.
@@ -325,6 +338,10 @@ impl Queue<'_> {
                         ring.complete(completion);
                     } else if completion.result() == sys::UBLK_IO_RES_OK as i32 {
                         begun.push(UblkIOCtx::user_data_to_tag(user_data) as u16);
+                    } else if completion.result() != sys::UBLK_IO_RES_ABORT {
+                        // Nothing will come for this tag any more.
+                        let tag = UblkIOCtx::user_data_to_tag(user_data);
+                        tracing::warn!(tag, result = completion.result(), "the driver refused a request for work");
                     }
                 },
                 usize::from(self.mail.is_empty()),
