@@ -16,6 +16,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "blockdev/src/frontend/ublk",
     "blockdev/src/frontend/loopdev.rs",
     "blockdev/examples/diskbench.rs",
+    "blockdev/examples/ublk_buffers.rs",
 ];
 
 /// Where the operating system may be asked for time, chance and threads: everything else goes through `Env`.

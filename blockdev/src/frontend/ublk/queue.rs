@@ -219,8 +219,8 @@ impl Drop for Promise {
 
 /// Serves a queue until the device is stopped or the threads are ended. `ready` is told once whether requests can come.
 ///
-/// What it gives is to be dropped when the thread is gone, and not before: the ring. Closed by a thread that lives on for a moment, the driver (of Linux 6.12) takes back
-/// what the thread has, and then gives it a request that was on its way; nobody would ever take that back, and the device could neither be taken over nor stopped.
+/// What it gives is to be dropped when the thread is gone, and not before: the ring. While the thread of a closed ring lives on, the driver (of Linux 6.12) may take back what
+/// the thread has and then hand it a request that was on its way, which nobody would ever answer.
 pub(super) fn serve(
     number: u16,
     driver: &UblkDev,
