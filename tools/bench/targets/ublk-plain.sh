@@ -4,7 +4,7 @@ UBLK_BUFFERS=${UBLK_BUFFERS:-${CARGO_TARGET_DIR:-$HERE/../../target}/release/exa
 target_unable() { ram_lacks /dev/ublk-control "$UBLK_BUFFERS"; }
 target_start() {
     ram_mark
-    serve "$UBLK_BUFFERS" plain "$SIZE" "$DIR/device"
+    serve "$UBLK_BUFFERS" "${MODE:-plain}" "$SIZE" "$DIR/device"
     for _ in $(seq 200); do [ ! -s "$DIR/device" ] || break; sleep 0.05; done
     echo "device=$(cat "$DIR/device")"
     echo "pids=$(server_pids)"
