@@ -14,6 +14,9 @@ const MARK: u64 = 3 << 62;
 pub trait Waiting: Send {
     /// Takes the kernel's result: bytes, or a negative error number.
     fn complete(self: Box<Self>, result: i32);
+
+    /// The lender goes, and the kernel has not answered. What the entry refers to must never be given back; nobody needs to wait any longer.
+    fn abandon(self: Box<Self>);
 }
 
 /// Puts an entry into the submission queue of the calling thread's ring; false when that is full.
@@ -30,7 +33,8 @@ thread_local! {
 
 /// The calling thread's ring is lent for as long as this lives.
 ///
-/// The lender submits what was pushed, hands in every completion, and goes on with that until nothing is [`under_way`] before it drops this.
+/// The lender submits what was pushed, hands in every completion, and goes on with that until nothing is [`under_way`] before it drops this. What is there
+/// then is abandoned.
 pub struct LentRing {
     /// Bound to its thread.
     _thread: PhantomData<*const ()>,
@@ -72,12 +76,9 @@ impl Drop for LentRing {
     fn drop(&mut self) {
         let Some(Lent { waiting, .. }) = LENT.take() else { return };
         if !waiting.is_empty() {
-            tracing::error!(
-                requests = waiting.len(),
-                "a ring was taken back with requests in it: their memory stays theirs"
-            );
-            std::mem::forget(waiting);
+            tracing::warn!(requests = waiting.len(), "requests that got no answer are waited for no longer");
         }
+        waiting.into_iter().for_each(|(_, request)| request.abandon());
     }
 }
 

@@ -2,13 +2,7 @@
 . "$HERE/targets/ram.inc"
 UBLK_MEMORY=${UBLK_MEMORY:-${CARGO_TARGET_DIR:-$HERE/../../target}/release/examples/ublk_memory}
 target_unable() { ram_lacks /dev/ublk-control "$UBLK_MEMORY"; }
-target_start() {
-    ram_mark
-    serve "$UBLK_MEMORY" "$SIZE" "$DIR/device"
-    for _ in $(seq 200); do [ ! -s "$DIR/device" ] || break; sleep 0.05; done
-    echo "device=$(cat "$DIR/device")"
-    echo "pids=$(server_pids)"
-}
+target_start() { serve_device "$UBLK_MEMORY" "$SIZE"; }
 target_drop() { ram_drop; }
 target_usage() { ram_usage; }
 target_stop() { end_servers; }

@@ -41,6 +41,10 @@ impl Waiting for Noted {
     fn complete(self: Box<Self>, result: i32) {
         self.1.send((self.0, result)).unwrap();
     }
+
+    fn abandon(self: Box<Self>) {
+        self.1.send((self.0, i32::MIN)).unwrap();
+    }
 }
 
 fn nop(_: &mut Noted) -> squeue::Entry {
@@ -173,4 +177,32 @@ fn a_read_past_a_truncated_end_is_an_error_in_a_lent_ring_too() {
             assert!(matches!(disk.read(65536, 4096).await, Err(DiskError::Medium(_))));
         })
     });
+}
+
+/// A dead drive must not keep its disk open for ever after the thread that read from it has gone.
+#[test]
+fn reads_that_get_no_answer_are_told_and_their_disk_closes() {
+    let (_dir, path) = temp();
+    let again = path.clone();
+    let thread = std::thread::spawn(move || {
+        if !make_ring(16) {
+            return;
+        }
+        let (send, noted) = channel();
+        let ring = LentRing::new(push);
+        let disk = FileDisk::open(&path, new_file(1 << 20)).unwrap();
+        // Nobody enters the ring: the kernel never answers.
+        let (read, dropped) = (disk.read(0, IO_ALIGN), disk.read(0, 128 << 10));
+        drop(dropped);
+        assert!(borrow(Box::new(Noted(3, send)), nop).is_ok());
+        drop(ring);
+        assert_eq!((noted.try_recv(), under_way()), (Ok((3, i32::MIN)), 0));
+        let told = crate::disk::test_support::block_on(read).unwrap_err();
+        assert!(matches!(told, DiskError::Medium(_)), "{told}");
+        // It is as good as before, and closes.
+        assert!(crate::disk::test_support::block_on(disk.read(0, IO_ALIGN)).is_ok());
+        drop(disk);
+    });
+    thread.join().unwrap();
+    FileDisk::open(&again, OpenOptions::default()).unwrap();
 }

@@ -315,6 +315,13 @@ impl Waiting for Request {
             },
         }
     }
+
+    /// The kernel may still fill the buffer, which stays for that. The disk can be closed; that it is bad is not said.
+    fn abandon(mut self: Box<Self>) {
+        let why = DiskError::Medium(self.describe(&"nobody waits for the answer any longer"));
+        std::mem::forget(std::mem::replace(&mut self.operation, Operation::Flush));
+        answer(self, Err(why));
+    }
 }
 
 /// Reads of so many bytes get memory that was in use before: the system would have to clear new pages.

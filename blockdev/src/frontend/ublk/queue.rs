@@ -293,8 +293,8 @@ fn push(entry: &squeue::Entry) -> bool {
     with_task_io_ring_mut(|ring| unsafe { ring.submission().push(entry) }.is_ok())
 }
 
-/// Waits until the disks have answered all that went through this thread's ring. One that does not answer in [`DRAIN`] keeps its memory for ever: a
-/// dead drive must not hold the next process up.
+/// Waits until the disks have answered all that went through this thread's ring. Not longer than [`DRAIN`]: a dead
+/// drive must not hold the next process up.
 fn drain(ring: &LentRing) {
     let begun = Instant::now();
     let tick = types::Timespec::new().nsec(100_000_000);
