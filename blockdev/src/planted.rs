@@ -47,6 +47,12 @@ pub enum Bug {
     CarriedLetGoEarly,
     /// They keep the numbers they had.
     CarriedNumbersKept,
+    /// What a volume shares with its snapshots is changed, and given back, as if it were its own.
+    SnapshotNotKept,
+    /// The reaper gives back what a version's child sees.
+    ReaperBlind,
+    /// What was handed over stays the property of the version that goes.
+    CursorIgnored,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -301,6 +301,9 @@ pub struct PoolStatus {
     pub disks: Vec<DiskInfo>,
     /// Number of volumes.
     pub volumes: usize,
+    /// Number of snapshots.
+    #[serde(default)]
+    pub snapshots: usize,
     /// Alerts, most severe first.
     pub alerts: Vec<Alert>,
 }
@@ -404,6 +407,33 @@ pub struct VolumeInfo {
     pub state: String,
     /// Seconds since 1970.
     pub created_s: u64,
+    /// Snapshots there are of it.
+    #[serde(default)]
+    pub snapshots: u64,
+    /// The snapshot it was cloned from, if that is there.
+    #[serde(default)]
+    pub origin: Option<String>,
+}
+
+/// One snapshot of a volume.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotInfo {
+    /// `VOLUME@SNAPSHOT`.
+    pub name: String,
+    /// The volume.
+    pub volume: String,
+    /// Identity in the pool.
+    pub id: u32,
+    /// Bytes hosts saw.
+    pub size: u64,
+    /// Bytes that were mapped.
+    pub mapped: u64,
+    /// How it is presented, if it is.
+    pub attached: Option<String>,
+    /// Seconds since 1970.
+    pub created_s: u64,
+    /// Volumes that were cloned from it.
+    pub clones: Vec<String>,
 }
 
 /// One inconsistency found by `pool check`.

@@ -3,10 +3,11 @@
 use blockdev::error::ErrorKind;
 use blockdev::report::{CheckReport, Damage, DiskInfo, DriveHealth, Tolerance, VolumeInfo};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 pub mod events;
 pub mod lab;
+pub mod snapshots;
 pub mod upgrade;
 
 /// An error, in the body of every answer that is not 2xx.
@@ -77,6 +78,16 @@ pub struct VolumeResize {
     /// Makes the volume smaller although that drops the data beyond the new end.
     #[serde(default)]
     pub shrink: bool,
+}
+
+/// How a volume is to be deleted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct VolumeDelete {
+    /// With its snapshots.
+    #[serde(default)]
+    pub snapshots: bool,
 }
 
 /// How a volume can be presented.

@@ -1,6 +1,6 @@
 //! The catalogue: everything of a checkpoint that is not in pages. Written whole, alternating between two places on every disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use super::cursor::{COUNTER_LIMIT, Get, Put, check_version};
@@ -9,7 +9,7 @@ use super::page::{DIRECTORY_FANOUT, PagePtr, TABLE_FANOUT, VIRTUAL_BLOCKS_MAX};
 use super::record::{SegmentRecord, VolumeRecord};
 use crate::error::{Context, Error, Result};
 use crate::report::Tolerance;
-use crate::units::{DiskId, Uuid};
+use crate::units::{DiskId, Uuid, VolumeId};
 
 const MAGIC: u32 = 0x4348_5341; // "ASHC"
 /// Most bytes of a catalogue before compression.
@@ -137,6 +137,8 @@ pub struct Catalogue {
     pub unique_bytes: u64,
     /// See `unique_bytes`.
     pub stored_bytes: u64,
+    /// Bytes of data blocks, each as often as it is referred to.
+    pub referenced_bytes: u64,
     /// The newest scrub.
     pub scrub: ScrubRecord,
     /// Drive failures that new data survives.
@@ -156,6 +158,7 @@ impl Catalogue {
         }
         body.put_varint(self.unique_bytes);
         body.put_varint(self.stored_bytes);
+        body.put_varint(self.referenced_bytes);
         body.put_varint(self.disks.len() as u64);
         for d in &self.disks {
             body.put_varint(d.id.0.into());
@@ -213,6 +216,7 @@ impl Catalogue {
             table_len: get.below(VIRTUAL_BLOCKS_MAX + 1, "length of the block table")?,
             unique_bytes: get.below(COUNTER_LIMIT, "unique bytes")?,
             stored_bytes: get.below(COUNTER_LIMIT, "stored bytes")?,
+            referenced_bytes: get.below(COUNTER_LIMIT, "referenced bytes")?,
             ..Self::default()
         };
         for _ in 0..get.count(DISK_RECORD_MIN)? {
@@ -288,6 +292,14 @@ impl Catalogue {
         }
         if let Some(s) = self.segments.iter().find(|s| s.columns.iter().any(|(disk, _)| !disks.contains(disk))) {
             return Err(Error::corrupt(format!("segment {} lies on a disk that is not listed", s.id)));
+        }
+        let versions: BTreeMap<VolumeId, &VolumeRecord> = self.volumes.iter().map(|v| (v.id, v)).collect();
+        let fits = |v: &VolumeRecord, p: &VolumeRecord| {
+            p.is_snapshot() && p.generation < v.generation && p.levels <= v.levels && p.family == v.family
+        };
+        let fits = |v: &VolumeRecord| v.parent == VolumeId(0) || versions.get(&v.parent).is_some_and(|p| fits(v, p));
+        if let Some(v) = self.volumes.iter().find(|v| !fits(v)) {
+            return Err(Error::corrupt(format!("volume {} goes on from {}, which does not fit it", v.id, v.parent)));
         }
         if !self.segments.is_sorted_by(|a, b| a.id < b.id) || !self.volumes.is_sorted_by(|a, b| a.id < b.id) {
             return Err(Error::corrupt("segments or volumes are out of order"));

@@ -13,7 +13,7 @@ pub mod record;
 pub mod superblock;
 
 /// Version of the on-disk format; anything else is refused.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 /// Checksum of metadata and of 4 KiB blocks: the low 64 bits of XXH3-128.
 pub fn checksum(data: &[u8]) -> u64 {

@@ -5,7 +5,7 @@
 //! open segments beyond that which the records need.
 
 use super::cursor::{COUNTER_LIMIT, Get, Put, check_version, counter};
-use super::page::{Location, MAP_BLOCKS_MAX, MAP_LEVELS_MAX, VIRTUAL_BLOCKS_MAX};
+use super::page::{Location, MAP_BLOCKS_MAX, MAP_FANOUT, MAP_LEVELS_MAX, VIRTUAL_BLOCKS_MAX};
 use crate::codec::{Codec, FRAME_BLOCKS_MAX, FRAME_MAX};
 use crate::error::{Error, Result};
 use crate::units::{ChunkIndex, DiskId, Epoch, Lba, SegmentId, Seqno, Uuid, VirtualBlock, VolumeId};
@@ -170,11 +170,26 @@ pub struct VolumeRecord {
     pub created_s: u64,
     /// How it is presented; empty when it is not.
     pub attachment: String,
+    /// The volume this is a snapshot of; 0 for a volume.
+    pub snapshot_of: VolumeId,
+    /// The snapshot it goes on from; 0 when it began empty.
+    pub parent: VolumeId,
+    /// The first volume of all that have pages in common: stands in the pages of their maps.
+    pub family: VolumeId,
+    /// Generation in which the root page came into being.
+    pub root_birth: u32,
+    /// Blocks before this one were handed over to its child, or given back, while it is being deleted.
+    pub handed: u64,
 }
 
 impl VolumeRecord {
     /// Fewest encoded bytes.
-    pub(super) const SIZE_MIN: usize = 10;
+    pub(super) const SIZE_MIN: usize = 15;
+
+    /// Whether it is a snapshot.
+    pub fn is_snapshot(&self) -> bool {
+        self.snapshot_of != VolumeId(0)
+    }
 
     /// Appends the record.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -188,6 +203,10 @@ impl VolumeRecord {
         out.put_u8(self.deleting.into());
         out.put_varint(self.created_s);
         out.put_bytes(self.attachment.as_bytes());
+        for v in [self.snapshot_of.0, self.parent.0, self.family.0, self.root_birth] {
+            out.put_varint(v.into());
+        }
+        out.put_varint(self.handed);
     }
 
     /// Decodes.
@@ -203,6 +222,11 @@ impl VolumeRecord {
             deleting: get.flag()?,
             created_s: get.varint()?,
             attachment: get.string(255)?,
+            snapshot_of: get_volume(get)?,
+            parent: get_volume(get)?,
+            family: get_volume(get)?,
+            root_birth: get.varint32()?,
+            handed: get.below(MAP_BLOCKS_MAX + 1, "blocks handed over")?,
         };
         if out.levels == 0 || out.levels > MAP_LEVELS_MAX {
             return Err(Error::corrupt(format!("volume {}: a map of {} levels is impossible", out.name, out.levels)));
@@ -313,8 +337,31 @@ pub enum Op {
     },
     /// A volume was created, or its description changed. `root`, `levels` and `mapped` count only at creation.
     PutVolume(VolumeRecord),
-    /// A volume whose map is empty was removed.
+    /// Nothing of a version's own is left: its record goes, and its child takes its parent.
     DropVolume(VolumeId),
+    /// A snapshot came into being: what its volume (`snapshot_of`) holds now. Only identity, name, and times of the record count.
+    Snapshot(VolumeRecord),
+    /// A volume goes on from a snapshot, its `parent`. If there is a volume of that identity its content is replaced: it must own
+    /// nothing, that is, a snapshot of it was just taken. Otherwise identity, name and times of the record count.
+    Clone(VolumeRecord),
+    /// A version that is being deleted lets go of what lies before an LBA.
+    HandOver {
+        /// Version.
+        volume: VolumeId,
+        /// What lies before this was handed over.
+        to: Lba,
+        /// Blocks and pages of its own that its child does not see: given back.
+        blocks: Vec<VirtualBlock>,
+    },
+    /// Entries of a leaf of a deleted snapshot, its own, that none of its children sees: given back.
+    Clear {
+        /// Snapshot.
+        volume: VolumeId,
+        /// A block of the leaf.
+        lba: Lba,
+        /// Which entries of the leaf.
+        slots: Vec<u16>,
+    },
 }
 
 /// A committed batch.
@@ -491,6 +538,28 @@ impl Op {
                     }
                 }
             }
+            Self::Snapshot(v) => {
+                out.put_u8(10);
+                v.encode(out);
+            }
+            Self::Clone(v) => {
+                out.put_u8(11);
+                v.encode(out);
+            }
+            Self::HandOver { volume, to, blocks } => {
+                out.put_u8(12);
+                out.put_varint(volume.0.into());
+                out.put_varint(to.0);
+                out.put_varint(blocks.len() as u64);
+                blocks.iter().for_each(|b| out.put_varint(b.0));
+            }
+            Self::Clear { volume, lba, slots } => {
+                out.put_u8(13);
+                out.put_varint(volume.0.into());
+                out.put_varint(lba.0);
+                out.put_varint(slots.len() as u64);
+                slots.iter().for_each(|s| out.put_varint((*s).into()));
+            }
         }
     }
 
@@ -550,6 +619,30 @@ impl Op {
                     columns.push(ColumnMove { column, from: place()?, to: place()? });
                 }
                 Self::MoveColumns { segment, incarnation, columns }
+            }
+            10 => Self::Snapshot(VolumeRecord::decode(get)?),
+            11 => Self::Clone(VolumeRecord::decode(get)?),
+            12 => {
+                let (volume, to) = (get_volume(get)?, Lba(get.varint()?));
+                check_range(to, 0)?;
+                let mut blocks = Vec::new();
+                for _ in 0..get.count(1)? {
+                    blocks.push(get_block(get)?);
+                }
+                Self::HandOver { volume, to, blocks }
+            }
+            13 => {
+                let (volume, lba) = (get_volume(get)?, Lba(get.varint()?));
+                check_range(lba, 1)?;
+                let mut slots = Vec::new();
+                for _ in 0..get.count(1)? {
+                    let slot = get.varint16()?;
+                    if usize::from(slot) >= MAP_FANOUT {
+                        return Err(Error::corrupt(format!("log record: a map page has no entry {slot}")));
+                    }
+                    slots.push(slot);
+                }
+                Self::Clear { volume, lba, slots }
             }
             k => return Err(Error::corrupt(format!("log record: operation {k} is unknown"))),
         })

@@ -190,7 +190,7 @@ fn unknown_versions_are_refused_with_a_message_that_says_so() {
         (kind.seal)(&mut bytes);
         let (error, text) = message((kind.read)(&bytes));
         assert_eq!(error, ErrorKind::Unsupported, "{text}");
-        assert!(text.contains(kind.name.trim_end_matches("-entry")) && text.contains("version 4"), "{text}");
+        assert!(text.contains(kind.name.trim_end_matches("-entry")) && text.contains("version 5"), "{text}");
     }
 }
 
@@ -218,7 +218,7 @@ fn counts_beyond_the_input_are_refused_before_anything_is_allocated() {
         assert!(text.contains("a count of"), "{before:?}: {text}");
     }
     // Disks, segments, volumes, directory pages of a catalogue.
-    for before in [7, 8, 9, 10] {
+    for before in [8, 9, 10, 11] {
         let (_, text) = message(Catalogue::decode(&generate::packed(&many(&vec![0; before]))));
         assert!(text.contains("a count of"), "{before}: {text}");
     }
@@ -342,6 +342,7 @@ fn impossible_values_are_refused() {
         VolumeRecord { root: VirtualBlock(1 << 48), ..volume.clone() },
         VolumeRecord { id: VolumeId(u32::MAX), ..volume.clone() },
         VolumeRecord { name: "n".repeat(256), ..volume.clone() },
+        VolumeRecord { handed: (1 << 36) + 1, ..volume.clone() },
     ] {
         let mut out = Vec::new();
         bad.encode(&mut out);
@@ -359,6 +360,10 @@ fn impossible_values_are_refused() {
         write((1 << 36) - 1, vec![BlockRef::Zero; 2]),
         Op::Unmap { volume: VolumeId(1), lba: Lba(u64::MAX), count: 1 },
         Op::Unmap { volume: VolumeId(1), lba: Lba(1), count: u64::MAX },
+        Op::HandOver { volume: VolumeId(1), to: Lba((1 << 36) + 1), blocks: vec![] },
+        Op::HandOver { volume: VolumeId(1), to: Lba(1), blocks: vec![VirtualBlock::NONE] },
+        Op::Clear { volume: VolumeId(1), lba: Lba(1 << 36), slots: vec![] },
+        Op::Clear { volume: VolumeId(1), lba: Lba(1), slots: vec![512] },
     ] {
         let record = Record { frames: vec![frame], ops: vec![bad], ..Record::default() };
         assert!(Record::decode(&mut Get(&generate::encode_record(&record))).is_err(), "{record:?}");

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod table;
 pub mod tree;
+pub mod versions;
 
 use crate::units::VirtualBlock;
 

@@ -1,7 +1,8 @@
 //! Volume maps: a radix tree of pages from LBA to virtual block, 9 bits a level.
 //!
 //! Pages are virtual blocks themselves. A page keeps its virtual block while it changes within one generation: only its place in the
-//! block table moves when a checkpoint writes it, so its parent stays as it is.
+//! block table moves when a checkpoint writes it, so its parent stays as it is. A page that a version shares with the snapshot it goes on
+//! from is copied before it is changed ([`Floor`]).
 
 use super::cache::PageCache;
 use super::{Miss, Need};
@@ -40,6 +41,38 @@ pub fn page_index(lba: u64, level: u8) -> u64 {
     lba >> (BITS * (u32::from(level) + 1))
 }
 
+/// The LBA behind a page.
+pub fn page_end(level: u8, index: u64) -> u64 {
+    (index + 1) << (BITS * (u32::from(level) + 1))
+}
+
+/// Which references are a version's own: those born in a later generation than this. What was born before belongs to the snapshots it goes on from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// Generation of the parent.
+    pub parent: u32,
+    /// The parent is being deleted: what ends before this is no longer its own.
+    pub handed: u64,
+    /// Generation of the parent's parent.
+    pub grandparent: u32,
+}
+
+impl Floor {
+    /// The floor of what ends before the LBA `end`.
+    pub fn at(&self, end: u64) -> u32 {
+        if end <= self.handed { self.grandparent } else { self.parent }
+    }
+
+    fn owns_page(&self, birth: u32, level: u8, index: u64) -> bool {
+        birth > self.at(page_end(level, index))
+    }
+
+    /// Whether the mapping of an LBA that was born then is the version's own.
+    pub fn owns(&self, birth: u32, lba: u64) -> bool {
+        birth > self.at(lba + 1)
+    }
+}
+
 /// A stretch of consecutive LBAs with equal treatment: mapped blocks, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -51,6 +84,12 @@ pub struct Run {
     pub mapped: bool,
 }
 
+/// An entry of a page that leads somewhere, and its birth.
+pub(super) fn entry(page: &MapPage, slot: usize) -> Option<(VirtualBlock, u32)> {
+    let block = page.entries[slot];
+    (!block.is_none()).then(|| (block, page.birth(slot)))
+}
+
 /// The resident pages of all maps.
 #[derive(Default)]
 pub struct VolumeMaps {
@@ -59,7 +98,7 @@ pub struct VolumeMaps {
 }
 
 impl VolumeMaps {
-    fn page(&self, block: VirtualBlock) -> Need<&MapPage> {
+    pub(super) fn page(&self, block: VirtualBlock) -> Need<&MapPage> {
         self.pages.get(block.0).ok_or(Miss::Map(block))
     }
 
@@ -104,15 +143,21 @@ impl VolumeMaps {
         Ok((!at.is_none()).then_some(at))
     }
 
-    /// Calls `missing` for each page that does not exist on the way to an LBA; fails when one that exists is not resident.
-    pub fn walk(&self, volume: &VolumeRecord, lba: Lba, mut missing: impl FnMut(u8, u64)) -> Need<()> {
-        let mut at = volume.root;
+    /// Calls `missing` for each page on the way to an LBA that must come into being before the LBA is mapped anew, as there is none or it is not
+    /// the volume's own; fails when one that exists is not resident.
+    pub fn walk(&self, volume: &VolumeRecord, floor: &Floor, lba: Lba, mut missing: impl FnMut(u8, u64)) -> Need<()> {
+        let (mut at, mut birth) = (volume.root, volume.root_birth);
         for level in (0..volume.levels).rev() {
+            let index = page_index(lba.0, level);
             if at.is_none() {
-                missing(level, page_index(lba.0, level));
-            } else {
-                at = self.page(at)?.entries[slot(lba.0, level)];
+                missing(level, index);
+                continue;
             }
+            if !floor.owns_page(birth, level, index) {
+                missing(level, index);
+            }
+            let page = self.page(at)?;
+            (at, birth) = (page.entries[slot(lba.0, level)], page.birth(slot(lba.0, level)));
         }
         Ok(())
     }
@@ -130,57 +175,102 @@ impl VolumeMaps {
         Ok(())
     }
 
-    /// The mappings of the leaf page that covers an LBA, from that LBA to the end of the page; None when there is no such page.
-    pub fn leaf_entries(&self, volume: &VolumeRecord, lba: Lba) -> Need<Option<&[VirtualBlock]>> {
-        match self.leaf(volume, lba.0)? {
-            Some(leaf) => Ok(Some(&self.page(leaf)?.entries[slot(lba.0, 0)..])),
-            None => Ok(None),
-        }
+    /// Whether there is a leaf page for an LBA.
+    pub fn has_leaf(&self, volume: &VolumeRecord, lba: Lba) -> Need<bool> {
+        Ok(self.leaf(volume, lba.0)?.is_some())
+    }
+
+    /// What `count` LBAs of one leaf page are mapped to, as far as it is the volume's own: what it gives back when they are mapped anew.
+    pub fn own_blocks(
+        &self,
+        volume: &VolumeRecord,
+        floor: &Floor,
+        lba: Lba,
+        count: usize,
+    ) -> Need<impl Iterator<Item = VirtualBlock> + use<'_>> {
+        let leaf = match self.leaf(volume, lba.0)? {
+            Some(leaf) => Some(self.page(leaf)?),
+            None => None,
+        };
+        let floor = *floor;
+        let of = move |leaf| {
+            (lba.0..lba.0 + count as u64).filter_map(move |lba| {
+                let (block, birth) = entry(leaf, slot(lba, 0))?;
+                floor.owns(birth, lba).then_some(block)
+            })
+        };
+        Ok(leaf.into_iter().flat_map(of))
     }
 
     /// Maps consecutive LBAs within one leaf page; `new_page` gives identities for pages that must come into being. What was mapped
-    /// before goes to `replaced`, the pages on the way, root first, to `path`.
+    /// before and was the volume's own goes to `replaced`, the pages on the way, root first, to `path`.
     ///
     /// All pages on the way must be resident ([`Self::walk`]).
+    #[expect(clippy::too_many_arguments, reason = "what is changed, and what is told of it")]
     pub fn set_in_leaf(
         &mut self,
         volume: &mut VolumeRecord,
+        floor: &Floor,
         lba: Lba,
         to: &[VirtualBlock],
         mut new_page: impl FnMut() -> VirtualBlock,
         replaced: &mut Vec<VirtualBlock>,
         path: &mut Vec<VirtualBlock>,
     ) -> Need<()> {
-        let (id, generation, levels) = (volume.id, volume.generation, volume.levels);
-        let mut create = |pages: &mut PageCache<MapPage>, level: u8| {
+        let (family, generation, levels) = (volume.family, volume.generation, volume.levels);
+        // The page itself if it is the volume's own, else a copy, or a new one.
+        let mut own = |pages: &mut PageCache<MapPage>, (at, birth): (VirtualBlock, u32), level: u8| {
+            let index = page_index(lba.0, level);
+            if !at.is_none() && floor.owns_page(birth, level, index) {
+                return Ok(at);
+            }
+            let page = match at.is_none() {
+                true => MapPage::new(family, level, index),
+                false => pages.get(at.0).ok_or(Miss::Map(at))?.clone(),
+            };
             let block = new_page();
-            pages.insert_dirty(block.0, MapPage::new(id, level, page_index(lba.0, level)));
-            block
+            pages.insert_dirty(block.0, page);
+            Ok(block)
         };
-        if volume.root.is_none() {
-            volume.root = create(&mut self.pages, levels - 1);
+        let root = own(&mut self.pages, (volume.root, volume.root_birth), levels - 1)?;
+        if root != volume.root {
+            (volume.root, volume.root_birth) = (root, generation);
         }
-        let mut at = volume.root;
+        let mut at = root;
         for level in (1..levels).rev() {
             path.push(at);
             let index = slot(lba.0, level);
-            let mut next = self.page(at)?.entries[index];
-            if next.is_none() {
-                next = create(&mut self.pages, level - 1);
+            let page = self.page(at)?;
+            let (below, birth) = (page.entries[index], page.birth(index));
+            if level == 1 && !below.is_none() && !floor.owns_page(birth, 0, page_index(lba.0, 0)) {
+                // A leaf that would be copied only to be emptied.
+                let leaf = self.page(below)?;
+                let first = slot(lba.0, 0);
+                let mapped = leaf.entries[first..first + to.len()].iter().filter(|e| !e.is_none()).count();
+                if mapped == usize::from(leaf.used) && to.iter().all(|b| b.is_none()) {
+                    self.pages.get_mut(at.0).ok_or(Miss::Map(at))?.set(index, VirtualBlock::NONE, generation);
+                    volume.mapped = volume.mapped.saturating_sub(mapped as u64);
+                    return Ok(());
+                }
+            }
+            let next = own(&mut self.pages, (below, birth), level - 1)?;
+            if next != below {
                 self.pages.get_mut(at.0).ok_or(Miss::Map(at))?.set(index, next, generation);
             }
             at = next;
         }
         path.push(at);
         let leaf = self.pages.get_mut(at.0).ok_or(Miss::Map(at))?;
-        for (index, &to) in (slot(lba.0, 0)..MAP_FANOUT).zip(to) {
+        for (lba, &to) in (lba.0..).zip(to) {
+            let index = slot(lba, 0);
+            let own = floor.owns(leaf.birth(index), lba);
             let old = leaf.set(index, to, generation);
             match (old.is_none(), to.is_none()) {
                 (true, false) => volume.mapped += 1,
                 (false, true) => volume.mapped = volume.mapped.saturating_sub(1),
                 _ => {}
             }
-            if !old.is_none() {
+            if !old.is_none() && own {
                 replaced.push(old);
             }
         }
@@ -270,10 +360,10 @@ impl VolumeMaps {
         while volume.levels < levels_for(blocks) {
             if !volume.root.is_none() {
                 let block = new_page();
-                let mut page = MapPage::new(volume.id, volume.levels, 0);
-                page.set(0, volume.root, volume.generation);
+                let mut page = MapPage::new(volume.family, volume.levels, 0);
+                page.set(0, volume.root, volume.root_birth);
                 self.pages.insert_dirty(block.0, page);
-                volume.root = block;
+                (volume.root, volume.root_birth) = (block, volume.generation);
             }
             volume.levels += 1;
         }

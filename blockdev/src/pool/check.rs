@@ -13,9 +13,10 @@ use crate::format::label::Label;
 use crate::format::page::{BlockEntry, BlockKind, MAP_FANOUT, PagePtr, TABLE_FANOUT};
 use crate::format::record::VolumeRecord;
 use crate::log::replay::Replay;
+use crate::map::tree::page_end;
 use crate::redundancy::array::DiskArray;
 use crate::report::{CheckReport, Finding};
-use crate::units::{BLOCK_BYTES, SegmentId, Uuid, VirtualBlock};
+use crate::units::{BLOCK_BYTES, SegmentId, Uuid, VirtualBlock, VolumeId};
 use crate::volume::recovery::{Labelled, Root, newest_checkpoint, read_label};
 use crate::volume::{Engine, PoolConfig};
 
@@ -90,7 +91,7 @@ async fn check_counting(
         live: BTreeMap::new(),
         progress: Steps { done: 0, total: 0, tell: progress },
     };
-    checker.run(at_once, catalogue.unique_bytes, catalogue.stored_bytes).await
+    checker.run(at_once, [catalogue.unique_bytes, catalogue.stored_bytes, catalogue.referenced_bytes]).await
 }
 
 /// Progress in blocks: those of the maps once for each pass, then those of the block table.
@@ -131,7 +132,7 @@ impl Checker {
         }
     }
 
-    async fn run(mut self, at_once: u64, unique: u64, stored: u64) -> Result<CheckReport> {
+    async fn run(mut self, at_once: u64, recorded: [u64; 3]) -> Result<CheckReport> {
         let volumes: Vec<VolumeRecord> = self.engine.state.read().volumes.values().cloned().collect();
         self.report.volumes = volumes.len() as u64;
         // Whole pages of the table.
@@ -139,7 +140,7 @@ impl Checker {
         let passes = self.table_len.div_ceil(at_once).max(1);
         let mapped = volumes.iter().fold(0u64, |sum, v| sum.saturating_add(v.mapped));
         self.progress.total = passes.saturating_mul(mapped).saturating_add(self.table_len);
-        let (mut found_unique, mut found_stored) = (0, 0);
+        let mut found = [0; 3];
         for pass in 0..passes {
             self.counted = pass * at_once..self.table_len.min((pass + 1) * at_once);
             self.counts.clear();
@@ -152,25 +153,24 @@ impl Checker {
                     continue;
                 }
                 self.report.mapped_blocks += mapped;
-                if mapped != volume.mapped {
+                // What a version shares with its parent is walked there.
+                let alone = volume.parent == VolumeId(0) && !volume.deleting;
+                if alone && mapped != volume.mapped {
                     self.find(
                         "volume.mapped",
-                        format!("volume {}: {} blocks recorded, {mapped} mapped", volume.name, volume.mapped),
+                        format!("volume {}: {} blocks recorded, {mapped} mapped", self.name_of(volume), volume.mapped),
                     );
                 }
             }
-            let (unique, stored) = self.walk_table().await;
-            found_unique += unique;
-            found_stored += stored;
+            let part = self.walk_table().await;
+            found.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
         let roots = self.engine.state.read().table.roots.clone();
         roots.iter().for_each(|r| self.count_page(r));
-        if (found_unique, found_stored) != (unique, stored) {
+        if found != recorded {
             self.find(
                 "pool.reduction",
-                format!(
-                    "unique and stored bytes are {found_unique} and {found_stored}, recorded {unique} and {stored}"
-                ),
+                format!("unique, stored and referenced bytes are {found:?}, recorded {recorded:?}"),
             );
         }
         self.check_segments().await;
@@ -190,17 +190,29 @@ impl Checker {
         true
     }
 
-    /// Walks a volume's map without recursion; returns the mapped blocks.
+    fn name_of(&self, version: &VolumeRecord) -> String {
+        self.engine.state.read().name_of(version)
+    }
+
+    /// Walks what is a version's own in its map, without recursion; returns the mapped blocks.
     async fn walk_map(&mut self, volume: &VolumeRecord) -> u64 {
         let mut mapped = 0;
         let start = self.progress.done;
+        let (name, floor) = (self.name_of(volume), self.engine.state.read().floor(volume));
         let mut stack = Vec::new();
         if !volume.root.is_none() {
-            stack.push((volume.root, volume.levels - 1, 0u64));
+            stack.push((volume.root, volume.root_birth, volume.levels - 1, 0u64));
         }
-        while let Some((block, level, index)) = stack.pop() {
-            let what = format!("volume {}, level {level}, page {index}", volume.name);
-            if !self.count(block, &what) {
+        while let Some((block, birth, level, index)) = stack.pop() {
+            let what = format!("volume {name}, level {level}, page {index}");
+            let end = page_end(level, index);
+            // Before its cursor a version that is being deleted no longer counts: its child owns what is there, below pages that are not yet its own.
+            let own = birth > floor.at(end);
+            let handed_below = birth > floor.grandparent && end - page_end(level, 0) < floor.handed;
+            if end <= volume.handed || !own && !handed_below {
+                continue;
+            }
+            if own && !self.count(block, &what) {
                 continue;
             }
             let page = self
@@ -214,14 +226,20 @@ impl Checker {
                     continue;
                 }
             };
-            if (page.volume, page.level, page.index) != (volume.id, level, index) {
+            if (page.volume, page.level, page.index) != (volume.family, level, index) {
                 self.find("map.misplaced", format!("{what}: the page there belongs elsewhere"));
                 continue;
             }
             for (slot, &entry) in page.entries.iter().enumerate().filter(|(_, e)| !e.is_none()) {
                 let below = index * MAP_FANOUT as u64 + slot as u64;
+                let birth = page.birth(slot);
+                if birth == 0 || birth > volume.generation {
+                    self.find("map.birth", format!("{what}: block {below} was born in generation {birth}"));
+                }
                 if level > 0 {
-                    stack.push((entry, level - 1, below));
+                    stack.push((entry, birth, level - 1, below));
+                } else if !floor.owns(birth, below) {
+                    continue;
                 } else if below >= volume.blocks {
                     self.find("map.beyond", format!("{what}: block {below} is mapped beyond the volume's end"));
                 } else if self.count(entry, &what) {
@@ -237,9 +255,9 @@ impl Checker {
 
     /// Walks the part of the block table that was counted: compares references, adds up live bytes, verifies every stored block.
     ///
-    /// Returns bytes of data blocks before and after compression.
-    async fn walk_table(&mut self) -> (u64, u64) {
-        let (mut unique, mut stored) = (0, 0);
+    /// Returns bytes of data blocks before and after compression, and each as often as it is referred to.
+    async fn walk_table(&mut self) -> [u64; 3] {
+        let (mut unique, mut stored, mut referenced) = (0, 0, 0);
         let (Range { start, end }, before) = (self.counted.clone(), self.progress.done);
         let mut batch: Vec<(VirtualBlock, BlockEntry)> = Vec::new();
         for page in start / TABLE_FANOUT as u64..end.div_ceil(TABLE_FANOUT as u64) {
@@ -277,6 +295,7 @@ impl Checker {
                 if entry.kind == BlockKind::Data {
                     unique += BLOCK_BYTES;
                     stored += entry.share();
+                    referenced += BLOCK_BYTES * u64::from(entry.refcount);
                     batch.push((block, entry));
                 }
                 *self.live.entry(entry.frame.segment).or_default() += entry.share();
@@ -298,7 +317,7 @@ impl Checker {
         }
         self.verify(batch).await;
         self.progress.reach(before + (end - start));
-        (unique, stored)
+        [unique, stored, referenced]
     }
 
     fn count_page(&mut self, pointer: &PagePtr) {

@@ -2,6 +2,7 @@
 
 pub mod check;
 mod disks;
+mod snapshots;
 mod status;
 #[cfg(test)]
 mod test_support;
@@ -34,12 +35,14 @@ use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
 use crate::volume::recovery::{next_epoch, read_label, write_labels};
 
+use snapshots::detached;
+
 /// Most disks of a pool.
 pub const DISKS_MAX: usize = 96;
 /// Chunks a disk must have at least.
 const CHUNKS_MIN: u32 = 16;
 /// Bytes of a volume record beside its name and attachment, at most.
-const VOLUME_RECORD_BYTES: usize = 80;
+const VOLUME_RECORD_BYTES: usize = 110;
 
 /// How to create a pool.
 #[derive(Clone, Debug)]
@@ -208,18 +211,12 @@ impl Pool {
     /// Opens a pool for writing; see [`Engine::open`].
     pub async fn open(env: Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, config: PoolConfig) -> Result<Self> {
         let engine = Engine::open(env, disks, config).await?;
-        let volumes = {
-            let state = engine.state.read();
-            let handle = |v: &VolumeRecord| Arc::new(Volume::new(engine.clone(), v.id, v.name.clone(), v.blocks));
-            state.volumes.values().filter(|v| !v.deleting).map(|v| (v.id, handle(v))).collect()
-        };
-        let reading = engine.config.read_only;
-        let pool =
-            Self(Arc::new(Inner { engine, volumes: Mutex::new(volumes), administration: tokio::sync::Mutex::new(()) }));
-        if !reading {
-            pool.resume_deletions();
+        let deleting = engine.state.read().volumes.values().any(|v| v.deleting);
+        if deleting && !engine.config.read_only {
+            engine.reap();
         }
-        Ok(pool)
+        let (volumes, administration) = (Mutex::default(), tokio::sync::Mutex::new(()));
+        Ok(Self(Arc::new(Inner { engine, volumes, administration })))
     }
 
     /// The engine, for tests and benchmarks.
@@ -248,9 +245,10 @@ impl Pool {
 
     fn record(&self, name: &str) -> Result<VolumeRecord> {
         let state = self.0.engine.state.read();
-        let found = state.volume_named(name).filter(|v| !v.deleting).cloned();
+        let found = state.volume_named(name).cloned();
         found.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no volume '{name}' in pool {}", self.0.engine.name))
+            let kind = if name.contains('@') { "snapshot" } else { "volume" };
+            Error::new(ErrorKind::NotFound, format!("there is no {kind} '{name}' in pool {}", self.0.engine.name))
         })
     }
 
@@ -279,11 +277,14 @@ impl Pool {
             deleting: false,
             created_s: engine.env.wall_clock_s(),
             attachment: String::new(),
+            snapshot_of: VolumeId(0),
+            parent: VolumeId(0),
+            family: id,
+            root_birth: 0,
+            handed: 0,
         };
         self.check_catalogue(&record)?;
         engine.commit_ops(vec![Op::PutVolume(record)]).await.context(format!("creating volume '{name}'"))?;
-        let handle = Arc::new(Volume::new(engine.clone(), id, name.into(), blocks));
-        self.0.volumes.lock().insert(id, handle);
         self.volume_info(name).await
     }
 
@@ -293,7 +294,7 @@ impl Pool {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        let record = self.record(name)?;
+        let record = self.volume_record(name)?;
         let handle = self.handle(record.id, name)?;
         let _quiet = handle.exclude_writes().await;
         if blocks < record.blocks {
@@ -307,47 +308,57 @@ impl Pool {
         self.volume_info(name).await
     }
 
-    /// Deletes a volume. Its space comes back in the background.
-    pub async fn delete_volume(&self, name: &str) -> Result<()> {
+    /// Deletes a volume, with its snapshots if they are to go, too. Clones stay. Space comes back in the background.
+    pub async fn delete_volume(&self, name: &str, with_snapshots: bool) -> Result<()> {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        let record = self.record(name)?;
-        if !record.attachment.is_empty() {
+        let record = self.volume_record(name)?;
+        detached(&record, name)?;
+        let snapshots: Vec<VolumeRecord> = engine.state.read().snapshots_of(record.id).cloned().collect();
+        if !snapshots.is_empty() && !with_snapshots {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("volume '{name}' is attached via {}: detach it first", record.attachment),
+                format!("volume '{name}' has {} snapshots: delete them first, or with it", snapshots.len()),
             ));
+        }
+        for s in &snapshots {
+            detached(s, &format!("{name}@{}", s.name))?;
         }
         let id = record.id;
         let handle = self.handle(id, name)?;
         let quiet = handle.exclude_writes().await;
-        engine.commit_ops(vec![Op::PutVolume(VolumeRecord { deleting: true, ..record })]).await?;
-        handle.retire();
-        self.0.volumes.lock().remove(&id);
+        let going: Vec<VolumeRecord> = snapshots.into_iter().chain([record]).collect();
+        let ids: Vec<VolumeId> = going.iter().map(|v| v.id).collect();
+        let ops = going.into_iter().map(|v| Op::PutVolume(VolumeRecord { deleting: true, ..v })).collect();
+        engine.commit_ops(ops).await?;
+        for id in ids {
+            if let Some(handle) = self.0.volumes.lock().remove(&id) {
+                handle.retire();
+            }
+        }
         drop(quiet);
-        let engine = engine.clone();
-        self.0.engine.env.spawn(Box::pin(async move { delete_in_background(engine, id).await }));
+        engine.reap();
         Ok(())
     }
 
-    fn resume_deletions(&self) {
-        let engine = &self.0.engine;
-        let ids: Vec<VolumeId> = engine.state.read().volumes.values().filter(|v| v.deleting).map(|v| v.id).collect();
-        for id in ids {
-            let engine = engine.clone();
-            self.0.engine.env.spawn(Box::pin(async move { delete_in_background(engine, id).await }));
-        }
-    }
-
+    /// What all users of a volume or snapshot share.
     fn handle(&self, id: VolumeId, name: &str) -> Result<Arc<Volume>> {
-        let found = self.0.volumes.lock().get(&id).cloned();
-        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no volume '{name}'")))
+        let engine = &self.0.engine;
+        let record = engine.state.read().volumes.get(&id).filter(|v| !v.deleting).cloned();
+        let gone = || Error::new(ErrorKind::NotFound, format!("there is no volume '{name}'"));
+        let record = record.ok_or_else(gone)?;
+        let mut volumes = self.0.volumes.lock();
+        let new = || Arc::new(Volume::new(engine.clone(), &record, name.into()));
+        Ok(volumes.entry(id).or_insert_with(new).clone())
     }
 
     /// All volumes, by name.
     pub async fn volumes(&self) -> Vec<VolumeInfo> {
-        let records: Vec<VolumeRecord> = self.0.engine.state.read().volumes.values().cloned().collect();
+        let records: Vec<VolumeRecord> = {
+            let state = self.0.engine.state.read();
+            state.volumes.values().filter(|v| !v.is_snapshot()).cloned().collect()
+        };
         let mut out = Vec::with_capacity(records.len());
         for record in &records {
             out.push(self.info(record).await);
@@ -356,7 +367,19 @@ impl Pool {
         out
     }
 
-    /// One volume.
+    /// Volumes and snapshots that are to be presented.
+    pub async fn attached(&self) -> Vec<VolumeInfo> {
+        let attached = |v: &&VolumeRecord| !v.deleting && !v.attachment.is_empty();
+        let records: Vec<VolumeRecord> =
+            self.0.engine.state.read().volumes.values().filter(attached).cloned().collect();
+        let mut out = Vec::with_capacity(records.len());
+        for record in &records {
+            out.push(self.info(record).await);
+        }
+        out
+    }
+
+    /// One volume, or snapshot, as it is presented.
     pub async fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
         Ok(self.info(&self.record(name)?).await)
     }
@@ -379,8 +402,17 @@ impl Pool {
 
     async fn info(&self, v: &VolumeRecord) -> VolumeInfo {
         let usage = self.0.engine.usage(v.id).await.ok();
+        let (snapshots, origin) = {
+            let state = self.0.engine.state.read();
+            let mut origin = state.volumes.get(&v.parent);
+            while let Some(own) = origin.filter(|s| s.snapshot_of == v.id) {
+                origin = state.volumes.get(&own.parent);
+            }
+            let named = origin.filter(|s| !s.deleting).map(|s| state.name_of(s));
+            (state.snapshots_of(v.id).count() as u64, named)
+        };
         VolumeInfo {
-            name: v.name.clone(),
+            name: self.0.engine.state.read().name_of(v),
             id: v.id.0,
             size: v.blocks * BLOCK_BYTES,
             mapped: v.mapped * BLOCK_BYTES,
@@ -390,6 +422,8 @@ impl Pool {
             attached: (!v.attachment.is_empty()).then(|| v.attachment.clone()),
             state: if v.deleting { "deleting" } else { "online" }.into(),
             created_s: v.created_s,
+            snapshots,
+            origin,
         }
     }
 
@@ -490,20 +524,5 @@ async fn refuse_foreign(disk: &Arc<dyn Disk>) -> Result<()> {
             Err(Error::new(ErrorKind::Busy, format!("{} holds {signature}; --force overwrites it", disk.name())))
         }
         None => Ok(()),
-    }
-}
-
-async fn delete_in_background(engine: Arc<Engine>, id: VolumeId) {
-    let result = async {
-        engine.flush().await?;
-        engine.unmap_readable(id).await?;
-        engine.commit_ops(vec![Op::DropVolume(id)]).await?;
-        engine.broken.lock().remove(&id);
-        Ok::<(), Error>(())
-    };
-    if let Err(e) = result.await
-        && !engine.is_dead()
-    {
-        tracing::error!(volume = id.0, error = %e, "a volume could not be deleted; it is tried again when the pool is opened");
     }
 }

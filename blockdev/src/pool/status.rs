@@ -259,7 +259,7 @@ impl Pool {
         let (rebuild, spare, scrub) = (engine.rebuild_progress(), engine.spare(), engine.scrub_progress());
         let state = engine.state.read();
         let layout = state.segments.width(&engine.array).map_or("-".into(), |w| format!("{}+{}", w.data, w.parity));
-        let logical: u64 = state.volumes.values().map(|v| v.mapped * BLOCK_BYTES).sum();
+        let volumes = || state.volumes.values().filter(|v| !v.deleting && !v.is_snapshot());
         PoolStatus {
             name: engine.name.clone(),
             uuid: engine.uuid,
@@ -278,9 +278,15 @@ impl Pool {
             usable: space.usable,
             used: space.used,
             available: space.available(),
-            provisioned: state.volumes.values().map(|v| v.blocks * BLOCK_BYTES).sum(),
-            reduction: reduction(logical, state.unique_bytes, state.stored_bytes, &engine.counters.zero_bytes),
-            volumes: state.volumes.values().filter(|v| !v.deleting).count(),
+            provisioned: volumes().map(|v| v.blocks * BLOCK_BYTES).sum(),
+            reduction: reduction(
+                state.referenced_bytes,
+                state.unique_bytes,
+                state.stored_bytes,
+                &engine.counters.zero_bytes,
+            ),
+            volumes: volumes().count(),
+            snapshots: state.volumes.values().filter(|v| !v.deleting && v.is_snapshot()).count(),
             redundancy,
             disks,
             alerts,

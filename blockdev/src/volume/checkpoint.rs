@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -41,6 +42,8 @@ use crate::units::{DiskId, Epoch, SegmentId, Seqno, Uuid, VirtualBlock};
 
 /// Pages encoded and compressed in one piece of processor work.
 const PAGES_PER_JOB: usize = 32;
+/// Deleted snapshots that others go on from are looked at this often.
+const REAP_AGAIN: Duration = Duration::from_secs(600);
 /// Records after which a checkpoint is made, so that replay stays short.
 const RECORDS_MAX: u64 = 20_000;
 
@@ -76,6 +79,7 @@ struct Frozen {
     next_volume: u32,
     unique_bytes: u64,
     stored_bytes: u64,
+    referenced_bytes: u64,
     interval: u32,
     /// The sets of the disks, and what new data survives.
     sets: BTreeMap<DiskId, u16>,
@@ -91,6 +95,7 @@ struct Frozen {
 impl Engine {
     /// The task that makes checkpoints when they are due.
     pub(super) async fn checkpoint_loop(self: Arc<Self>) {
+        let mut reaped = self.env.now();
         loop {
             let wanted = self.checkpoint_wanted.notified();
             let timer = self.env.sleep(self.config.checkpoint_interval);
@@ -102,6 +107,11 @@ impl Engine {
             if self.checkpoint().await.is_err() {
                 // The pool has stopped and says why.
                 return;
+            }
+            // What goes on from a deleted snapshot may see less of it by now.
+            if self.env.now() - reaped > REAP_AGAIN && self.state.read().volumes.values().any(|v| v.deleting) {
+                reaped = self.env.now();
+                self.reap();
             }
         }
     }
@@ -205,6 +215,7 @@ impl Engine {
             directory: frozen.roots,
             unique_bytes: frozen.unique_bytes,
             stored_bytes: frozen.stored_bytes,
+            referenced_bytes: frozen.referenced_bytes,
             scrub: *self.scrub.lock(),
             tolerance: self.array.tolerance(),
             guaranteed,
@@ -340,6 +351,7 @@ impl Engine {
             next_volume: state.next_volume,
             unique_bytes: state.unique_bytes,
             stored_bytes: state.stored_bytes,
+            referenced_bytes: state.referenced_bytes,
             interval: state.table.next_interval(),
             given_up: given_up.map(|m| m.id).collect(),
             open,

@@ -1,6 +1,6 @@
 //! What cannot be read, by volume: found by walking the maps and reading what lies in segments that are known to be hurt.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{MAP_FANOUT, MapPage};
 use crate::format::record::VolumeRecord;
 use crate::map::Miss;
+use crate::map::tree::{Floor, page_end};
 use crate::report::{Damage, DamagedRange};
 use crate::units::{BLOCK_BYTES, Lba, SegmentId, Seqno, VirtualBlock, VolumeId};
 
@@ -182,7 +183,11 @@ impl Engine {
             self.flush().await?;
         }
         let volumes: Vec<VolumeRecord> = self.state.read().volumes.values().filter(|v| !v.deleting).cloned().collect();
-        let name = |id: &VolumeId| volumes.iter().find(|v| v.id == *id).map(|v| v.name.clone());
+        let names: BTreeMap<VolumeId, (String, Floor)> = {
+            let state = self.state.read();
+            volumes.iter().map(|v| (v.id, (state.name_of(v), state.floor(v)))).collect()
+        };
+        let name = |id: &VolumeId| names.get(id).map(|(name, _)| name.clone());
         let read_only = self.broken.lock().iter().filter_map(|(id, b)| Some((name(id)?, b.why.clone()))).collect();
         let mut list = List { damage: Damage { read_only, ..Damage::default() }, volume: String::new(), blocks: 0 };
         let hurt = self.hurt_segments();
@@ -191,9 +196,12 @@ impl Engine {
         }
         let (mut done, total) = (0, volumes.iter().map(|v| v.mapped).sum());
         for volume in &volumes {
-            (list.volume, list.blocks) = (volume.name.clone(), volume.blocks);
+            let Some((name, floor)) = names.get(&volume.id) else { continue };
+            (list.volume, list.blocks) = (name.clone(), volume.blocks);
+            // Of a snapshot what is its own: the rest is listed with the version it belongs to.
+            let listed = |birth: u32, end: u64| !volume.is_snapshot() || birth > floor.at(end);
             let mut stack = Vec::new();
-            if !volume.root.is_none() {
+            if !volume.root.is_none() && listed(volume.root_birth, page_end(volume.levels - 1, 0)) {
                 stack.push((volume.root, volume.levels - 1, 0u64));
             }
             while let Some((block, level, index)) = stack.pop() {
@@ -207,10 +215,15 @@ impl Engine {
                         continue;
                     }
                 };
+                let below = index * MAP_FANOUT as u64;
+                let end = |slot: usize| match level {
+                    0 => below + slot as u64 + 1,
+                    _ => page_end(level - 1, below + slot as u64),
+                };
                 let used = page.entries.iter().enumerate().filter(|(_, entry)| !entry.is_none());
+                let used = used.filter(|(slot, _)| listed(page.birth(*slot), end(*slot)));
                 if level > 0 {
                     // The stack gives them back in order.
-                    let below = index * MAP_FANOUT as u64;
                     let mut pages: Vec<_> =
                         used.map(|(slot, entry)| (*entry, level - 1, below + slot as u64)).collect();
                     pages.reverse();
@@ -233,41 +246,11 @@ impl Engine {
         Ok(list.damage)
     }
 
-    /// Gives all of a volume back that its map can be read for; it must be in nobody's use. What lies behind pages that cannot be read stays
-    /// counted, and takes its space.
-    pub async fn unmap_readable(self: &Arc<Self>, id: VolumeId) -> Result<()> {
-        let Some(volume) = self.state.read().volumes.get(&id).cloned() else { return Ok(()) };
-        match self.commit_unmap(id, Lba(0), volume.blocks, Seqno(0)).await {
-            Err(e) if is_unreadable(&e) && !self.is_dead() => {}
-            other => return other,
-        }
-        let Some(volume) = self.state.read().volumes.get(&id).cloned() else { return Ok(()) };
-        let mut stack = Vec::new();
-        if !volume.root.is_none() {
-            stack.push((volume.root, volume.levels - 1, 0u64));
-        }
-        while let Some((block, level, index)) = stack.pop() {
-            let Page::Read(page) = self.map_page(&volume, (block, level, index)).await? else { continue };
-            if level == 0 {
-                let (first, count) = (index * MAP_FANOUT as u64, MAP_FANOUT as u64);
-                let count = count.min(volume.blocks.saturating_sub(first));
-                match self.commit_unmap(id, Lba(first), count, Seqno(0)).await {
-                    Err(e) if is_unreadable(&e) && !self.is_dead() => {}
-                    other => other?,
-                }
-                continue;
-            }
-            let used = page.entries.iter().enumerate().filter(|(_, entry)| !entry.is_none());
-            stack.extend(used.map(|(slot, entry)| (*entry, level - 1, index * MAP_FANOUT as u64 + slot as u64)));
-        }
-        Ok(())
-    }
-
     async fn map_page(&self, volume: &VolumeRecord, (block, level, index): (VirtualBlock, u8, u64)) -> Result<Page> {
         let _pass = self.gate.enter();
         let page = self.with_state(|s| s.maps.pages.get(block.0).cloned().ok_or(Miss::Map(block))).await;
         match page {
-            Ok(p) if (p.volume, p.level, p.index) == (volume.id, level, index) => Ok(Page::Read(Box::new(p))),
+            Ok(p) if (p.volume, p.level, p.index) == (volume.family, level, index) => Ok(Page::Read(Box::new(p))),
             Ok(_) => Ok(Page::Changed),
             // It may have been freed since the page above was looked at.
             Err(e) if is_unreadable(&e) => {

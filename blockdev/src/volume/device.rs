@@ -13,6 +13,7 @@ use crate::carry::{self, Operation, Ring};
 use crate::env::BoxFuture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::MAP_FANOUT;
+use crate::format::record::VolumeRecord;
 use crate::frontend::{BlockDevice, Extent, Geometry};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lba, VolumeId};
 
@@ -30,6 +31,8 @@ pub struct Volume {
     id: VolumeId,
     name: String,
     size: watch::Sender<u64>,
+    /// A snapshot: it does not change.
+    snapshot: bool,
     gone: AtomicBool,
     /// Serialises writes that must read first: partial blocks, compare-and-write.
     exclusive: tokio::sync::RwLock<()>,
@@ -44,9 +47,18 @@ impl Engine {
 
 impl Volume {
     /// A handle of the volume.
-    pub fn new(engine: Arc<Engine>, id: VolumeId, name: String, blocks: u64) -> Self {
-        let (size, _) = watch::channel(blocks * BLOCK_BYTES);
-        Self { engine, id, name, size, gone: AtomicBool::new(false), exclusive: tokio::sync::RwLock::new(()) }
+    pub fn new(engine: Arc<Engine>, record: &VolumeRecord, name: String) -> Self {
+        let (size, _) = watch::channel(record.blocks * BLOCK_BYTES);
+        let (id, snapshot, gone) = (record.id, record.is_snapshot(), AtomicBool::new(false));
+        Self { engine, id, name, size, snapshot, gone, exclusive: tokio::sync::RwLock::new(()) }
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.snapshot {
+            let message = format!("snapshot {} does not change: clone it and write to the clone", self.name);
+            return Err(Error::new(ErrorKind::ReadOnly, message));
+        }
+        self.engine.check_writable()
     }
 
     /// Identity.
@@ -109,7 +121,7 @@ impl Volume {
 
     async fn write_bytes(&self, offset: u64, data: Bytes, carry: Carry<'_>) -> Result<()> {
         self.check_range(offset, data.len() as u64)?;
-        self.engine.check_writable()?;
+        self.check_writable()?;
         if offset.is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_SIZE) {
             let _shared = self.exclusive.read().await;
             // Again: the volume may have shrunk or gone while this waited.
@@ -192,7 +204,7 @@ impl Volume {
         if count == 0 {
             return Ok(());
         }
-        self.engine.check_writable()?;
+        self.check_writable()?;
         self.engine.check_volume(self.id)?;
         let place = match carry {
             Some(ring) => Some(self.engine.place_in(ring, 0).await?),
@@ -291,7 +303,7 @@ impl BlockDevice for VolumeDevice {
             size: *self.volume.size.borrow(),
             block_size: BLOCK_SIZE as u32,
             optimal_io: 256 << 10,
-            read_only: self.volume.engine.config.read_only,
+            read_only: self.volume.snapshot || self.volume.engine.config.read_only,
         }
     }
 
@@ -345,7 +357,7 @@ impl BlockDevice for VolumeDevice {
             if volume.read_bytes(offset, expected.len()).await? != expected {
                 return Ok(false);
             }
-            volume.engine.check_writable()?;
+            volume.check_writable()?;
             let (first, data) = volume.complete_blocks(offset, new).await?;
             volume.write_blocks(first, data, this.carry()).await?;
             Ok(true)

@@ -21,6 +21,7 @@ pub mod load;
 pub mod members;
 pub mod pace;
 pub mod read_path;
+mod reap;
 pub mod rebuild;
 pub mod recovery;
 pub mod scrub;
@@ -28,6 +29,7 @@ pub mod space;
 pub mod state;
 pub mod usage;
 mod verify;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -91,6 +93,8 @@ pub struct PoolConfig {
     pub read_only: bool,
     /// How much background work may slow hosts down.
     pub priority: Priority,
+    /// Places of a version that is being deleted that one record deals with.
+    pub reap_places: usize,
     /// Fingerprints are cut to this many bits: for tests that force collisions.
     pub fingerprint_bits: Option<u32>,
     /// What is known of disks from earlier, to name those that are missing now.
@@ -123,6 +127,7 @@ impl Default for PoolConfig {
             error_limit: 64,
             read_only: false,
             priority: Priority::Normal,
+            reap_places: 64,
             fingerprint_bits: None,
             known_disks: BTreeMap::new(),
             carry: None,
@@ -293,6 +298,8 @@ pub struct Engine {
     pub(crate) mending_wanted: AtomicBool,
     /// Who works in the background, and how much.
     pub(crate) pace: Pace,
+    /// Whether versions are being deleted.
+    pub(crate) reaper: Mutex<reap::Reaper>,
     /// Redundancy being restored.
     pub(crate) rebuild: Mutex<Option<rebuild::Progress>>,
     /// Set by `stop`.

@@ -380,6 +380,7 @@ impl Engine {
             broken: Mutex::new(Rank::Broken, BTreeMap::new()),
             mending_wanted: false.into(),
             pace: Pace::new(config.priority),
+            reaper: Mutex::new(Rank::Progress, Default::default()),
             rebuild: Mutex::new(Rank::Progress, None),
             stopping: false.into(),
             failure: Mutex::new(Rank::Failure, None),

@@ -1,6 +1,6 @@
 //! The committed state of the pool and its one transition function, [`State::apply`]: used alike by commits and by replay.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::error::{Error, Result};
 use crate::format::catalogue::Catalogue;
@@ -28,12 +28,16 @@ pub struct State {
     pub unique_bytes: u64,
     /// Bytes of data blocks in use after compression.
     pub stored_bytes: u64,
+    /// Bytes of data blocks, each as often as it is referred to.
+    pub referenced_bytes: u64,
     /// Newest record applied.
     pub record: u64,
     /// Newest host operation applied.
     pub seqno: Seqno,
     /// Next volume identity.
     pub next_volume: u32,
+    /// Which versions go on from which: parent, child.
+    pub(super) children: BTreeSet<(VolumeId, VolumeId)>,
 }
 
 /// Why a record cannot be applied: a page must be loaded, or the record does not fit the state.
@@ -50,7 +54,7 @@ impl From<Miss> for Blocked {
     }
 }
 
-fn bad(message: impl Into<String>) -> Blocked {
+pub(super) fn bad(message: impl Into<String>) -> Blocked {
     Blocked::Bad(Error::corrupt(message))
 }
 
@@ -64,29 +68,27 @@ impl State {
             segments,
             unique_bytes: catalogue.unique_bytes,
             stored_bytes: catalogue.stored_bytes,
+            referenced_bytes: catalogue.referenced_bytes,
             record: catalogue.record,
             seqno: Seqno(catalogue.seqno),
             next_volume: catalogue.next_volume,
+            children: catalogue.volumes.iter().map(|v| (v.parent, v.id)).collect(),
         }
-    }
-
-    /// The volume of a name.
-    pub fn volume_named(&self, name: &str) -> Option<&VolumeRecord> {
-        self.volumes.values().find(|v| v.name == name)
     }
 
     /// What must be loaded next to overwrite `count` LBAs; nothing when all is resident, or the volume is gone.
     pub fn missing(&self, volume: VolumeId, lba: Lba, count: usize) -> Vec<Miss> {
         let mut out = Vec::new();
         let Some(volume) = self.volumes.get(&volume) else { return out };
+        let floor = self.floor(volume);
         for (lba, range) in by_leaf(lba, count) {
-            match self.maps.leaf_entries(volume, lba) {
-                Ok(entries) => {
+            match self.maps.own_blocks(volume, &floor, lba, range.len()) {
+                Ok(blocks) => {
                     let mut last = u64::MAX;
-                    for old in entries.into_iter().flatten().take(range.len()) {
-                        let page = page_of(*old);
-                        if page != last && !self.table.is_lost(*old) {
-                            out.extend(self.table.lacks(*old));
+                    for old in blocks {
+                        let page = page_of(old);
+                        if page != last && !self.table.is_lost(old) {
+                            out.extend(self.table.lacks(old));
                             last = page;
                         }
                     }
@@ -117,14 +119,17 @@ impl State {
                     if lba.0.checked_add(blocks.len() as u64).is_none_or(|end| end > volume.blocks) {
                         return Err(bad(format!("volume {}: write beyond its end", volume.name)));
                     }
+                    let floor = self.floor(volume);
                     for (lba, range) in by_leaf(*lba, blocks.len()) {
                         let part = &blocks[range];
                         if part.iter().all(|b| *b == BlockRef::Zero) {
+                            if self.maps.has_leaf(volume, lba)? {
+                                self.maps.walk(volume, &floor, lba, |l, index| created.add((volume.id, l, index)))?;
+                            }
                             created.empty(volume.id);
-                            self.maps.walk(volume, lba, |_, _| {})?;
                         } else {
                             created.whole_path(volume, lba);
-                            self.maps.walk(volume, lba, |level, index| created.add((volume.id, level, index)))?;
+                            self.maps.walk(volume, &floor, lba, |l, index| created.add((volume.id, l, index)))?;
                         }
                         path.clear();
                         self.maps.path(volume, lba, &mut path)?;
@@ -136,27 +141,29 @@ impl State {
                                 self.table.ensure_another(*v, &mut last)?;
                             }
                         }
-                        for old in self.maps.leaf_entries(volume, lba)?.into_iter().flatten().take(part.len()) {
-                            self.table.ensure_released(*old, &mut last)?;
+                        for old in self.maps.own_blocks(volume, &floor, lba, part.len())? {
+                            self.table.ensure_released(old, &mut last)?;
                         }
                     }
                 }
                 Op::Unmap { volume, lba, count } => {
                     let volume = self.volumes.get(volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
-                    created.empty(volume.id);
+                    let floor = self.floor(volume);
                     let (mut at, end) = (lba.0, lba.0 + count);
                     while let Some(next) = self.maps.next_mapped(volume, at, end)? {
+                        self.maps.walk(volume, &floor, Lba(next), |l, index| created.add((volume.id, l, index)))?;
                         path.clear();
                         self.maps.path(volume, Lba(next), &mut path)?;
                         for page in &path {
                             self.table.ensure_another(*page, &mut last)?;
                         }
                         let len = leaf_rest(next, end);
-                        for old in self.maps.leaf_entries(volume, Lba(next))?.into_iter().flatten().take(len) {
-                            self.table.ensure_released(*old, &mut last)?;
+                        for old in self.maps.own_blocks(volume, &floor, Lba(next), len)? {
+                            self.table.ensure_released(old, &mut last)?;
                         }
                         at = next + len as u64;
                     }
+                    created.empty(volume.id);
                 }
                 Op::Relocate(moves) => {
                     for m in moves {
@@ -171,6 +178,12 @@ impl State {
                         roots += usize::from(levels.saturating_sub(old.levels));
                     }
                 }
+                Op::HandOver { blocks, .. } => {
+                    for block in blocks {
+                        self.table.ensure_released(*block, &mut last)?;
+                    }
+                }
+                Op::Clear { volume, lba, slots } => self.prepare_clear(*volume, *lba, slots)?,
                 _ => {}
             }
         }
@@ -262,9 +275,7 @@ impl State {
             }
             Op::PutVolume(new) => {
                 match self.volumes.get_mut(&new.id) {
-                    None => {
-                        self.volumes.insert(new.id, new.clone());
-                    }
+                    None => self.add_version(new.clone()),
                     Some(old) => {
                         let table = &mut self.table;
                         let mut short = false;
@@ -288,9 +299,11 @@ impl State {
                 }
                 self.next_volume = self.next_volume.max(new.id.0 + 1);
             }
-            Op::DropVolume(id) => {
-                self.volumes.remove(id);
-            }
+            Op::DropVolume(id) => self.drop_version(*id)?,
+            Op::Snapshot(snapshot) => self.take_snapshot(snapshot)?,
+            Op::Clone(clone) => self.clone_snapshot(clone)?,
+            Op::HandOver { volume, to, blocks } => self.hand_over(*volume, *to, blocks)?,
+            Op::Clear { volume, lba, slots } => self.clear(*volume, *lba, slots)?,
             Op::MoveColumns { segment, incarnation, columns } => {
                 self.segments.move_columns(*segment, *incarnation, columns);
             }
@@ -314,6 +327,7 @@ impl State {
         self.segments.add_live(&entry.frame, entry.share());
         self.unique_bytes += BLOCK_BYTES;
         self.stored_bytes += entry.share();
+        self.referenced_bytes += BLOCK_BYTES;
         Ok(())
     }
 
@@ -323,6 +337,7 @@ impl State {
             e.refcount = e.refcount.saturating_add(1);
             *e
         })?;
+        self.referenced_bytes += BLOCK_BYTES;
         if entry.refcount == 1 {
             self.segments.add_live(&entry.frame, entry.share());
             self.unique_bytes += BLOCK_BYTES;
@@ -339,9 +354,10 @@ impl State {
         to: &[VirtualBlock],
         pages: &mut impl Iterator<Item = VirtualBlock>,
     ) -> std::result::Result<(), Blocked> {
+        let floor = self.floor_of(volume);
         let v = self.volumes.get_mut(&volume).ok_or_else(|| bad(format!("no volume {volume}")))?;
         let zeroes = to.iter().any(|b| b.is_none());
-        if to.iter().all(|b| b.is_none()) && self.maps.leaf_entries(v, lba)?.is_none() {
+        if to.iter().all(|b| b.is_none()) && !self.maps.has_leaf(v, lba)? {
             return Ok(());
         }
         let table = &mut self.table;
@@ -352,7 +368,7 @@ impl State {
                 VirtualBlock::NONE
             })
         };
-        self.maps.set_in_leaf(v, lba, to, new_page, &mut replaced, &mut path)?;
+        self.maps.set_in_leaf(v, &floor, lba, to, new_page, &mut replaced, &mut path)?;
         if short {
             return Err(bad("a record gives too few map pages"));
         }
@@ -377,22 +393,26 @@ impl State {
     }
 
     /// Gives one reference back.
-    fn release(&mut self, block: VirtualBlock) -> Need<()> {
+    pub(super) fn release(&mut self, block: VirtualBlock) -> Need<()> {
         if self.table.is_lost(block) {
             return Ok(());
         }
         let interval = self.table.interval;
-        let freed = self.table.update(block, |e| {
+        let entry = self.table.update(block, |e| {
             if e.refcount == 0 || e.refcount == u32::MAX {
                 return None;
             }
             e.refcount -= 1;
-            (e.refcount == 0).then(|| {
+            if e.refcount == 0 {
                 e.interval = interval;
-                *e
-            })
+            }
+            Some(*e)
         })?;
-        if let Some(entry) = freed {
+        let Some(entry) = entry else { return Ok(()) };
+        if entry.kind == BlockKind::Data {
+            self.referenced_bytes = self.referenced_bytes.saturating_sub(BLOCK_BYTES);
+        }
+        if entry.refcount == 0 {
             self.segments.sub_live(&entry.frame, entry.share());
             if entry.kind == BlockKind::Data {
                 self.unique_bytes = self.unique_bytes.saturating_sub(BLOCK_BYTES);

@@ -17,6 +17,7 @@ mod nbd;
 mod replace;
 mod restart;
 mod scrub;
+mod snapshots;
 mod space;
 mod tools;
 mod upgrade;

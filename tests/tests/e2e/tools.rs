@@ -40,6 +40,12 @@ pub fn attach(lab: &Lab, name: &str, how: &[&str]) -> String {
     lab.ashlar(&arguments).expect_ok().stdout.trim().to_owned()
 }
 
+/// Ends the presentation of a volume.
+#[track_caller]
+pub fn detach(lab: &Lab, name: &str) {
+    lab.ashlar(&["volume", "detach", name]).expect_ok();
+}
+
 /// The NBD server's socket.
 pub fn nbd_socket(lab: &Lab) -> PathBuf {
     lab.dir().join("run/nbd.sock")

@@ -110,6 +110,14 @@ impl Appliance {
         assert!(status.is_some_and(|s| s.success()), "the daemon ended with {status:?}:\n{}", self.said());
     }
 
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub fn outlast(&mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon");
+        let status = wait(&mut daemon, LIMIT);
+        assert!(status.is_some(), "the daemon does not end:\n{}", self.said());
+    }
+
     /// Sends it a signal.
     #[track_caller]
     pub fn signal(&self, name: &str) {

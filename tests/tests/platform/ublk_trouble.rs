@@ -56,7 +56,8 @@ fn a_device_that_somebody_else_stopped_is_told_and_attached_again() {
     appliance.expect_sound();
 }
 
-/// Drives that answer nothing any more: what is under way when the daemon is told to stop is left to the next one after half a minute, and done by that.
+/// Drives that answer nothing any more: what is under way when the daemon is told to stop is left to the next one after half a minute, and done by that; whether
+/// the daemon is killed then, or drives come back and it ends by itself.
 #[test]
 fn requests_that_drives_do_not_answer_are_left_to_the_next_daemon() {
     if !here("requests_that_drives_do_not_answer_are_left_to_the_next_daemon", &["dd", "dmsetup"]) {
@@ -73,33 +74,40 @@ fn requests_that_drives_do_not_answer_are_left_to_the_next_daemon() {
     let file = appliance.dir().join("written").display().to_string();
     shell("dd if=/dev/urandom of=\"$1\" bs=1M count=8 status=none; dd if=\"$1\" of=\"$2\" bs=64k oflag=direct conv=fsync status=none", &[&file, &device])
         .expect_ok();
-    // What is read next comes from the drives.
-    appliance.stop();
-    appliance.start();
-    let device =
-        appliance.json(&["volume", "show", "data"])["attachment"]["device"].as_str().expect("a device").to_owned();
-    std::thread::scope(|scope| {
-        on_all("dmsetup suspend --nolockfs --noflush slow$n").expect_ok();
-        let read = scope.spawn(|| {
-            shell("dd if=\"$2\" bs=64k count=128 iflag=direct status=none | cmp - \"$1\"", &[&file, &device])
-        });
-        let written = scope.spawn(|| {
-            shell("dd if=\"$1\" of=\"$2\" bs=64k seek=256 oflag=direct conv=fsync status=none", &[&file, &device])
-        });
-        std::thread::sleep(Duration::from_secs(2));
-        appliance.signal("TERM");
-        let left = || appliance.said().contains("are left to the next process");
-        assert!(wait_until(Duration::from_secs(60), left), "{}", appliance.said());
-        assert!(!read.is_finished() && !written.is_finished(), "drives that answer nothing were read and written");
-        // As a supervisor does with what does not end in its time.
-        appliance.kill();
-        on_all("dmsetup resume slow$n").expect_ok();
+    for (comes_back, place) in [(false, "256"), (true, "512")] {
+        // What is read next comes from the drives.
+        appliance.stop();
         appliance.start();
-        read.join().expect("dd").expect_ok();
-        written.join().expect("dd").expect_ok();
-    });
-    shell("dd if=\"$2\" bs=64k skip=256 count=128 iflag=direct status=none | cmp - \"$1\"", &[&file, &device])
-        .expect_ok();
+        let shown = appliance.json(&["volume", "show", "data"]);
+        let device = shown["attachment"]["device"].as_str().expect("a device").to_owned();
+        let write = "dd if=\"$1\" of=\"$2\" bs=64k seek=\"$3\" oflag=direct conv=fsync status=none";
+        let same = "dd if=\"$2\" bs=64k skip=\"$3\" count=128 iflag=direct status=none | cmp - \"$1\"";
+        std::thread::scope(|scope| {
+            on_all("dmsetup suspend --nolockfs --noflush slow$n").expect_ok();
+            // Also when something below is not as it should be: nobody waits for them for ever.
+            let _resumed = Undone(|| drop(on_all("dmsetup resume slow$n")));
+            let read = scope.spawn(|| shell(same, &[file.as_str(), &device, "0"]));
+            let written = scope.spawn(|| shell(write, &[file.as_str(), &device, place]));
+            std::thread::sleep(Duration::from_secs(2));
+            let said = appliance.said().len();
+            appliance.signal("TERM");
+            let left = || appliance.said()[said..].contains("are left to the next process");
+            assert!(wait_until(Duration::from_secs(60), left), "{}", appliance.said());
+            assert!(!read.is_finished() && !written.is_finished(), "drives that answer nothing were read and written");
+            if comes_back {
+                on_all("dmsetup resume slow$n").expect_ok();
+                appliance.outlast();
+            } else {
+                // As a supervisor does with what does not end in its time.
+                appliance.kill();
+                on_all("dmsetup resume slow$n").expect_ok();
+            }
+            appliance.start();
+            read.join().expect("dd").expect_ok();
+            written.join().expect("dd").expect_ok();
+        });
+        shell(same, &[file.as_str(), &device, place]).expect_ok();
+    }
     appliance.ashlar(&["volume", "detach", "data"]);
     appliance.expect_sound();
     appliance.stop();

@@ -40,12 +40,11 @@ fn status(a: &mut Appliance) -> Result<PoolStatus, String> {
 fn serves_all_or_nothing(a: &mut Appliance) -> Result<(), String> {
     let scope = a.next_life();
     let (env, disks, config) = (scope.env(), a.all_disks(), a.scenario.config.clone());
-    let volumes = a.scenario.volumes;
     let look = async {
         match Pool::open(env, disks, config).await {
             Err(e) if e.kind() == ErrorKind::Unavailable => Ok(None),
             Err(e) => Err(e.to_string()),
-            Ok(pool) => read_all(&pool, volumes).await.map(Some),
+            Ok(pool) => read_all(&pool).await.map(Some),
         }
     };
     let found = scope.run_until(look, STEPS).map_err(|e| format!("{e:?}"))?;
@@ -68,7 +67,7 @@ fn fill(a: &mut Appliance, seed: u64) -> Result<(), String> {
     let (volumes, blocks) = (a.scenario.volumes, a.scenario.blocks);
     let work = async {
         let pool = Pool::open(env, disks, config).await.map_err(|e| e.to_string())?;
-        let found = read_all(&pool, volumes).await?;
+        let found = read_all(&pool).await?;
         model.lock().map_err(|e| e.to_string())?.recover(&found)?;
         for volume in 0..volumes {
             let device = pool.open_volume(&name(volume)).map_err(|e| e.to_string())?;

@@ -205,7 +205,7 @@ fn run_appliance(mut appliance: Appliance) -> Result<(), String> {
         let env = scope.env();
         let work = async {
             let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
-            let found = read_all(&pool, volumes).await?;
+            let found = read_all(&pool).await?;
             {
                 if life > 0 {
                     let h = shared.lock().map_err(|e| e.to_string())?;

@@ -115,7 +115,7 @@ fn volumes_are_refused_before_the_catalogue_is_full() {
         drop((device, pool));
         let pool = Pool::open(env.clone(), disks, PoolConfig::default()).await.expect("opened again");
         assert_eq!(pool.volumes().await.len(), made);
-        pool.delete_volume(&first).await.expect("deleted");
+        pool.delete_volume(&first, false).await.expect("deleted");
         pool.close().await.expect("closed");
     });
 }

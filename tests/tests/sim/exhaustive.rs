@@ -184,7 +184,7 @@ fn try_one(base: &(Vec<Arc<SimDisk>>, Model), sequence: &[Letter], crash: u64) -
     let env = scope.env();
     let last = async {
         let pool = Pool::open(env, as_disks(&disks), config()).await.map_err(|e| format!("open: {e}"))?;
-        let found = read_all(&pool, 1).await?;
+        let found = read_all(&pool).await?;
         check(&pool, false).await?;
         Ok::<_, String>(found)
     };

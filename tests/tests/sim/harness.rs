@@ -295,12 +295,12 @@ impl Appliance {
         let env = scope.env();
         let (mut disks, config) = (self.all_disks(), self.scenario.config.clone());
         let new = if change == Change::Add { disks.pop() } else { None };
-        let (volumes, silent) = (self.scenario.volumes, scenario_is_silent(&self.scenario));
+        let silent = scenario_is_silent(&self.scenario);
         let model = Mutex::new(std::mem::take(&mut self.model));
         let declared = Mutex::new(self.declared);
         let life = async {
             let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
-            let found = read_all(&pool, volumes).await?;
+            let found = read_all(&pool).await?;
             model.lock().map_err(|e| e.to_string())?.recover(&found)?;
             let stays_out = *declared.lock().map_err(|e| e.to_string())?;
             if let Some(info) = stays_out.and_then(|disk| disk_of(&pool, disk))
@@ -349,7 +349,7 @@ impl Appliance {
             // What rotted is as it was.
             check(&pool, silent && change != Change::Scrub).await?;
             no_mismatch(&pool, silent)?;
-            let again = read_all(&pool, volumes).await?;
+            let again = read_all(&pool).await?;
             if again != found { Err("content changed while redundancy was restored".into()) } else { Ok(()) }
         };
         let raced = async {
@@ -418,7 +418,7 @@ impl Appliance {
         let scenario = self.scenario.clone();
         let life = async {
             let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
-            let found = read_all(&pool, scenario.volumes).await?;
+            let found = read_all(&pool).await?;
             model.lock().map_err(|e| e.to_string())?.clone().recover(&found)?;
             if scenario.config.carry.is_some() {
                 // What was entered again is not durable before.
@@ -482,7 +482,7 @@ impl Appliance {
         let last = async {
             let pool = Pool::open(env, disks, config).await.map_err(|e| format!("last open: {e}"))?;
             check(&pool, silent).await?;
-            read_all(&pool, self.scenario.volumes).await
+            read_all(&pool).await
         };
         let found = scope.run_until(last, STEPS_MAX).map_err(|e| format!("last life: {e:?}"))??;
         scope.kill_all_tasks();
@@ -535,19 +535,27 @@ pub async fn check(pool: &Pool, silent: bool) -> Result<(), String> {
     if findings.is_empty() { Ok(()) } else { Err(format!("check found {}", findings.join("; "))) }
 }
 
-/// Reads every block of every volume.
-pub async fn read_all(pool: &Pool, volumes: usize) -> Result<Image, String> {
+/// Reads every block of every volume and snapshot.
+pub async fn read_all(pool: &Pool) -> Result<Image, String> {
     let mut image = Image::default();
-    for v in 0..volumes {
-        let device = pool.open_volume(&name(v)).map_err(|e| e.to_string())?;
+    let names: Vec<String> = {
+        let state = pool.engine().state.read();
+        state.volumes.values().filter(|v| !v.deleting).map(|v| state.name_of(v)).collect()
+    };
+    for name in names {
+        let device = pool.open_volume(&name).map_err(|e| e.to_string())?;
         let blocks = device.geometry().size / BLOCK_BYTES;
         let data =
-            device.read(0, (blocks * BLOCK_BYTES) as usize).await.map_err(|e| format!("reading volume {v}: {e}"))?;
+            device.read(0, (blocks * BLOCK_BYTES) as usize).await.map_err(|e| format!("reading volume {name}: {e}"))?;
         let mut tags = Vec::new();
         for (i, block) in data.chunks_exact(BLOCK_SIZE).enumerate() {
-            tags.push(tag_of(block).ok_or_else(|| format!("volume {v}, block {i}: content that was never written"))?);
+            let never = || format!("volume {name}, block {i}: content that was never written");
+            tags.push(tag_of(block).ok_or_else(never)?);
         }
-        image.volumes.insert(v, tags);
+        match name.strip_prefix('v').and_then(|number| number.parse().ok()) {
+            Some(number) => drop(image.volumes.insert(number, tags)),
+            None => drop(image.snapshots.insert(name, tags)),
+        }
     }
     Ok(image)
 }

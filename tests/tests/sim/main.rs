@@ -20,6 +20,7 @@ mod rebuild;
 mod regressions;
 mod scrub;
 mod seeds;
+mod snapshots;
 mod sparse;
 mod status;
 mod stress;

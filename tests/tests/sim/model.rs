@@ -35,6 +35,18 @@ pub enum Step {
     Write { volume: usize, lba: u64, tags: Vec<u64> },
     /// New size in blocks.
     Resize { volume: usize, blocks: u64 },
+    /// Snapshots of volumes, all at once.
+    Snapshot { of: Vec<(usize, String)> },
+    /// A snapshot goes.
+    DropSnapshot { name: String },
+    /// A volume begins with, or goes back to, what a snapshot holds.
+    Clone { from: String, volume: usize },
+    /// A volume takes the content of another one.
+    Refresh { from: usize, volume: usize },
+    /// A volume goes, with its snapshots.
+    DropVolume { volume: usize },
+    /// Several steps at once.
+    Both(Box<[Step; 2]>),
 }
 
 /// Writes of more blocks than this may be cut by a crash: they are taken in piece by piece, of as many blocks as two segments hold beside
@@ -63,6 +75,8 @@ impl Step {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     pub volumes: BTreeMap<usize, Vec<u64>>,
+    /// By the name they have with their volume.
+    pub snapshots: BTreeMap<String, Vec<u64>>,
 }
 
 impl Image {
@@ -73,6 +87,20 @@ impl Image {
                 blocks[*lba as usize..*lba as usize + tags.len()].copy_from_slice(tags);
             }
             Step::Resize { volume, blocks } => self.volumes.entry(*volume).or_default().resize(*blocks as usize, 0),
+            Step::Snapshot { of } => {
+                for (volume, name) in of {
+                    self.snapshots.insert(name.clone(), self.volumes[volume].clone());
+                }
+            }
+            Step::DropSnapshot { name } => drop(self.snapshots.remove(name)),
+            Step::Clone { from, volume } => drop(self.volumes.insert(*volume, self.snapshots[from].clone())),
+            Step::Refresh { from, volume } => drop(self.volumes.insert(*volume, self.volumes[from].clone())),
+            Step::DropVolume { volume } => {
+                self.volumes.remove(volume);
+                let own = format!("v{volume}@");
+                self.snapshots.retain(|name, _| !name.starts_with(&own));
+            }
+            Step::Both(steps) => steps.iter().for_each(|step| self.apply(step)),
         }
     }
 
@@ -93,7 +121,20 @@ impl Image {
                 );
             }
         }
-        "nothing".into()
+        if self.volumes.len() != other.volumes.len() {
+            return format!("volumes {:?}, expected {:?}", other.volumes.keys(), self.volumes.keys());
+        }
+        if !self.snapshots.keys().eq(other.snapshots.keys()) {
+            return format!("snapshots {:?}, expected {:?}", other.snapshots.keys(), self.snapshots.keys());
+        }
+        match self.snapshots.iter().find(|(name, blocks)| other.snapshots[*name] != **blocks) {
+            Some((name, blocks)) => {
+                let theirs = &other.snapshots[name];
+                let wrong = (0..blocks.len()).find(|&i| theirs.get(i) != Some(&blocks[i]));
+                format!("snapshot {name}: {} blocks, expected {}, first wrong {wrong:?}", theirs.len(), blocks.len())
+            }
+            None => "nothing".into(),
+        }
     }
 }
 

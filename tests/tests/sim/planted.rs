@@ -9,6 +9,7 @@ use super::killed;
 use super::rebuild;
 use super::scrub;
 use super::seeds::{outcome_of, run};
+use super::snapshots;
 use super::stress::{storm, strict_returns};
 
 /// Plants the bug for as long as it lives.
@@ -72,5 +73,8 @@ catches! {
     scrub_no_parity: ScrubNoParity, 100, scrub::run;
     carried_let_go_early: CarriedLetGoEarly, 100, |seed| killed::run(killed::scenario(seed));
     carried_numbers_kept: CarriedNumbersKept, 400, run_killed_clients;
+    snapshot_not_kept: SnapshotNotKept, 100, |seed| snapshots::run(snapshots::scenario(seed));
+    reaper_blind: ReaperBlind, 100, |seed| snapshots::run(snapshots::scenario(seed));
+    cursor_ignored: CursorIgnored, 400, |seed| snapshots::run(snapshots::scenario(seed));
     reference_leaked: ReferenceLeaked, 200, |seed| run(Scenario::random(seed));
 }

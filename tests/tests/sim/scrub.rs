@@ -473,7 +473,7 @@ fn a_lost_map_page_stops_its_volume_only() {
         let (list, read_only) = listed(&pool).await.expect("a list");
         assert_eq!((list.len(), read_only.into_iter().collect::<Vec<_>>()), (64, vec!["v0".to_owned()]));
         drop(lost);
-        pool.delete_volume("v0").await.expect("deleted");
+        pool.delete_volume("v0", false).await.expect("deleted");
         while pool.create_volume("v0", 64 * BLOCK_BYTES).await.is_err() {
             env.sleep(std::time::Duration::from_millis(100)).await;
         }

@@ -1,5 +1,6 @@
 //! What a host does during one life.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub enum Mix {
     Usual,
     /// Mostly overwrites with content that does not compress, and flushes, without pauses: much is under way at any time.
     Storm,
+    /// The usual, and snapshots, clones, volumes that are restored, refreshed, deleted.
+    Snapshots,
     /// Overwrites and discards in a pool that is too small: writes may be refused, then nothing of them was taken.
     Pressure,
 }
@@ -50,12 +53,17 @@ impl Target {
     }
 }
 
-fn failed(what: &str, e: Error) -> String {
+/// A random key.
+pub fn pick<'a, K: Ord, V>(rng: &mut Rng, of: &'a BTreeMap<K, V>) -> Option<&'a K> {
+    of.keys().nth(rng.index(of.len().max(1)))
+}
+
+pub fn failed(what: &str, e: Error) -> String {
     format!("{what}: {e}")
 }
 
 impl Worker<'_> {
-    fn model(&self) -> MutexGuard<'_, Model> {
+    pub fn model(&self) -> MutexGuard<'_, Model> {
         self.model.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -79,6 +87,7 @@ impl Worker<'_> {
         for _ in 0..rng.between(1, self.scenario.ops as u64) {
             let done = match self.scenario.mix {
                 Mix::Usual => self.usual(&mut rng).await?,
+                Mix::Snapshots => self.snapshots(&mut rng).await?,
                 Mix::Storm => self.storm(&mut rng).await?,
                 Mix::Pressure => self.pressure(&mut rng).await?,
             };
@@ -90,7 +99,10 @@ impl Worker<'_> {
     }
 
     fn target(&self, rng: &mut Rng, longest: u64) -> Result<Target, String> {
-        let volume = rng.index(self.scenario.volumes);
+        let volume = match self.scenario.mix {
+            Mix::Snapshots => *pick(rng, &self.model().now().volumes).ok_or("there are no volumes")?,
+            _ => rng.index(self.scenario.volumes),
+        };
         let device = self.pool.open_volume(&name(volume)).map_err(|e| e.to_string())?;
         if device.outlive() != self.outlives() {
             return Err("there is no memory that outlives the process".into());
@@ -103,7 +115,7 @@ impl Worker<'_> {
     }
 
     /// False when the pool is full: nothing more is done in this life.
-    async fn usual(&self, rng: &mut Rng) -> Result<bool, String> {
+    pub async fn usual(&self, rng: &mut Rng) -> Result<bool, String> {
         let target = self.target(rng, 7)?;
         match rng.below(20) {
             0..=10 => {

@@ -18,6 +18,7 @@ mod job;
 mod lab;
 mod pool;
 mod serve;
+mod snapshot;
 mod upgrade;
 mod volume;
 
@@ -94,9 +95,12 @@ enum Command {
     /// Status, statistics and check of the pool; making one
     #[command(subcommand)]
     Pool(pool::Command),
-    /// Volumes: create, list, resize, delete, attach
+    /// Volumes: create, list, resize, delete, attach, clone, restore
     #[command(subcommand)]
     Volume(volume::Command),
+    /// Snapshots of volumes: take, list, delete
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Drives of the pool
     #[command(subcommand)]
     Disk(disk::Command),
@@ -149,6 +153,7 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     match command {
         Command::Pool(command) => pool::run(command, global),
         Command::Volume(command) => volume::run(command, global),
+        Command::Snapshot(command) => snapshot::run(command, global),
         Command::Disk(command) => disk::run(command, global),
         Command::Alert(command) => alert::run(command, global),
         Command::Event(command) => event::run(command, global),

@@ -585,6 +585,7 @@ mod tests {
             redundancy: Redundancy { full: 1 << 30, none: 3 << 20, ..Redundancy::default() },
             disks: vec![],
             volumes: 1,
+            snapshots: 2,
             alerts: vec![Alert {
                 severity: "warning".into(),
                 code: "pool.degraded".into(),

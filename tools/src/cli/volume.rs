@@ -7,6 +7,7 @@ use crate::client::segment;
 use crate::exit::{CommandResult, Exit};
 use crate::output::{Align, Format, Table, pairs, ratio, say, say_json, show, size, timestamp};
 use crate::values::{parse_size, parse_volume_name, parse_volume_size};
+use crate::wire::snapshots::{CloneCreate, Keep, VolumeRefresh, VolumeRestore};
 use crate::wire::{AttachRequest, Attachment, Via, Volume, VolumeCreate, VolumeResize};
 
 #[derive(Debug, clap::Subcommand)]
@@ -48,10 +49,57 @@ pub enum Command {
         shrink: bool,
     },
     /// Delete a volume and its data
-    #[command(visible_alias = "rm", after_help = "An attached volume must be detached first.")]
+    #[command(
+        visible_alias = "rm",
+        after_help = "An attached volume must be detached first. Volumes that were cloned from its snapshots stay."
+    )]
     Delete {
         /// The volume
         name: String,
+        /// Delete its snapshots, too
+        #[arg(long)]
+        with_snapshots: bool,
+    },
+    /// Make a volume that begins with what a snapshot holds; it takes space as it changes
+    #[command(after_help = "Example:\n  ashlar volume clone data@monday test")]
+    Clone {
+        /// The snapshot
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: String,
+        /// Name of the new volume
+        #[arg(value_parser = parse_volume_name)]
+        name: String,
+    },
+    /// Give a volume the content, and the size, that a snapshot of it holds
+    ///
+    /// The volume must be unmounted on its hosts and detached. What it is now becomes a snapshot itself, unless it is to go.
+    #[command(
+        after_help = "Examples:\n  ashlar volume restore data@monday\n  ashlar volume restore data@monday --keep before-monday\n  ashlar volume restore data@monday --volume test    # a clone of data"
+    )]
+    Restore {
+        /// The snapshot
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: String,
+        /// The volume, if the snapshot is of another one that it has a common ancestor with
+        #[arg(long)]
+        volume: Option<String>,
+        #[command(flatten)]
+        keep: KeepArguments,
+    },
+    /// Give a volume the content that a related one has now: a clone that of its parent, or the other way round
+    ///
+    /// The volume must be unmounted on its hosts and detached. What it is now becomes a snapshot, unless it is to go.
+    #[command(
+        after_help = "Examples:\n  ashlar volume refresh test --from data\n  ashlar volume refresh test --from data@monday --no-keep"
+    )]
+    Refresh {
+        /// The volume that changes
+        name: String,
+        /// The volume or snapshot whose content it takes
+        #[arg(long)]
+        from: String,
+        #[command(flatten)]
+        keep: KeepArguments,
     },
     /// Present a volume: prints the URI, the path, or the device
     ///
@@ -75,6 +123,27 @@ pub enum Command {
         /// The volume
         name: String,
     },
+}
+
+/// What becomes of the present content.
+#[derive(Debug, clap::Args)]
+pub struct KeepArguments {
+    /// Name of the snapshot that keeps what the volume is now
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with = "no_keep")]
+    keep: Option<String>,
+    /// Give back what the volume is now
+    #[arg(long)]
+    no_keep: bool,
+}
+
+impl KeepArguments {
+    fn wanted(self) -> Keep {
+        match (self.keep, self.no_keep) {
+            (Some(name), _) => Keep::As(name),
+            (None, true) => Keep::Nothing,
+            (None, false) => Keep::Named,
+        }
+    }
 }
 
 /// A size, or one to add to the present one; bytes.
@@ -126,9 +195,29 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             })?;
             show(format, &volume, |v| format!("volume {} has {} now", v.info.name, size(v.info.size)))?;
         }
-        Command::Delete { name } => {
-            super::talk(client.send::<()>(Method::DELETE, &path(&name)))?;
-            done(format, &name, "deleted")?;
+        Command::Delete { name, with_snapshots } => {
+            let query = if with_snapshots { "?snapshots=true" } else { "" };
+            super::talk(client.send::<()>(Method::DELETE, &format!("{}{query}", path(&name))))?;
+            done(format, "volume", &name, "deleted")?;
+        }
+        Command::Clone { snapshot, name } => {
+            let to = format!("/v1/snapshots/{}/clones", segment(&snapshot));
+            let request = CloneCreate { name };
+            let volume: Volume = super::talk(client.call(Method::POST, &to, Some(&request)))?;
+            show(format, &volume, |v| format!("volume {} cloned from {snapshot}", v.info.name))?;
+        }
+        Command::Restore { snapshot, volume, keep } => {
+            let own = || snapshot.split_once('@').map_or(snapshot.clone(), |(volume, _)| volume.to_owned());
+            let to = format!("{}/restore", path(&volume.unwrap_or_else(own)));
+            let request = VolumeRestore { snapshot: snapshot.clone(), keep: keep.wanted() };
+            let volume: Volume = super::talk(client.call(Method::POST, &to, Some(&request)))?;
+            show(format, &volume, |v| format!("volume {} is what {snapshot} holds", v.info.name))?;
+        }
+        Command::Refresh { name, from, keep } => {
+            let request = VolumeRefresh { from: from.clone(), keep: keep.wanted() };
+            let to = format!("{}/refresh", path(&name));
+            let volume: Volume = super::talk(client.call(Method::POST, &to, Some(&request)))?;
+            show(format, &volume, |v| format!("volume {} is what {from} holds", v.info.name))?;
         }
         Command::Attach { name, via, loop_device } => {
             let request = AttachRequest { via, loop_device };
@@ -138,16 +227,17 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         }
         Command::Detach { name } => {
             super::talk(client.send::<()>(Method::DELETE, &format!("{}/attachment", path(&name))))?;
-            done(format, &name, "detached")?;
+            done(format, "volume", &name, "detached")?;
         }
     }
     Ok(Exit::Ok)
 }
 
-fn done(format: Format, name: &str, what: &str) -> CommandResult {
+/// Tells that something was done to an object that has nothing to show for it.
+pub fn done(format: Format, object: &str, name: &str, what: &str) -> CommandResult {
     match format {
-        Format::Json => say_json(&serde_json::json!({ "volume": name, "result": what })),
-        Format::Table => say(format!("volume {name} {what}")),
+        Format::Json => say_json(&serde_json::json!({ object: name, "result": what })),
+        Format::Table => say(format!("{object} {name} {what}")),
     }
 }
 
@@ -184,6 +274,7 @@ fn list(volumes: &[Volume]) -> String {
         ("UNIQUE", Align::Right),
         ("SAVINGS", Align::Right),
         ("REDUCTION", Align::Right),
+        ("SNAPSHOTS", Align::Right),
         ("STATE", Align::Left),
         ("ATTACHED", Align::Left),
         ("AT", Align::Left),
@@ -196,6 +287,7 @@ fn list(volumes: &[Volume]) -> String {
             counted_size(volume, volume.info.unique),
             counted_size(volume, volume.info.savings),
             ratio(reduction(volume)),
+            volume.info.snapshots.to_string(),
             volume.info.state.clone(),
             attached_word(volume),
             volume.attachment.as_ref().map_or("-", |a| a.target()).to_owned(),
@@ -216,6 +308,8 @@ fn describe(volume: &Volume) -> String {
         ("savings", counted_size(volume, info.savings)),
         ("reduction", ratio(reduction(volume))),
         ("created", timestamp(info.created_s)),
+        ("snapshots", info.snapshots.to_string()),
+        ("origin", info.origin.clone().unwrap_or_else(|| "-".into())),
         ("attached", attached_word(volume)),
     ];
     if let Some(attachment) = &volume.attachment {
@@ -245,6 +339,8 @@ mod tests {
             attached: None,
             state: "online".into(),
             created_s: 0,
+            snapshots: 2,
+            origin: None,
         };
         Volume { info, attachment: None }
     }
@@ -263,9 +359,12 @@ mod tests {
         });
         let text = list(&[volume("a"), attached.clone()]);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "NAME    SIZE  MAPPED  UNIQUE  SAVINGS  REDUCTION  STATE   ATTACHED  AT");
-        assert_eq!(lines[1], "a     10 GiB   4 GiB   1 GiB    3 GiB     4.00:1  online  -         -");
-        assert_eq!(lines[2], "b     10 GiB   4 GiB   1 GiB    3 GiB     4.00:1  online  nbd       nbd://x/b");
+        assert_eq!(lines[0], "NAME    SIZE  MAPPED  UNIQUE  SAVINGS  REDUCTION  SNAPSHOTS  STATE   ATTACHED  AT");
+        assert_eq!(lines[1], "a     10 GiB   4 GiB   1 GiB    3 GiB     4.00:1          2  online  -         -");
+        assert_eq!(
+            lines[2],
+            "b     10 GiB   4 GiB   1 GiB    3 GiB     4.00:1          2  online  nbd       nbd://x/b"
+        );
         assert!(list(&[]).contains("volume create"));
         assert!(describe(&attached).contains("uri:        nbd://x/b\n"), "{}", describe(&attached));
         attached.info.estimated = true;

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::extract::{FromRequest, Path, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequest, Path, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
@@ -25,11 +26,12 @@ use crate::values::{check_name, check_volume_size};
 use crate::wire::events::Event;
 use crate::wire::{
     AttachRequest, Attachment, ConfigRow, Disk, DiskAdd, ErrorBody, Health, Job, PoolChange, Volume, VolumeCreate,
-    VolumeResize,
+    VolumeDelete, VolumeResize,
 };
 
 mod events;
 mod lab;
+mod snapshots;
 mod upgrade;
 
 type Shared = State<Arc<Appliance>>;
@@ -120,6 +122,7 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(job))
         .merge(events::routes())
         .merge(lab::routes())
+        .merge(snapshots::routes())
         .merge(upgrade::routes())
         .routes(routes!(shutdown))
         .with_state(appliance)
@@ -444,12 +447,18 @@ async fn volume_resize(
     Ok(Json(volume.await?))
 }
 
-/// Deletes a volume that is not attached.
-#[utoipa::path(delete, path = "/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path)),
+/// Deletes a volume that is not attached. One with snapshots is deleted if they are to go as well.
+#[utoipa::path(delete, path = "/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path), VolumeDelete),
     responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-async fn volume_delete(State(app): Shared, origin: Origin, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+async fn volume_delete(
+    State(app): Shared,
+    origin: Origin,
+    Path(name): Path<String>,
+    query: Result<Query<VolumeDelete>, QueryRejection>,
+) -> Result<StatusCode, ApiError> {
+    let Query(query) = query.map_err(|e| Error::invalid(format!("the query: {}", e.body_text())))?;
     let deleted = to_the_end(async move {
-        app.attachments.delete(&name).await?;
+        app.attachments.delete(&name, query.snapshots).await?;
         app.record(origin.of(told("volume.deleted", volume_object(&name), format!("volume '{name}' was deleted"))));
         Ok(())
     });

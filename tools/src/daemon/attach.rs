@@ -132,7 +132,7 @@ impl Attachments {
     pub async fn restore(&self) -> Vec<Restored> {
         let mut table = self.table.lock().await;
         let mut restored = Vec::new();
-        for volume in self.engine.volumes().await {
+        for volume in self.engine.attached().await {
             let Some(text) = volume.attached else { continue };
             let name = volume.name;
             let attachment = match Spec::parse(&text) {
@@ -219,8 +219,8 @@ impl Attachments {
         Ok(())
     }
 
-    /// Deletes a volume, which must not be attached.
-    pub async fn delete(&self, name: &str) -> Result<()> {
+    /// Deletes a volume, which must not be attached, and its snapshots if they are to go.
+    pub async fn delete(&self, name: &str, with_snapshots: bool) -> Result<()> {
         let table = self.table.lock().await;
         if let Some(attachment) = table.get(name) {
             return Err(Error::new(
@@ -231,7 +231,7 @@ impl Attachments {
                 ),
             ));
         }
-        self.engine.delete_volume(name).await
+        self.engine.delete_volume(name, with_snapshots).await
     }
 
     /// Changes a volume's size, in bytes, wherever it is presented.

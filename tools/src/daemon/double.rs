@@ -11,7 +11,8 @@ use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
 use blockdev::frontend::memory::MemoryDevice;
 use blockdev::report::{
-    CheckReport, Damage, DiskInfo, Finding, PoolStats, PoolStatus, Reduction, Redundancy, Scrub, Tolerance, VolumeInfo,
+    CheckReport, Damage, DiskInfo, Finding, PoolStats, PoolStatus, Reduction, Redundancy, Scrub, SnapshotInfo,
+    Tolerance, VolumeInfo,
 };
 use blockdev::units::Uuid;
 use parking_lot::Mutex;
@@ -30,6 +31,10 @@ pub struct MemoryEngine {
     pub fail_attachments: AtomicBool,
     /// Set by [`Engine::close`].
     pub closed: AtomicBool,
+}
+
+fn no_snapshots() -> Error {
+    Error::new(ErrorKind::Unsupported, "there are no snapshots in memory")
 }
 
 fn missing(name: &str) -> Error {
@@ -108,6 +113,7 @@ impl Engine for MemoryEngine {
             redundancy: Redundancy::default(),
             disks: vec![disk],
             volumes: volumes.len(),
+            snapshots: 0,
             alerts: vec![],
         }
     }
@@ -159,6 +165,8 @@ impl Engine for MemoryEngine {
             attached: None,
             state: "online".into(),
             created_s: 1,
+            snapshots: 0,
+            origin: None,
         };
         volumes.insert(name.into(), (info.clone(), Arc::new(MemoryDevice::new(size))));
         Ok(info)
@@ -172,8 +180,40 @@ impl Engine for MemoryEngine {
         })
     }
 
-    async fn delete_volume(&self, name: &str) -> Result<()> {
+    async fn delete_volume(&self, name: &str, _: bool) -> Result<()> {
         self.volumes.lock().remove(name).map(drop).ok_or_else(|| missing(name))
+    }
+
+    async fn create_snapshots(&self, _: &[String]) -> Result<Vec<SnapshotInfo>> {
+        Err(no_snapshots())
+    }
+
+    async fn snapshots(&self, _: Option<&str>) -> Result<Vec<SnapshotInfo>> {
+        Ok(Vec::new())
+    }
+
+    async fn snapshot(&self, _: &str) -> Result<SnapshotInfo> {
+        Err(no_snapshots())
+    }
+
+    async fn delete_snapshot(&self, _: &str) -> Result<()> {
+        Err(no_snapshots())
+    }
+
+    async fn clone_snapshot(&self, _: &str, _: &str) -> Result<VolumeInfo> {
+        Err(no_snapshots())
+    }
+
+    async fn restore_volume(&self, _: &str, _: &str, _: Option<&str>) -> Result<VolumeInfo> {
+        Err(no_snapshots())
+    }
+
+    async fn refresh_volume(&self, _: &str, _: &str, _: Option<&str>) -> Result<VolumeInfo> {
+        Err(no_snapshots())
+    }
+
+    async fn attached(&self) -> Vec<VolumeInfo> {
+        self.volumes().await
     }
 
     async fn volumes(&self) -> Vec<VolumeInfo> {

@@ -15,7 +15,9 @@ use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::format::label::Label;
 use blockdev::frontend::BlockDevice;
 use blockdev::pool::{CreateOptions, KnownDisk, Pool, PoolConfig};
-use blockdev::report::{CheckReport, Damage, DiskInfo, PoolStats, PoolStatus, Scrub, Tolerance, VolumeInfo};
+use blockdev::report::{
+    CheckReport, Damage, DiskInfo, PoolStats, PoolStatus, Scrub, SnapshotInfo, Tolerance, VolumeInfo,
+};
 use blockdev::units::Uuid;
 use blockdev::volume::recovery::read_label;
 use tokio::runtime::Handle;
@@ -58,8 +60,24 @@ pub trait Engine: Send + Sync + 'static {
     async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo>;
     /// Changes a volume's size, in bytes.
     async fn resize_volume(&self, name: &str, size: u64) -> Result<VolumeInfo>;
-    /// Deletes a volume.
-    async fn delete_volume(&self, name: &str) -> Result<()>;
+    /// Deletes a volume, with its snapshots if they are to go.
+    async fn delete_volume(&self, name: &str, with_snapshots: bool) -> Result<()>;
+    /// Takes snapshots (`VOLUME@SNAPSHOT`), all of one instant.
+    async fn create_snapshots(&self, names: &[String]) -> Result<Vec<SnapshotInfo>>;
+    /// All snapshots, or those of one volume.
+    async fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>>;
+    /// One snapshot.
+    async fn snapshot(&self, name: &str) -> Result<SnapshotInfo>;
+    /// Deletes a snapshot.
+    async fn delete_snapshot(&self, name: &str) -> Result<()>;
+    /// Makes a volume that begins with what a snapshot holds.
+    async fn clone_snapshot(&self, snapshot: &str, name: &str) -> Result<VolumeInfo>;
+    /// Gives a volume the content of a snapshot; `keep` names the snapshot of what it is now.
+    async fn restore_volume(&self, volume: &str, snapshot: &str, keep: Option<&str>) -> Result<VolumeInfo>;
+    /// Gives a volume the content that another one has now.
+    async fn refresh_volume(&self, volume: &str, from: &str, keep: Option<&str>) -> Result<VolumeInfo>;
+    /// Volumes and snapshots that are to be presented.
+    async fn attached(&self) -> Vec<VolumeInfo>;
     /// All volumes.
     async fn volumes(&self) -> Vec<VolumeInfo>;
     /// One volume.
@@ -355,8 +373,40 @@ impl Engine for Pool {
         self.resize_volume(name, size).await
     }
 
-    async fn delete_volume(&self, name: &str) -> Result<()> {
-        self.delete_volume(name).await
+    async fn delete_volume(&self, name: &str, with_snapshots: bool) -> Result<()> {
+        self.delete_volume(name, with_snapshots).await
+    }
+
+    async fn create_snapshots(&self, names: &[String]) -> Result<Vec<SnapshotInfo>> {
+        self.create_snapshots(names).await
+    }
+
+    async fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>> {
+        self.snapshots(volume)
+    }
+
+    async fn snapshot(&self, name: &str) -> Result<SnapshotInfo> {
+        self.snapshot_info(name)
+    }
+
+    async fn delete_snapshot(&self, name: &str) -> Result<()> {
+        self.delete_snapshot(name).await
+    }
+
+    async fn clone_snapshot(&self, snapshot: &str, name: &str) -> Result<VolumeInfo> {
+        self.clone_snapshot(snapshot, name).await
+    }
+
+    async fn restore_volume(&self, volume: &str, snapshot: &str, keep: Option<&str>) -> Result<VolumeInfo> {
+        self.restore_volume(volume, snapshot, keep).await
+    }
+
+    async fn refresh_volume(&self, volume: &str, from: &str, keep: Option<&str>) -> Result<VolumeInfo> {
+        self.refresh_volume(volume, from, keep).await
+    }
+
+    async fn attached(&self) -> Vec<VolumeInfo> {
+        self.attached().await
     }
 
     async fn volumes(&self) -> Vec<VolumeInfo> {

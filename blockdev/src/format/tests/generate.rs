@@ -274,6 +274,11 @@ pub fn volume(rng: &mut Rng) -> VolumeRecord {
         deleting: rng.chance(1, 4),
         created_s: number(rng, u64::MAX),
         attachment: text(rng, 255),
+        snapshot_of: VolumeId(if rng.chance(1, 2) { number(rng, u32::MAX.into()) as u32 } else { 0 }),
+        parent: VolumeId(number(rng, u32::MAX.into()) as u32),
+        family: VolumeId(number(rng, u32::MAX.into()) as u32),
+        root_birth: number(rng, 1 << 32) as u32,
+        handed: number(rng, (1 << 36) + 1),
     }
 }
 
@@ -287,6 +292,15 @@ pub fn catalogue(rng: &mut Rng) -> Catalogue {
     let mut volumes: Vec<VolumeRecord> = (0..rng.index(9)).map(|_| volume(rng)).collect();
     volumes.sort_by_key(|v| v.id);
     volumes.dedup_by_key(|v| v.id);
+    let mut before: Option<VolumeRecord> = None;
+    for volume in &mut volumes {
+        volume.parent = VolumeId(0);
+        if let Some(parent) = before.filter(|p| p.is_snapshot() && p.id.0 > 0 && p.generation < u32::MAX) {
+            (volume.parent, volume.family, volume.generation) = (parent.id, parent.family, parent.generation + 1);
+            volume.levels = volume.levels.max(parent.levels);
+        }
+        before = Some(volume.clone());
+    }
     Catalogue {
         record: number(rng, COUNTER_LIMIT),
         seqno: number(rng, COUNTER_LIMIT),
@@ -310,6 +324,7 @@ pub fn catalogue(rng: &mut Rng) -> Catalogue {
         directory,
         unique_bytes: number(rng, COUNTER_LIMIT),
         stored_bytes: number(rng, COUNTER_LIMIT),
+        referenced_bytes: number(rng, COUNTER_LIMIT),
         scrub: ScrubRecord {
             begun_s: number(rng, COUNTER_LIMIT),
             ended_s: number(rng, COUNTER_LIMIT),
@@ -337,7 +352,7 @@ fn op(rng: &mut Rng, frames: &[Frame]) -> Op {
     let volume_id = VolumeId(number(rng, u32::MAX.into()) as u32);
     let count = rng.below(20);
     let lba = Lba(number(rng, (1 << 36) - count));
-    match rng.below(9) {
+    match rng.below(13) {
         7 => Op::MoveColumns {
             segment: location(rng).segment,
             incarnation: number(rng, COUNTER_LIMIT),
@@ -364,6 +379,13 @@ fn op(rng: &mut Rng, frames: &[Frame]) -> Op {
         4 => Op::SealSegment(location(rng).segment),
         5 => Op::PutVolume(volume(rng)),
         6 => Op::DropVolume(volume_id),
+        8 => Op::Snapshot(volume(rng)),
+        9 => Op::Clone(volume(rng)),
+        10 => Op::HandOver { volume: volume_id, to: lba, blocks: (0..count).map(|_| block(rng)).collect() },
+        11 => {
+            let slots = (0..count).map(|_| rng.below(512) as u16).collect();
+            Op::Clear { volume: volume_id, lba: Lba(lba.0.saturating_sub(1)), slots }
+        }
         _ => {
             let blocks = (0..count).map(|_| match rng.below(3) {
                 0 => BlockRef::Zero,

@@ -2,9 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use axum::extract::Query;
-use axum::extract::rejection::QueryRejection;
-
 use super::*;
 use crate::wire::events::{ActiveAlert, EventPage, EventQuery, WAIT_MAX_S};
 

@@ -1,0 +1,230 @@
+//! Snapshots, thin clones, restoring and refreshing: names and rules. What is whose is in `volume::versions`.
+
+use super::{Pool, check_name};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::record::{Op, VolumeRecord};
+use crate::report::{SnapshotInfo, VolumeInfo};
+use crate::units::{BLOCK_BYTES, VirtualBlock, VolumeId};
+
+impl Pool {
+    /// Takes a snapshot of each of several volumes, given as `VOLUME@SNAPSHOT`, all of the same instant: after every write that was answered
+    /// before, and in the order of all writes.
+    pub async fn create_snapshots(&self, names: &[String]) -> Result<Vec<SnapshotInfo>> {
+        let engine = &self.0.engine;
+        engine.check_writable()?;
+        let _turn = self.0.administration.lock().await;
+        let mut ops = Vec::with_capacity(names.len());
+        for (i, name) in names.iter().enumerate() {
+            let (volume, snapshot) = split(name)?;
+            if names[..i].contains(name) {
+                return Err(Error::invalid(format!("snapshot '{name}' is named twice")));
+            }
+            let id = VolumeId(engine.state.read().next_volume + i as u32);
+            ops.push(Op::Snapshot(self.new_snapshot(id, volume, snapshot)?));
+        }
+        engine.commit_ops(ops).await.context(format!("taking snapshot {}", names.join(", ")))?;
+        names.iter().map(|name| self.snapshot_info(name)).collect()
+    }
+
+    /// The record of a snapshot to be taken.
+    fn new_snapshot(&self, id: VolumeId, volume: &str, snapshot: &str) -> Result<VolumeRecord> {
+        check_name("snapshot", snapshot)?;
+        let of = self.record(volume)?;
+        if self.0.engine.state.read().snapshots_of(of.id).any(|s| s.name == snapshot) {
+            let message = format!("snapshot '{volume}@{snapshot}' exists already");
+            return Err(Error::new(ErrorKind::AlreadyExists, message));
+        }
+        self.0.engine.check_volume(of.id)?;
+        let record = self.description(id, snapshot, of.id);
+        self.check_catalogue(&record)?;
+        Ok(record)
+    }
+
+    /// A record of which identity, name and times count.
+    fn description(&self, id: VolumeId, name: &str, snapshot_of: VolumeId) -> VolumeRecord {
+        VolumeRecord {
+            id,
+            name: name.into(),
+            blocks: 0,
+            root: VirtualBlock::NONE,
+            levels: 1,
+            mapped: 0,
+            generation: 1,
+            deleting: false,
+            created_s: self.0.engine.env.wall_clock_s(),
+            attachment: String::new(),
+            snapshot_of,
+            parent: VolumeId(0),
+            family: id,
+            root_birth: 0,
+            handed: 0,
+        }
+    }
+
+    /// Makes a volume that begins with what a snapshot (`VOLUME@SNAPSHOT`) holds, and takes no space until it is written to.
+    pub async fn clone_snapshot(&self, snapshot: &str, name: &str) -> Result<VolumeInfo> {
+        check_name("volume", name)?;
+        split(snapshot)?;
+        let engine = &self.0.engine;
+        engine.check_writable()?;
+        let _turn = self.0.administration.lock().await;
+        let from = self.record(snapshot)?;
+        let id = {
+            let state = engine.state.read();
+            if state.volume_named(name).is_some() {
+                return Err(Error::new(ErrorKind::AlreadyExists, format!("volume '{name}' exists already")));
+            }
+            VolumeId(state.next_volume)
+        };
+        let record = VolumeRecord { parent: from.id, ..self.description(id, name, VolumeId(0)) };
+        self.check_catalogue(&record)?;
+        engine.commit_ops(vec![Op::Clone(record)]).await.context(format!("cloning '{snapshot}'"))?;
+        self.volume_info(name).await
+    }
+
+    /// Gives a volume the content, and the size, that a snapshot holds: one of its own, or of a volume that it has an ancestor in common with. What
+    /// it was before is kept as a snapshot of the name `keep`, or given back.
+    pub async fn restore_volume(&self, volume: &str, snapshot: &str, keep: Option<&str>) -> Result<VolumeInfo> {
+        split(snapshot)?;
+        let engine = &self.0.engine;
+        engine.check_writable()?;
+        let _turn = self.0.administration.lock().await;
+        let (record, from) = (self.volume_record(volume)?, self.record(snapshot)?);
+        self.restore_from(record, &from, Vec::new(), (volume, keep)).await
+    }
+
+    /// Gives a volume the content that another one, which it has an ancestor in common with, holds now: a clone that of its parent, or the other way round.
+    pub async fn refresh_volume(&self, volume: &str, from: &str, keep: Option<&str>) -> Result<VolumeInfo> {
+        let engine = &self.0.engine;
+        engine.check_writable()?;
+        let _turn = self.0.administration.lock().await;
+        let (record, other) = (self.volume_record(volume)?, self.record(from)?);
+        if other.is_snapshot() {
+            return self.restore_from(record, &other, Vec::new(), (volume, keep)).await;
+        }
+        if other.id == record.id {
+            return Err(Error::invalid(format!("volume '{volume}' cannot be refreshed from itself")));
+        }
+        related(&record, &other, volume, from)?;
+        // Nobody asked for the snapshot in between: it goes when only one of the two goes on from it.
+        let id = VolumeId(engine.state.read().next_volume);
+        let between = VolumeRecord { deleting: true, ..self.description(id, "", other.id) };
+        let from = VolumeRecord { id, ..other };
+        self.restore_from(record, &from, vec![Op::Snapshot(between)], (volume, keep)).await
+    }
+
+    /// Makes a volume go on from a snapshot, after `ops`.
+    async fn restore_from(
+        &self,
+        record: VolumeRecord,
+        from: &VolumeRecord,
+        mut ops: Vec<Op>,
+        (volume, keep): (&str, Option<&str>),
+    ) -> Result<VolumeInfo> {
+        let engine = &self.0.engine;
+        related(&record, from, volume, &from.name)?;
+        if !record.attachment.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "volume '{volume}' is attached via {}: unmount it on its hosts and detach it first",
+                    record.attachment
+                ),
+            ));
+        }
+        let id = VolumeId(engine.state.read().next_volume + ops.len() as u32);
+        let before = match keep {
+            Some(name) => self.new_snapshot(id, volume, name)?,
+            None => VolumeRecord { deleting: true, ..self.description(id, "", record.id) },
+        };
+        let handle = self.handle(record.id, volume)?;
+        let _quiet = handle.exclude_writes().await;
+        let to = VolumeRecord { parent: from.id, ..record };
+        ops.extend([Op::Snapshot(before), Op::Clone(to)]);
+        engine.commit_ops(ops).await.context(format!("restoring '{volume}'"))?;
+        handle.set_blocks(from.blocks);
+        engine.reap();
+        self.volume_info(volume).await
+    }
+
+    /// Deletes a snapshot. Its space comes back in the background.
+    pub async fn delete_snapshot(&self, name: &str) -> Result<()> {
+        split(name)?;
+        let engine = &self.0.engine;
+        engine.check_writable()?;
+        let _turn = self.0.administration.lock().await;
+        let record = self.record(name)?;
+        detached(&record, name)?;
+        let id = record.id;
+        engine.commit_ops(vec![Op::PutVolume(VolumeRecord { deleting: true, ..record })]).await?;
+        if let Some(handle) = self.0.volumes.lock().remove(&id) {
+            handle.retire();
+        }
+        engine.reap();
+        Ok(())
+    }
+
+    /// One snapshot.
+    pub fn snapshot_info(&self, name: &str) -> Result<SnapshotInfo> {
+        split(name)?;
+        let record = self.record(name)?;
+        Ok(self.describe(&record))
+    }
+
+    /// All snapshots, or those of one volume, oldest first.
+    pub fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>> {
+        let of = volume.map(|name| self.volume_record(name)).transpose()?;
+        let all: Vec<VolumeRecord> = {
+            let state = self.0.engine.state.read();
+            let wanted = |s: &&VolumeRecord| s.is_snapshot() && of.as_ref().is_none_or(|v| s.snapshot_of == v.id);
+            state.volumes.values().filter(wanted).filter(|s| !s.deleting).cloned().collect()
+        };
+        let mut out: Vec<SnapshotInfo> = all.iter().map(|s| self.describe(s)).collect();
+        out.sort_by(|a, b| (&a.volume, a.id).cmp(&(&b.volume, b.id)));
+        Ok(out)
+    }
+
+    fn describe(&self, s: &VolumeRecord) -> SnapshotInfo {
+        let state = self.0.engine.state.read();
+        let clone = |v: &&VolumeRecord| !v.is_snapshot() && !v.deleting && v.id != s.snapshot_of;
+        SnapshotInfo {
+            name: state.name_of(s),
+            volume: state.volumes.get(&s.snapshot_of).map_or(String::new(), |v| v.name.clone()),
+            id: s.id.0,
+            size: s.blocks * BLOCK_BYTES,
+            mapped: s.mapped * BLOCK_BYTES,
+            attached: (!s.attachment.is_empty()).then(|| s.attachment.clone()),
+            created_s: s.created_s,
+            clones: state.children(s.id).filter(clone).map(|v| v.name.clone()).collect(),
+        }
+    }
+
+    /// The record of a volume that is not a snapshot.
+    pub(super) fn volume_record(&self, name: &str) -> Result<VolumeRecord> {
+        if name.contains('@') {
+            return Err(Error::invalid(format!("'{name}' is a snapshot: name a volume")));
+        }
+        self.record(name)
+    }
+}
+
+/// Volume and snapshot of a name.
+fn split(name: &str) -> Result<(&str, &str)> {
+    name.split_once('@').ok_or_else(|| Error::invalid(format!("'{name}' names no snapshot: write VOLUME@SNAPSHOT")))
+}
+
+fn related(a: &VolumeRecord, b: &VolumeRecord, volume: &str, other: &str) -> Result<()> {
+    if a.family == b.family {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("volume '{volume}' has nothing in common with '{other}': make a clone instead")))
+}
+
+/// Fails when a volume or snapshot is attached.
+pub(super) fn detached(record: &VolumeRecord, name: &str) -> Result<()> {
+    if record.attachment.is_empty() {
+        return Ok(());
+    }
+    let (kind, how) = (if record.is_snapshot() { "snapshot" } else { "volume" }, &record.attachment);
+    Err(Error::new(ErrorKind::Busy, format!("{kind} '{name}' is attached via {how}: detach it first")))
+}

@@ -1,0 +1,205 @@
+//! The reaper: gives back, in the background, what versions alone hold that are being deleted.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::Engine;
+use super::commit::Draft;
+use super::damage::is_unreadable;
+use super::state::State;
+use crate::error::Result;
+use crate::format::record::{Op, Record, VolumeRecord};
+use crate::map::versions::Event;
+use crate::map::{Miss, Need};
+use crate::units::{Lba, VirtualBlock, VolumeId};
+
+/// Blocks and pages given back by one record, about.
+const RELEASES: usize = 512;
+
+/// Whether somebody is at work, and whether there is more to do than he knows of.
+#[derive(Default)]
+pub(crate) struct Reaper {
+    running: bool,
+    again: bool,
+}
+
+/// Map pages that could not be read.
+type Unreadable = BTreeSet<VirtualBlock>;
+
+/// What the next record does for a version.
+enum Step {
+    /// Lets go of what lies before a place.
+    HandOver { to: u64, blocks: Vec<VirtualBlock> },
+    /// Ends it.
+    Drop,
+    /// Nothing: it is gone, or several versions go on from it.
+    Nothing,
+}
+
+impl Engine {
+    /// Has somebody look for versions that are being deleted.
+    pub fn reap(self: &Arc<Self>) {
+        let mut reaper = self.reaper.lock();
+        reaper.again = true;
+        if std::mem::replace(&mut reaper.running, true) {
+            return;
+        }
+        drop(reaper);
+        let engine = self.clone();
+        self.spawn(async move {
+            loop {
+                engine.reaper.lock().again = false;
+                engine.reap_all().await;
+                let mut reaper = engine.reaper.lock();
+                if !reaper.again || engine.is_dead() {
+                    reaper.running = false;
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Whether versions are being deleted, and space may come back.
+    pub fn is_reaping(&self) -> bool {
+        self.reaper.lock().running
+    }
+
+    async fn reap_all(self: &Arc<Self>) {
+        let mut failed = BTreeSet::new();
+        while let Some(id) = self.next_to_reap(&failed) {
+            if let Err(error) = self.reap_version(id).await {
+                if self.is_dead() {
+                    return;
+                }
+                tracing::error!(volume = id.0, %error, "a volume or snapshot could not be deleted; it is tried again later");
+                let family = self.state.read().volumes.get(&id).map(|v| v.family);
+                failed.extend(family);
+            }
+        }
+        let kept: Vec<VolumeId> = {
+            let state = self.state.read();
+            let kept = state.volumes.values().filter(|v| v.deleting && !failed.contains(&v.family));
+            kept.map(|v| v.id).collect()
+        };
+        for id in kept {
+            if let Err(error) = self.clear_version(id).await {
+                if self.is_dead() {
+                    return;
+                }
+                tracing::warn!(volume = id.0, %error, "not all was given back that only a deleted snapshot holds");
+            }
+        }
+    }
+
+    /// A version that can go. One that was begun comes first: a floor must not depend on two. So where one could not be ended, its relatives wait.
+    fn next_to_reap(&self, failed: &BTreeSet<VolumeId>) -> Option<VolumeId> {
+        let state = self.state.read();
+        let ready =
+            |v: &VolumeRecord| v.deleting && !failed.contains(&v.family) && state.children(v.id).nth(1).is_none();
+        let going = state.volumes.values().filter(|v| ready(v));
+        going.max_by_key(|v| (v.handed > 0, v.id)).map(|v| v.id)
+    }
+
+    async fn reap_version(self: &Arc<Self>, id: VolumeId) -> Result<()> {
+        let (mut unreadable, places) = (Unreadable::new(), self.config.reap_places);
+        loop {
+            // Hosts' commits come in between.
+            tokio::task::yield_now().await;
+            self.wait_for_log().await?;
+            self.checkpoint_if_due();
+            // Pages are loaded before the lock is taken.
+            self.ask_past(&mut unreadable, |s, lost| next_step(s, id, places, lost)).await?;
+            let mut committer = self.committer.lock().await;
+            let _pass = self.gate.enter();
+            let op = match self.ask_past(&mut unreadable, |s, lost| next_step(s, id, places, lost)).await? {
+                Step::Nothing => return Ok(()),
+                Step::Drop => Op::DropVolume(id),
+                Step::HandOver { to, blocks } => Op::HandOver { volume: id, to: Lba(to), blocks },
+            };
+            let end = matches!(op, Op::DropVolume(_));
+            let record = Record { ops: vec![op], ..Record::default() };
+            self.commit(&mut committer, Draft { record, ..Draft::default() }).await?;
+            if end {
+                self.broken.lock().remove(&id);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives back what none of the versions sees that go on from a deleted snapshot.
+    async fn clear_version(self: &Arc<Self>, id: VolumeId) -> Result<()> {
+        let (mut unreadable, mut from) = (Unreadable::new(), 0);
+        loop {
+            let event = self.ask_past(&mut unreadable, |s, lost| next_clearing(s, id, from, lost)).await?;
+            let Some(event) = event else { return Ok(()) };
+            tokio::task::yield_now().await;
+            self.wait_for_log().await?;
+            self.checkpoint_if_due();
+            let mut committer = self.committer.lock().await;
+            let _pass = self.gate.enter();
+            // Again: they may see less by now.
+            let event = self.ask_past(&mut unreadable, |s, lost| next_clearing(s, id, event.end - 1, lost)).await?;
+            let Some(event) = event else { return Ok(()) };
+            from = event.end;
+            let slots = event.entries.iter().map(|(slot, _)| *slot).collect();
+            let ops = vec![Op::Clear { volume: id, lba: Lba(event.end - 1), slots }];
+            let record = Record { ops, ..Record::default() };
+            self.commit(&mut committer, Draft { record, ..Draft::default() }).await?;
+        }
+    }
+
+    /// As [`Self::with_state`]; map pages that cannot be read are put on a list, and `ask` has to do without them.
+    async fn ask_past<T>(
+        &self,
+        unreadable: &mut Unreadable,
+        ask: impl Fn(&State, &dyn Fn(VirtualBlock) -> bool) -> Need<T>,
+    ) -> Result<T> {
+        loop {
+            let answer = ask(&self.state.read(), &|block| unreadable.contains(&block));
+            let miss = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(miss) => miss,
+            };
+            match (self.load(miss).await, miss) {
+                (Ok(()), _) => {}
+                (Err(e), Miss::Map(block)) if is_unreadable(&e) && unreadable.insert(block) => {}
+                (Err(e), _) => return Err(e),
+            }
+        }
+    }
+}
+
+fn next_step(state: &State, id: VolumeId, places: usize, lost: &dyn Fn(VirtualBlock) -> bool) -> Need<Step> {
+    let going = state.volumes.get(&id).filter(|v| v.deleting && state.children(id).nth(1).is_none());
+    let Some(version) = going else { return Ok(Step::Nothing) };
+    let (mut to, mut blocks) = (version.handed, Vec::new());
+    for _ in 0..places {
+        let Some(event) = state.next_event(id, to, lost)? else {
+            // What came before is a record of its own: the floor of its child must not sink by two things at once.
+            return Ok(if blocks.is_empty() { Step::Drop } else { Step::HandOver { to, blocks } });
+        };
+        to = event.end;
+        blocks.extend(event.entries.into_iter().map(|(_, block)| block));
+        blocks.extend(event.pages);
+        if blocks.len() >= RELEASES {
+            break;
+        }
+    }
+    Ok(Step::HandOver { to, blocks })
+}
+
+fn next_clearing(
+    state: &State,
+    id: VolumeId,
+    mut from: u64,
+    lost: &dyn Fn(VirtualBlock) -> bool,
+) -> Need<Option<Event>> {
+    let kept = state.volumes.get(&id).is_some_and(|v| v.deleting && state.children(id).nth(1).is_some());
+    while let Some(event) = state.next_event(id, from, lost)?.filter(|_| kept) {
+        if !event.entries.is_empty() {
+            return Ok(Some(event));
+        }
+        from = event.end;
+    }
+    Ok(None)
+}

@@ -1,0 +1,201 @@
+//! Snapshots, clones, restored and refreshed volumes, as people use them and through the tools of other projects, with kills in between.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ashlar_tests::Lab;
+use ashlar_tests::require::{Need, met};
+
+use crate::nbd::{Client, Request};
+use crate::tools::{SMALL, attach, create, detach, expect_sound, nbd_socket, shell, tool};
+
+/// Generations that are written and kept.
+const GENERATIONS: usize = 6;
+
+/// Commands of qemu-io that write what nothing else wrote, and discard a little, to places that follow from the generation.
+fn changes(generation: usize) -> String {
+    let mut script = String::new();
+    for i in 0..24u64 {
+        let place = (i * 7 + generation as u64 * 13) * 5 % 480;
+        let pattern = (generation as u64 * 24 + i) % 255 + 1;
+        script.push_str(&format!(" -c 'write -P {pattern} {}k 100k'", place * 64));
+    }
+    script.push_str(&format!(" -c 'discard {}k 256k' -c flush", generation % 15 * 2048));
+    script
+}
+
+fn change(uri: &str, generation: usize) {
+    shell(&format!("qemu-io -f raw -d unmap {} \"$1\"", changes(generation)), &[uri]).expect_ok();
+}
+
+fn same(file: &str, uri: &str) {
+    tool("qemu-img", &["compare", "-f", "raw", "-F", "raw", file, uri]).expect_ok();
+}
+
+/// A copy of a volume as it is now.
+fn copy(lab: &Lab, uri: &str, name: &str) -> String {
+    let file = lab.dir().join(format!("{name}.raw")).display().to_string();
+    tool("nbdcopy", &[uri, &file]).expect_ok();
+    file
+}
+
+#[test]
+fn snapshots_hold_what_was_and_go_in_any_order() {
+    let tools = ["qemu-img", "qemu-io", "nbdcopy"].map(Need::Tool);
+    if !met("snapshots_hold_what_was_and_go_in_any_order", &tools) {
+        return;
+    }
+    let lab = Lab::up(SMALL);
+    create(&lab, "v", "32M");
+    let uri = attach(&lab, "v", &["nbd"]);
+    let mut copies = Vec::new();
+    for generation in 0..GENERATIONS {
+        change(&uri, generation);
+        copies.push(copy(&lab, &uri, &format!("generation{generation}")));
+        lab.ashlar(&["snapshot", "create", &format!("v@g{generation}")]).expect_ok();
+        if generation == 2 {
+            lab.lab("kill", &[]).expect_ok();
+            lab.lab("start", &[]).expect_ok();
+        }
+    }
+    change(&uri, GENERATIONS);
+    let live = copy(&lab, &uri, "live");
+    assert_eq!(lab.json(&["snapshot", "list", "v"]).as_array().map(Vec::len), Some(GENERATIONS));
+    assert_eq!(lab.json(&["volume", "show", "v"])["snapshots"], GENERATIONS);
+
+    // A snapshot that is attached is read like a volume, is not written to, does not go, and is there again after a kill.
+    for (generation, file) in copies.iter().enumerate() {
+        let name = format!("v@g{generation}");
+        same(file, &attach(&lab, &name, &["nbd"]));
+    }
+    let refused = tool("qemu-io", &["-f", "raw", "-c", "write 0 4k", &attach(&lab, "v@g1", &["nbd"])]);
+    assert!(!refused.expect_failure().stdout.contains("wrote"), "a snapshot was written to");
+    let busy = lab.ashlar(&["snapshot", "delete", "v@g1"]).expect_failure();
+    assert!(busy.stderr.contains("detach it first"), "{busy}");
+    lab.lab("kill", &[]).expect_ok();
+    lab.lab("start", &[]).expect_ok();
+    same(&copies[1], &attach(&lab, "v@g1", &["nbd"]));
+    for generation in 0..GENERATIONS {
+        detach(&lab, &format!("v@g{generation}"));
+    }
+    // By FUSE, too.
+    let file = PathBuf::from(attach(&lab, "v@g3", &["fuse"]));
+    assert!(
+        std::fs::read(&file).expect("the snapshot") == std::fs::read(&copies[3]).expect("the copy"),
+        "not the same"
+    );
+    assert!(std::fs::OpenOptions::new().write(true).open(&file).is_err(), "a snapshot was opened for writing");
+    detach(&lab, "v@g3");
+
+    // Clones go their own way.
+    lab.ashlar(&["volume", "clone", "v@g2", "c"]).expect_ok();
+    let clone = attach(&lab, "c", &["nbd"]);
+    same(&copies[2], &clone);
+    change(&clone, 40);
+    let changed = copy(&lab, &clone, "clone");
+    assert_eq!(lab.json(&["volume", "show", "c"])["origin"], "v@g2");
+    same(&live, &uri);
+
+    // Every second one goes, with one that has a clone among them.
+    for generation in [2, 4, 0] {
+        lab.ashlar(&["snapshot", "delete", &format!("v@g{generation}")]).expect_ok();
+    }
+    lab.lab("kill", &[]).expect_ok();
+    lab.lab("start", &[]).expect_ok();
+    expect_sound(&lab);
+    same(&live, &attach(&lab, "v", &["nbd"]));
+    same(&changed, &attach(&lab, "c", &["nbd"]));
+    for generation in [1, 3, 5] {
+        let name = format!("v@g{generation}");
+        same(&copies[generation], &attach(&lab, &name, &["nbd"]));
+        detach(&lab, &name);
+    }
+
+    // Back, and forth again.
+    let attached = lab.ashlar(&["volume", "restore", "v@g1"]).expect_failure();
+    assert!(attached.stderr.contains("detach it first"), "{attached}");
+    detach(&lab, "v");
+    detach(&lab, "c");
+    lab.ashlar(&["volume", "restore", "v@g1", "--keep", "late"]).expect_ok();
+    same(&copies[1], &attach(&lab, "v", &["nbd"]));
+    detach(&lab, "v");
+    lab.ashlar(&["volume", "restore", "v@late", "--no-keep"]).expect_ok();
+    same(&live, &attach(&lab, "v", &["nbd"]));
+    detach(&lab, "v");
+    lab.ashlar(&["volume", "refresh", "c", "--from", "v"]).expect_ok();
+    same(&live, &attach(&lab, "c", &["nbd"]));
+    detach(&lab, "c");
+    let kept = lab.json(&["snapshot", "list", "c"]);
+    let kept = kept[0]["name"].as_str().expect("a safety snapshot").to_owned();
+    assert!(kept.starts_with("c@before-refresh-"), "{kept}");
+    lab.ashlar(&["volume", "refresh", "v", "--from", &kept, "--no-keep"]).expect_ok();
+    same(&changed, &attach(&lab, "v", &["nbd"]));
+    detach(&lab, "v");
+    create(&lab, "stranger", "32M");
+    let stranger = lab.ashlar(&["volume", "refresh", "stranger", "--from", "v"]).expect_failure();
+    assert!(stranger.stderr.contains("nothing in common"), "{stranger}");
+    expect_sound(&lab);
+
+    // When all is deleted nothing is left.
+    let some = lab.ashlar(&["volume", "delete", "v"]).expect_failure();
+    assert!(some.stderr.contains("snapshots"), "{some}");
+    lab.ashlar(&["volume", "delete", "v", "--with-snapshots"]).expect_ok();
+    lab.ashlar(&["volume", "delete", "c", "--with-snapshots"]).expect_ok();
+    let unique = || lab.json(&["pool", "status"])["reduction"]["unique"].as_u64();
+    let mut rounds = 0;
+    while unique() != Some(0) {
+        rounds += 1;
+        assert!(rounds < 300, "{:?} bytes are left", unique());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    expect_sound(&lab);
+}
+
+/// Snapshots of several volumes are of one instant: what is written to one and then to the other is never in the second alone.
+#[test]
+fn snapshots_of_several_volumes_are_of_one_instant() {
+    let lab = Lab::up(SMALL);
+    let open = |name: &str| {
+        attach(&lab, name, &["nbd"]);
+        Client::connect(&nbd_socket(&lab), name).expect("connected")
+    };
+    let mut clients = ["a", "b"].map(|name| {
+        create(&lab, name, "4M");
+        open(name)
+    });
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                number += 1;
+                for client in &mut clients {
+                    let mut data = vec![0; 4096];
+                    data[..8].copy_from_slice(&number.to_le_bytes());
+                    client.one(Request::Write { offset: 0, data, fua: false }).expect("written");
+                }
+            }
+        });
+        for round in 0..20 {
+            lab.ashlar(&["snapshot", "create", &format!("a@s{round}"), &format!("b@s{round}")]).expect_ok();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let mut last = 0;
+    for round in 0..20 {
+        let number = |volume: &str| {
+            let name = format!("{volume}@s{round}");
+            let mut client = open(&name);
+            let data = client.one(Request::Read { offset: 0, len: 4096 }).expect("read");
+            drop(client);
+            detach(&lab, &name);
+            u64::from_le_bytes(data[..8].try_into().expect("eight bytes"))
+        };
+        let (a, b) = (number("a"), number("b"));
+        assert!(a == b || a == b + 1, "snapshot {round}: {a} in the first volume, {b} in the second");
+        assert!(a >= last, "snapshot {round} is older than the one before it");
+        last = a;
+    }
+    assert!(last > 20, "only {last} writes in all");
+    expect_sound(&lab);
+}

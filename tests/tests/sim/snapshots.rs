@@ -1,0 +1,328 @@
+//! Snapshots, clones, restored, refreshed and deleted volumes among everything else, with crashes and failing disks. What they hold is compared
+//! with the model after each recovery, references are recounted, and when all is deleted no space is taken any more.
+
+use std::time::Duration;
+
+use blockdev::env::Rng;
+use blockdev::error::{Error, ErrorKind};
+use blockdev::pool::Pool;
+use blockdev::units::BLOCK_BYTES;
+use bytes::Bytes;
+
+use super::full::pressure;
+use super::harness::{Appliance, Faults, Scenario, check, name, read_all, scenario_is_silent};
+use super::killed;
+use super::model::{Image, Step, content};
+use super::seeds::{run_to_end, sweep, verbose};
+use super::stress::{deaths, storm};
+use super::work::{Mix, Worker, failed, pick};
+
+/// Volumes there are at most.
+const VOLUMES_MAX: usize = 6;
+/// Looks at the reaper until it must be done.
+const ROUNDS: u32 = 3000;
+
+impl Worker<'_> {
+    /// False when the pool is full.
+    pub async fn snapshots(&self, rng: &mut Rng) -> Result<bool, String> {
+        let now = self.model().now();
+        let some_volume = |rng: &mut Rng| pick(rng, &now.volumes).copied().unwrap_or(0);
+        match rng.below(32) {
+            0..=3 => {
+                let tag = rng.below(1 << 40);
+                let all = rng.chance(1, 3);
+                let one = some_volume(rng);
+                let of = now.volumes.keys().filter(|v| all || **v == one);
+                let of: Vec<(usize, String)> = of.map(|v| (*v, format!("{}@s{tag:x}", name(*v)))).collect();
+                let names: Vec<String> = of.iter().map(|(_, name)| name.clone()).collect();
+                self.change(Step::Snapshot { of }, self.pool.create_snapshots(&names)).await
+            }
+            4..=6 => {
+                let Some(name) = pick(rng, &now.snapshots) else { return Ok(true) };
+                self.change(Step::DropSnapshot { name: name.clone() }, self.pool.delete_snapshot(name)).await
+            }
+            7..=8 => {
+                let Some(from) = pick(rng, &now.snapshots) else { return Ok(true) };
+                let Some(volume) = (0..VOLUMES_MAX).find(|v| !now.volumes.contains_key(v)) else { return Ok(true) };
+                let step = Step::Clone { from: from.clone(), volume };
+                self.change(step, self.pool.clone_snapshot(from, &name(volume))).await
+            }
+            9..=10 => {
+                let Some(from) = pick(rng, &now.snapshots) else { return Ok(true) };
+                let volume = some_volume(rng);
+                let keep = rng.chance(1, 2).then(|| format!("k{:x}", rng.below(1 << 40)));
+                let step = Step::Clone { from: from.clone(), volume };
+                let step = keeping(step, volume, keep.as_deref());
+                self.change(step, self.pool.restore_volume(&name(volume), from, keep.as_deref())).await
+            }
+            11 => {
+                let (from, volume) = (some_volume(rng), some_volume(rng));
+                let keep = rng.chance(1, 2).then(|| format!("k{:x}", rng.below(1 << 40)));
+                let step = keeping(Step::Refresh { from, volume }, volume, keep.as_deref());
+                self.change(step, self.pool.refresh_volume(&name(volume), &name(from), keep.as_deref())).await
+            }
+            12 if now.volumes.len() > 1 => {
+                let volume = some_volume(rng);
+                self.change(Step::DropVolume { volume }, self.pool.delete_volume(&name(volume), true)).await
+            }
+            13 => {
+                let steps = self.model().len();
+                self.pool.engine().flush().await.map_err(|e| failed("flush", e))?;
+                self.model().flushed(steps);
+                same(self.pool, &now).await.map(|()| true)
+            }
+            _ => self.usual(rng).await,
+        }
+    }
+
+    /// Makes a change that is durable when it is answered. What cannot be asked for changes nothing.
+    async fn change<T>(&self, step: Step, work: impl Future<Output = Result<T, Error>>) -> Result<bool, String> {
+        self.model().issue(step.clone());
+        let steps = self.model().len();
+        match work.await {
+            Ok(_) => self.model().flushed(steps),
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::NoSpace) => self.model().withdraw(),
+            Err(e) => return Err(failed(&format!("{step:?}"), e)),
+        }
+        Ok(true)
+    }
+}
+
+fn keeping(step: Step, volume: usize, keep: Option<&str>) -> Step {
+    match keep {
+        Some(keep) => {
+            let of = vec![(volume, format!("{}@{keep}", name(volume)))];
+            Step::Both(Box::new([Step::Snapshot { of }, step]))
+        }
+        None => step,
+    }
+}
+
+/// Whether a pool holds what the model says, and knows how much that is.
+async fn same(pool: &Pool, expected: &Image) -> Result<(), String> {
+    let found = read_all(pool).await?;
+    if found != *expected {
+        return Err(format!("live: {}", expected.difference(&found)));
+    }
+    let state = pool.engine().state.read();
+    for v in state.volumes.values().filter(|v| !v.deleting) {
+        let name = state.name_of(v);
+        let number = name.strip_prefix('v').and_then(|n| n.parse::<usize>().ok());
+        let tags = number.map_or_else(|| &found.snapshots[&name], |n| &found.volumes[&n]);
+        let mapped = tags.iter().filter(|tag| **tag != 0).count() as u64;
+        if v.mapped != mapped || v.blocks != tags.len() as u64 {
+            return Err(format!("{name}: {} of {} blocks mapped, expected {mapped}", v.mapped, v.blocks));
+        }
+    }
+    Ok(())
+}
+
+/// A random scenario: the usual ones, and those in which checkpoints and disks that die overlap with everything.
+pub fn scenario(seed: u64) -> Scenario {
+    let mut scenario = match seed % 5 {
+        0 => storm(seed),
+        1 => deaths(seed),
+        _ => Scenario::random(seed),
+    };
+    // Maps of one level and of two, and short records of the reaper as well as long ones.
+    if seed % 5 > 2 {
+        (scenario.blocks, scenario.disk_size) = (400 + scenario.blocks * 4, 8 << 20);
+    }
+    scenario.config.reap_places = [1, 1, 64][(seed / 5 % 3) as usize];
+    scenario.mix = Mix::Snapshots;
+    scenario.ops = scenario.ops.max(60);
+    scenario
+}
+
+/// Runs one seed, then deletes all there is: nothing is left.
+pub fn run(scenario: Scenario) -> Result<(), String> {
+    let mut appliance = run_to_end(scenario)?;
+    let silent = scenario_is_silent(&appliance.scenario);
+    nothing_is_left(&mut appliance, silent)
+}
+
+fn nothing_is_left(appliance: &mut Appliance, silent: bool) -> Result<(), String> {
+    let scope = appliance.next_life();
+    let env = scope.env();
+    let (disks, config) = (appliance.all_disks(), appliance.scenario.config.clone());
+    let order = appliance.rng.u64();
+    let last = async {
+        let mut rng = Rng::new(order);
+        let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| failed("open", e))?;
+        let mut names: Vec<String> = {
+            let state = pool.engine().state.read();
+            state.volumes.values().filter(|v| !v.deleting).map(|v| state.name_of(v)).collect()
+        };
+        rng.shuffle(&mut names);
+        for name in &names {
+            match name.contains('@') {
+                true => pool.delete_snapshot(name).await.or_else(absent).map_err(|e| failed(name, e))?,
+                false => pool.delete_volume(name, true).await.map_err(|e| failed(name, e))?,
+            }
+            if rng.chance(1, 2) {
+                env.sleep(Duration::from_millis(rng.below(20))).await;
+            }
+        }
+        let mut rounds = 0;
+        while pool.engine().is_reaping() {
+            rounds += 1;
+            if rounds > ROUNDS {
+                return Err("the reaper does not come to an end".into());
+            }
+            env.sleep(Duration::from_millis(5)).await;
+        }
+        check(&pool, silent).await?;
+        let state = pool.engine().state.read();
+        let left: Vec<String> = state.volumes.values().map(|v| format!("{v:?}")).collect();
+        match (left.is_empty(), state.unique_bytes, state.referenced_bytes, state.table.used()) {
+            (true, 0, 0, 0) => Ok(()),
+            other => Err(format!("left when all is deleted: {other:?}, {}", left.join("; "))),
+        }
+    };
+    let result = scope.run_until(last, 3_000_000).map_err(|e| format!("deleting everything: {e:?}"))?;
+    scope.kill_all_tasks();
+    result
+}
+
+fn absent(e: Error) -> Result<(), Error> {
+    if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) }
+}
+
+/// Seeds of all shares together.
+const SEEDS: u64 = 2000;
+const SHARES: u64 = 2;
+
+fn random_seeds(share: u64) {
+    sweep(share, SHARES, SEEDS, |seed| {
+        let scenario = scenario(seed);
+        if verbose() {
+            eprintln!("{scenario:?}");
+        }
+        run(scenario)
+    });
+}
+
+#[test]
+fn random_seeds_0() {
+    random_seeds(0);
+}
+
+#[test]
+fn random_seeds_1() {
+    random_seeds(1);
+}
+
+/// Processes are killed, and what they were told is done must be there.
+#[test]
+fn killed_processes() {
+    sweep(0, 1, 200, |seed| {
+        let scenario = scenario(seed);
+        let faults = if seed.is_multiple_of(2) { Faults::Deaths } else { Faults::None };
+        killed::run(Scenario { faults, ..scenario })
+    });
+}
+
+/// Pools that are full, also of what only snapshots hold.
+#[test]
+fn full_pools() {
+    sweep(0, 1, 40, |seed| {
+        let scenario = pressure(seed);
+        let blocks = scenario.blocks * 2 / 3;
+        run(Scenario { mix: Mix::Snapshots, blocks, ops: 150, ..scenario })
+    });
+}
+
+/// A pool that is full of what a snapshot holds has room again when that is deleted.
+#[test]
+fn a_full_pool_gets_room_from_a_snapshot() {
+    let scenario = Scenario { volumes: 1, blocks: 500, disk_size: 24 << 20, ..pressure(3) };
+    let mut appliance = Appliance::new(scenario).expect("made");
+    let scope = appliance.next_life();
+    let (disks, config) = (appliance.all_disks(), appliance.scenario.config.clone());
+    let env = scope.env();
+    let life = async {
+        let pool = Pool::open(env.clone(), disks, config).await.expect("opened");
+        let device = pool.open_volume("v0").expect("there");
+        let write = |lba: u64, tag: u64| device.write(lba * BLOCK_BYTES, Bytes::from(content(5 * tag)), false);
+        let mut tag = 1;
+        let mut round = 0;
+        let full = loop {
+            pool.create_snapshots(&[format!("v0@s{round}")]).await.expect("taken");
+            round += 1;
+            let mut full = None;
+            for lba in 0..500 {
+                tag += 1;
+                if let Err(e) = write(lba, tag).await {
+                    full = Some(e);
+                    break;
+                }
+            }
+            if let Some(e) = full {
+                break e;
+            }
+        };
+        assert_eq!(full.kind(), ErrorKind::NoSpace);
+        assert!(round > 2, "{round} snapshots only");
+        // Everything else works, and is needed.
+        let before = read_all(&pool).await.expect("read");
+        pool.clone_snapshot("v0@s1", "v1").await.expect("cloned");
+        device.discard(0, 20 * BLOCK_BYTES).await.expect("discarded");
+        pool.delete_snapshot("v0@s0").await.expect("deleted");
+        pool.delete_snapshot("v0@s2").await.expect("deleted");
+        let mut rounds = 0;
+        while pool.engine().is_reaping() || write(30, tag).await.is_err() {
+            rounds += 1;
+            assert!(rounds < 10_000, "there is no room again");
+            env.sleep(Duration::from_millis(10)).await;
+        }
+        for lba in 100..300 {
+            tag += 1;
+            write(lba, tag).await.expect("there is room");
+        }
+        let after = read_all(&pool).await.expect("read");
+        assert_eq!(after.snapshots["v0@s1"], before.snapshots["v0@s1"]);
+        assert_eq!(after.volumes[&1], before.snapshots["v0@s1"]);
+        check(&pool, false).await.expect("sound");
+    };
+    scope.run_until(life, 30_000_000).expect("done");
+    scope.kill_all_tasks();
+}
+
+/// A map that has grown by a level since a snapshot was taken, and a clone of that snapshot.
+#[test]
+fn a_map_that_grew_and_its_snapshot() {
+    let mut scenario =
+        Scenario { mix: Mix::Snapshots, faults: Faults::None, volumes: 1, blocks: 100, ..Scenario::random(7) };
+    scenario.disk_size = 8 << 20;
+    let mut appliance = Appliance::new(scenario).expect("made");
+    let scope = appliance.next_life();
+    let (disks, config) = (appliance.all_disks(), appliance.scenario.config.clone());
+    let env = scope.env();
+    let life = async {
+        let pool = Pool::open(env, disks, config).await.expect("opened");
+        let block = |tag: u64| Bytes::from(content(tag));
+        let device = pool.open_volume("v0").expect("there");
+        device.write(5 * BLOCK_BYTES, block(55), false).await.expect("written");
+        pool.create_snapshots(&["v0@small".into()]).await.expect("taken");
+        pool.resize_volume("v0", 1000 * BLOCK_BYTES).await.expect("grown");
+        device.write(900 * BLOCK_BYTES, block(77), false).await.expect("written");
+        device.write(6 * BLOCK_BYTES, block(66), false).await.expect("written");
+        pool.clone_snapshot("v0@small", "v1").await.expect("cloned");
+        check(&pool, false).await.expect("sound");
+        pool.delete_snapshot("v0@small").await.expect("deleted");
+        pool.restore_volume("v1", "v0@small", None).await.expect_err("it is gone");
+        check(&pool, false).await.expect("sound");
+        pool.delete_volume("v1", false).await.expect("deleted");
+        while pool.engine().is_reaping() {
+            tokio::task::yield_now().await;
+        }
+        check(&pool, false).await.expect("sound");
+        let found = read_all(&pool).await.expect("read");
+        let blocks = &found.volumes[&0];
+        assert_eq!((blocks[5], blocks[6], blocks[900], blocks.len()), (55, 66, 77, 1000));
+        let one = pool.engine().state.read().volumes.values().all(|v| v.parent.0 == 0);
+        assert!(one, "the volume goes on from nothing");
+    };
+    scope.run_until(life, 3_000_000).expect("done");
+    scope.kill_all_tasks();
+}

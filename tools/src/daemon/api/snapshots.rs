@@ -1,0 +1,156 @@
+//! Routes about snapshots, clones, restoring and refreshing.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use blockdev::report::SnapshotInfo;
+
+use super::*;
+use crate::output::timestamp;
+use crate::wire::snapshots::{CloneCreate, Keep, SnapshotCreate, SnapshotQuery, VolumeRefresh, VolumeRestore};
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
+    OpenApiRouter::new()
+        .routes(routes!(snapshots, snapshot_create))
+        .routes(routes!(snapshot, snapshot_delete))
+        .routes(routes!(snapshot_clone))
+        .routes(routes!(volume_restore))
+        .routes(routes!(volume_refresh))
+}
+
+/// All snapshots, or those of one volume, oldest first.
+#[utoipa::path(get, path = "/v1/snapshots", tag = "snapshots", params(SnapshotQuery),
+    responses((status = 200, body = [SnapshotInfo]), (status = 404, body = ErrorBody)))]
+async fn snapshots(
+    State(app): Shared,
+    query: Result<Query<SnapshotQuery>, QueryRejection>,
+) -> Answer<Vec<SnapshotInfo>> {
+    let Query(query) = query.map_err(|e| Error::invalid(format!("the query: {}", e.body_text())))?;
+    Ok(Json(app.engine.snapshots(query.volume.as_deref()).await?))
+}
+
+/// Takes snapshots, all of one instant.
+#[utoipa::path(post, path = "/v1/snapshots", tag = "snapshots", request_body = SnapshotCreate,
+    responses((status = 201, body = [SnapshotInfo]), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody), (status = 507, body = ErrorBody)))]
+async fn snapshot_create(
+    State(app): Shared,
+    origin: Origin,
+    Body(request): Body<SnapshotCreate>,
+) -> Result<impl IntoResponse, ApiError> {
+    let taken = to_the_end(async move {
+        let taken = app.engine.create_snapshots(&request.names).await?;
+        for s in &taken {
+            let message = format!("snapshot '{}' was taken", s.name);
+            app.record(origin.of(told("snapshot.created", snapshot_object(&s.name), message)));
+        }
+        Ok(taken)
+    });
+    Ok((StatusCode::CREATED, Json(taken.await?)))
+}
+
+/// One snapshot.
+#[utoipa::path(get, path = "/v1/snapshots/{name}", tag = "snapshots", params(("name" = String, Path)),
+    responses((status = 200, body = SnapshotInfo), (status = 404, body = ErrorBody)))]
+async fn snapshot(State(app): Shared, Path(name): Path<String>) -> Answer<SnapshotInfo> {
+    Ok(Json(app.engine.snapshot(&name).await?))
+}
+
+/// Deletes a snapshot that is not attached. Its space comes back in the background.
+#[utoipa::path(delete, path = "/v1/snapshots/{name}", tag = "snapshots", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn snapshot_delete(State(app): Shared, origin: Origin, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    let deleted = to_the_end(async move {
+        app.engine.delete_snapshot(&name).await?;
+        let message = format!("snapshot '{name}' was deleted");
+        app.record(origin.of(told("snapshot.deleted", snapshot_object(&name), message)));
+        Ok(())
+    });
+    deleted.await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Makes a volume that begins with what a snapshot holds.
+#[utoipa::path(post, path = "/v1/snapshots/{name}/clones", tag = "snapshots", params(("name" = String, Path)),
+    request_body = CloneCreate,
+    responses((status = 201, body = Volume), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
+async fn snapshot_clone(
+    State(app): Shared,
+    origin: Origin,
+    Path(name): Path<String>,
+    Body(request): Body<CloneCreate>,
+) -> Result<impl IntoResponse, ApiError> {
+    check_name("volume", &request.name)?;
+    let info = to_the_end(async move {
+        let info = app.engine.clone_snapshot(&name, &request.name).await?;
+        let message = format!("volume '{}' was cloned from '{name}'", info.name);
+        app.record(origin.of(told("volume.cloned", volume_object(&info.name), message).detail("snapshot", &*name)));
+        Ok(info)
+    });
+    Ok((StatusCode::CREATED, Json(Volume { info: info.await?, attachment: None })))
+}
+
+/// Gives a volume the content and size that a snapshot holds. The volume must not be attached.
+#[utoipa::path(post, path = "/v1/volumes/{name}/restore", tag = "snapshots", params(("name" = String, Path)),
+    request_body = VolumeRestore,
+    responses((status = 200, body = Volume), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
+async fn volume_restore(
+    State(app): Shared,
+    origin: Origin,
+    Path(name): Path<String>,
+    Body(request): Body<VolumeRestore>,
+) -> Answer<Volume> {
+    let volume = to_the_end(async move {
+        let keep = kept_as(&request.keep, "before-restore");
+        app.engine.restore_volume(&name, &request.snapshot, keep.as_deref()).await?;
+        let message = format!("volume '{name}' was restored from '{}'{}", request.snapshot, kept_in(&name, &keep));
+        app.record(origin.of(told("volume.restored", volume_object(&name), message)));
+        app.volume(&name).await
+    });
+    Ok(Json(volume.await?))
+}
+
+/// Gives a volume the content and size that a related one has now: a clone that of its parent, or the other way round. The volume must not
+/// be attached.
+#[utoipa::path(post, path = "/v1/volumes/{name}/refresh", tag = "snapshots", params(("name" = String, Path)),
+    request_body = VolumeRefresh,
+    responses((status = 200, body = Volume), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
+async fn volume_refresh(
+    State(app): Shared,
+    origin: Origin,
+    Path(name): Path<String>,
+    Body(request): Body<VolumeRefresh>,
+) -> Answer<Volume> {
+    let volume = to_the_end(async move {
+        let keep = kept_as(&request.keep, "before-refresh");
+        app.engine.refresh_volume(&name, &request.from, keep.as_deref()).await?;
+        let message = format!("volume '{name}' was refreshed from '{}'{}", request.from, kept_in(&name, &keep));
+        app.record(origin.of(told("volume.refreshed", volume_object(&name), message)));
+        app.volume(&name).await
+    });
+    Ok(Json(volume.await?))
+}
+
+fn snapshot_object(name: &str) -> String {
+    format!("snapshot/{name}")
+}
+
+/// The name of the snapshot that keeps what a volume was.
+fn kept_as(keep: &Keep, why: &str) -> Option<String> {
+    match keep {
+        Keep::Nothing => None,
+        Keep::As(name) => Some(name.clone()),
+        Keep::Named => {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now: String = timestamp(since.as_secs()).chars().filter(|c| *c != '-' && *c != ':').collect();
+            Some(format!("{why}-{}-{:03}", now.replace(' ', "-"), since.subsec_millis()))
+        }
+    }
+}
+
+fn kept_in(volume: &str, keep: &Option<String>) -> String {
+    keep.as_ref().map_or(String::new(), |keep| format!("; what it was is '{volume}@{keep}'"))
+}

@@ -1,0 +1,64 @@
+//! What the REST API speaks about snapshots.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// Snapshots to take.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// `VOLUME@SNAPSHOT` each; all of one instant.
+    pub names: Vec<String>,
+}
+
+/// Which snapshots to list.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct SnapshotQuery {
+    /// Those of this volume only.
+    pub volume: Option<String>,
+}
+
+/// A clone to make.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CloneCreate {
+    /// Name of the new volume.
+    pub name: String,
+}
+
+/// What becomes of the present content of a volume that takes another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// It becomes a snapshot whose name tells why and when.
+    #[default]
+    Named,
+    /// It becomes a snapshot of this name.
+    As(String),
+    /// It is given back.
+    Nothing,
+}
+
+/// A volume to be restored.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRestore {
+    /// `VOLUME@SNAPSHOT`.
+    pub snapshot: String,
+    /// What becomes of what it is now.
+    #[serde(default)]
+    pub keep: Keep,
+}
+
+/// A volume to be refreshed.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRefresh {
+    /// The volume, or snapshot, whose content it takes.
+    pub from: String,
+    /// What becomes of what it is now.
+    #[serde(default)]
+    pub keep: Keep,
+}
