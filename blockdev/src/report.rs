@@ -394,7 +394,7 @@ pub struct VolumeInfo {
     pub size: u64,
     /// Bytes mapped.
     pub mapped: u64,
-    /// Bytes of mapped blocks that nothing else refers to, before compression; blocks that occur twice in the volume are not among them.
+    /// Bytes of mapped blocks that nothing but the volume and its snapshots refers to, before compression; blocks that occur twice in it are not among them.
     pub unique: Option<u64>,
     /// Bytes saved by sharing and compression: mapped bytes less the volume's share of what is stored.
     pub savings: Option<u64>,
@@ -434,6 +434,28 @@ pub struct SnapshotInfo {
     pub created_s: u64,
     /// Volumes that were cloned from it.
     pub clones: Vec<String>,
+}
+
+/// A range in which two versions of a volume differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangedRange {
+    /// Bytes from the start of the volume.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Whether the newer one has data there; else it reads as zeroes.
+    pub mapped: bool,
+}
+
+/// What differs between two versions of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Changes {
+    /// Bytes of the newer one.
+    pub size: u64,
+    /// Ranges, ascending. A block that was written again with what it held may be among them.
+    pub ranges: Vec<ChangedRange>,
+    /// Where to go on, when there may be more.
+    pub next: Option<u64>,
 }
 
 /// One inconsistency found by `pool check`.

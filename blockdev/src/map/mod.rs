@@ -4,6 +4,7 @@
 //! (without holding any lock) and asks again.
 
 pub mod cache;
+pub mod diff;
 pub mod table;
 pub mod tree;
 pub mod versions;

@@ -41,6 +41,11 @@ pub fn page_index(lba: u64, level: u8) -> u64 {
     lba >> (BITS * (u32::from(level) + 1))
 }
 
+/// LBAs that a volume's map reaches. Its volume may have been larger a moment ago.
+fn covered(volume: &VolumeRecord) -> u64 {
+    page_end(volume.levels - 1, 0)
+}
+
 /// The LBA behind a page.
 pub fn page_end(level: u8, index: u64) -> u64 {
     (index + 1) << (BITS * (u32::from(level) + 1))
@@ -104,6 +109,9 @@ impl VolumeMaps {
 
     /// The virtual block at an LBA.
     pub fn lookup(&self, volume: &VolumeRecord, lba: Lba) -> Need<VirtualBlock> {
+        if lba.0 >= covered(volume) {
+            return Ok(VirtualBlock::NONE);
+        }
         let mut at = volume.root;
         for level in (0..volume.levels).rev() {
             if at.is_none() {
@@ -133,6 +141,9 @@ impl VolumeMaps {
 
     /// The leaf page that covers an LBA.
     fn leaf(&self, volume: &VolumeRecord, lba: u64) -> Need<Option<VirtualBlock>> {
+        if lba >= covered(volume) {
+            return Ok(None);
+        }
         let mut at = volume.root;
         for level in (1..volume.levels).rev() {
             if at.is_none() {
@@ -291,7 +302,7 @@ impl VolumeMaps {
         if volume.root.is_none() {
             return Ok(None);
         }
-        let mut at = from;
+        let (mut at, end) = (from, end.min(covered(volume)));
         'search: while at < end {
             let mut page = volume.root;
             for level in (lowest..volume.levels).rev() {

@@ -35,7 +35,7 @@ use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
 use crate::volume::recovery::{next_epoch, read_label, write_labels};
 
-use snapshots::detached;
+use snapshots::{AT_ONCE, detached};
 
 /// Most disks of a pool.
 pub const DISKS_MAX: usize = 96;
@@ -329,12 +329,13 @@ impl Pool {
         let handle = self.handle(id, name)?;
         let quiet = handle.exclude_writes().await;
         let going: Vec<VolumeRecord> = snapshots.into_iter().chain([record]).collect();
-        let ids: Vec<VolumeId> = going.iter().map(|v| v.id).collect();
-        let ops = going.into_iter().map(|v| Op::PutVolume(VolumeRecord { deleting: true, ..v })).collect();
-        engine.commit_ops(ops).await?;
-        for id in ids {
-            if let Some(handle) = self.0.volumes.lock().remove(&id) {
-                handle.retire();
+        for some in going.chunks(AT_ONCE) {
+            let gone = |v: &VolumeRecord| Op::PutVolume(VolumeRecord { deleting: true, ..v.clone() });
+            engine.commit_ops(some.iter().map(gone).collect()).await?;
+            for v in some {
+                if let Some(handle) = self.0.volumes.lock().remove(&v.id) {
+                    handle.retire();
+                }
             }
         }
         drop(quiet);
@@ -345,10 +346,11 @@ impl Pool {
     /// What all users of a volume or snapshot share.
     fn handle(&self, id: VolumeId, name: &str) -> Result<Arc<Volume>> {
         let engine = &self.0.engine;
-        let record = engine.state.read().volumes.get(&id).filter(|v| !v.deleting).cloned();
+        // Whoever deletes it takes the handle away after it counts as deleted.
+        let mut volumes = self.0.volumes.lock();
+        let record = engine.state.read().live(id).cloned();
         let gone = || Error::new(ErrorKind::NotFound, format!("there is no volume '{name}'"));
         let record = record.ok_or_else(gone)?;
-        let mut volumes = self.0.volumes.lock();
         let new = || Arc::new(Volume::new(engine.clone(), &record, name.into()));
         Ok(volumes.entry(id).or_insert_with(new).clone())
     }
@@ -404,7 +406,7 @@ impl Pool {
         let usage = self.0.engine.usage(v.id).await.ok();
         let (snapshots, origin) = {
             let state = self.0.engine.state.read();
-            let mut origin = state.volumes.get(&v.parent);
+            let mut origin = state.volumes.get(&v.parent).filter(|_| !v.is_snapshot());
             while let Some(own) = origin.filter(|s| s.snapshot_of == v.id) {
                 origin = state.volumes.get(&own.parent);
             }

@@ -1,10 +1,16 @@
 //! Snapshots, thin clones, restoring and refreshing: names and rules. What is whose is in `volume::versions`.
 
+use std::collections::BTreeSet;
+
 use super::{Pool, check_name};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::record::{Op, VolumeRecord};
-use crate::report::{SnapshotInfo, VolumeInfo};
+use crate::frontend::Extent;
+use crate::report::{ChangedRange, Changes, SnapshotInfo, VolumeInfo};
 use crate::units::{BLOCK_BYTES, VirtualBlock, VolumeId};
+
+/// Versions that one record changes at most.
+pub(super) const AT_ONCE: usize = 256;
 
 impl Pool {
     /// Takes a snapshot of each of several volumes, given as `VOLUME@SNAPSHOT`, all of the same instant: after every write that was answered
@@ -13,15 +19,25 @@ impl Pool {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        let mut ops = Vec::with_capacity(names.len());
+        if names.is_empty() || names.len() > AT_ONCE {
+            return Err(Error::invalid(format!("1 to {AT_ONCE} snapshots are taken at once, not {}", names.len())));
+        }
+        self.check_room().await?;
+        let mut records = Vec::with_capacity(names.len());
         for (i, name) in names.iter().enumerate() {
             let (volume, snapshot) = split(name)?;
             if names[..i].contains(name) {
                 return Err(Error::invalid(format!("snapshot '{name}' is named twice")));
             }
             let id = VolumeId(engine.state.read().next_volume + i as u32);
-            ops.push(Op::Snapshot(self.new_snapshot(id, volume, snapshot)?));
+            let record = self.new_snapshot(id, volume, snapshot)?;
+            engine.check_volume(record.snapshot_of)?;
+            records.push(record);
         }
+        for record in &records {
+            self.check_catalogue(record)?;
+        }
+        let ops = records.into_iter().map(Op::Snapshot).collect();
         engine.commit_ops(ops).await.context(format!("taking snapshot {}", names.join(", ")))?;
         names.iter().map(|name| self.snapshot_info(name)).collect()
     }
@@ -34,10 +50,19 @@ impl Pool {
             let message = format!("snapshot '{volume}@{snapshot}' exists already");
             return Err(Error::new(ErrorKind::AlreadyExists, message));
         }
-        self.0.engine.check_volume(of.id)?;
-        let record = self.description(id, snapshot, of.id);
-        self.check_catalogue(&record)?;
-        Ok(record)
+        Ok(self.description(id, snapshot, of.id))
+    }
+
+    /// Fails when the pool is full: even what hosts discard takes some room after a snapshot, since the map is copied where it changes.
+    async fn check_room(&self) -> Result<()> {
+        let engine = &self.0.engine;
+        engine.check_space().await?;
+        let space = engine.space();
+        if space.available() >= space.segment {
+            return Ok(());
+        }
+        let message = format!("pool {} is full: delete snapshots or volumes, discard data or add drives", engine.name);
+        Err(Error::new(ErrorKind::NoSpace, message))
     }
 
     /// A record of which identity, name and times count.
@@ -76,6 +101,7 @@ impl Pool {
             }
             VolumeId(state.next_volume)
         };
+        self.check_room().await?;
         let record = VolumeRecord { parent: from.id, ..self.description(id, name, VolumeId(0)) };
         self.check_catalogue(&record)?;
         engine.commit_ops(vec![Op::Clone(record)]).await.context(format!("cloning '{snapshot}'"))?;
@@ -90,7 +116,7 @@ impl Pool {
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let (record, from) = (self.volume_record(volume)?, self.record(snapshot)?);
-        self.restore_from(record, &from, Vec::new(), (volume, keep)).await
+        self.restore_from(record, &from, Vec::new(), [volume, snapshot], keep).await
     }
 
     /// Gives a volume the content that another one, which it has an ancestor in common with, holds now: a clone that of its parent, or the other way round.
@@ -100,17 +126,17 @@ impl Pool {
         let _turn = self.0.administration.lock().await;
         let (record, other) = (self.volume_record(volume)?, self.record(from)?);
         if other.is_snapshot() {
-            return self.restore_from(record, &other, Vec::new(), (volume, keep)).await;
+            return self.restore_from(record, &other, Vec::new(), [volume, from], keep).await;
         }
         if other.id == record.id {
             return Err(Error::invalid(format!("volume '{volume}' cannot be refreshed from itself")));
         }
-        related(&record, &other, volume, from)?;
+        engine.check_volume(other.id)?;
         // Nobody asked for the snapshot in between: it goes when only one of the two goes on from it.
         let id = VolumeId(engine.state.read().next_volume);
         let between = VolumeRecord { deleting: true, ..self.description(id, "", other.id) };
-        let from = VolumeRecord { id, ..other };
-        self.restore_from(record, &from, vec![Op::Snapshot(between)], (volume, keep)).await
+        let taken = VolumeRecord { id, ..other };
+        self.restore_from(record, &taken, vec![Op::Snapshot(between)], [volume, from], keep).await
     }
 
     /// Makes a volume go on from a snapshot, after `ops`.
@@ -119,10 +145,11 @@ impl Pool {
         record: VolumeRecord,
         from: &VolumeRecord,
         mut ops: Vec<Op>,
-        (volume, keep): (&str, Option<&str>),
+        [volume, other]: [&str; 2],
+        keep: Option<&str>,
     ) -> Result<VolumeInfo> {
         let engine = &self.0.engine;
-        related(&record, from, volume, &from.name)?;
+        related(&record, from, volume, other)?;
         if !record.attachment.is_empty() {
             return Err(Error::new(
                 ErrorKind::Busy,
@@ -134,15 +161,23 @@ impl Pool {
         }
         let id = VolumeId(engine.state.read().next_volume + ops.len() as u32);
         let before = match keep {
-            Some(name) => self.new_snapshot(id, volume, name)?,
+            Some(name) => {
+                self.check_room().await?;
+                let before = self.new_snapshot(id, volume, name)?;
+                self.check_catalogue(&before)?;
+                before
+            }
             None => VolumeRecord { deleting: true, ..self.description(id, "", record.id) },
         };
         let handle = self.handle(record.id, volume)?;
         let _quiet = handle.exclude_writes().await;
+        let restored = record.id;
         let to = VolumeRecord { parent: from.id, ..record };
         ops.extend([Op::Snapshot(before), Op::Clone(to)]);
         engine.commit_ops(ops).await.context(format!("restoring '{volume}'"))?;
         handle.set_blocks(from.blocks);
+        // What could not be read of its map is not its any more.
+        engine.broken.lock().remove(&restored);
         engine.reap();
         self.volume_info(volume).await
     }
@@ -162,6 +197,48 @@ impl Pool {
         }
         engine.reap();
         Ok(())
+    }
+
+    /// What differs between a volume or snapshot and another one, which has an ancestor in common with it: at most `max` ranges from `offset` on.
+    pub async fn changes(&self, name: &str, since: &str, offset: u64, max: usize) -> Result<Changes> {
+        let (to, from) = (self.record(name)?, self.record(since)?);
+        related(&to, &from, name, since)?;
+        let size = to.blocks * BLOCK_BYTES;
+        let end = size.max(from.blocks * BLOCK_BYTES);
+        let (ranges, next) = self.0.engine.changes([from.id, to.id], (offset, end), max).await?;
+        Ok(Changes { size, ranges, next })
+    }
+
+    /// As extents of `len` bytes from `offset` on, at most `max`, alternating: whether each differs.
+    pub async fn changed_extents(
+        &self,
+        [name, since]: [&str; 2],
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> Result<Vec<Extent>> {
+        let (to, from) = (self.record(name)?, self.record(since)?);
+        related(&to, &from, name, since)?;
+        let end = offset.saturating_add(len);
+        let (ranges, next) = self.0.engine.changes([from.id, to.id], (offset, end), max).await?;
+        let mut out: Vec<Extent> = Vec::new();
+        let mut at = offset;
+        for ChangedRange { offset, len, .. } in ranges {
+            if offset > at {
+                out.push(Extent { offset: at, len: offset - at, mapped: false });
+            }
+            match out.last_mut().filter(|last| last.mapped) {
+                Some(last) => last.len += len,
+                None => out.push(Extent { offset, len, mapped: true }),
+            }
+            at = offset + len;
+        }
+        let known = next.unwrap_or(end);
+        if known > at {
+            out.push(Extent { offset: at, len: known - at, mapped: false });
+        }
+        out.truncate(max);
+        Ok(out)
     }
 
     /// One snapshot.
@@ -186,7 +263,10 @@ impl Pool {
 
     fn describe(&self, s: &VolumeRecord) -> SnapshotInfo {
         let state = self.0.engine.state.read();
-        let clone = |v: &&VolumeRecord| !v.is_snapshot() && !v.deleting && v.id != s.snapshot_of;
+        // A clone that has snapshots goes on from the newest of them, and the oldest from here.
+        let volume = |v: &VolumeRecord| if v.is_snapshot() { v.snapshot_of } else { v.id };
+        let ids: BTreeSet<VolumeId> = state.children(s.id).map(volume).filter(|id| *id != s.snapshot_of).collect();
+        let clones = ids.iter().filter_map(|id| state.volumes.get(id)).filter(|v| !v.deleting);
         SnapshotInfo {
             name: state.name_of(s),
             volume: state.volumes.get(&s.snapshot_of).map_or(String::new(), |v| v.name.clone()),
@@ -195,7 +275,7 @@ impl Pool {
             mapped: s.mapped * BLOCK_BYTES,
             attached: (!s.attachment.is_empty()).then(|| s.attachment.clone()),
             created_s: s.created_s,
-            clones: state.children(s.id).filter(clone).map(|v| v.name.clone()).collect(),
+            clones: clones.map(|v| v.name.clone()).collect(),
         }
     }
 

@@ -9,7 +9,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{MAP_FANOUT, MapPage};
 use crate::format::record::VolumeRecord;
 use crate::map::Miss;
-use crate::map::tree::{Floor, page_end};
 use crate::report::{Damage, DamagedRange};
 use crate::units::{BLOCK_BYTES, Lba, SegmentId, Seqno, VirtualBlock, VolumeId};
 
@@ -183,9 +182,9 @@ impl Engine {
             self.flush().await?;
         }
         let volumes: Vec<VolumeRecord> = self.state.read().volumes.values().filter(|v| !v.deleting).cloned().collect();
-        let names: BTreeMap<VolumeId, (String, Floor)> = {
+        let names: BTreeMap<VolumeId, (String, u32)> = {
             let state = self.state.read();
-            volumes.iter().map(|v| (v.id, (state.name_of(v), state.floor(v)))).collect()
+            volumes.iter().map(|v| (v.id, (state.name_of(v), state.listed_from(v)))).collect()
         };
         let name = |id: &VolumeId| names.get(id).map(|(name, _)| name.clone());
         let read_only = self.broken.lock().iter().filter_map(|(id, b)| Some((name(id)?, b.why.clone()))).collect();
@@ -194,14 +193,14 @@ impl Engine {
         if hurt.is_empty() {
             return Ok(list.damage);
         }
-        let (mut done, total) = (0, volumes.iter().map(|v| v.mapped).sum());
+        let (mut done, total) = (0, volumes.iter().filter(|v| !v.is_snapshot()).map(|v| v.mapped).sum());
         for volume in &volumes {
             let Some((name, floor)) = names.get(&volume.id) else { continue };
             (list.volume, list.blocks) = (name.clone(), volume.blocks);
-            // Of a snapshot what is its own: the rest is listed with the version it belongs to.
-            let listed = |birth: u32, end: u64| !volume.is_snapshot() || birth > floor.at(end);
+            // Of a snapshot what those before it do not have: the rest is listed with them.
+            let listed = |birth: u32| !volume.is_snapshot() || birth > *floor;
             let mut stack = Vec::new();
-            if !volume.root.is_none() && listed(volume.root_birth, page_end(volume.levels - 1, 0)) {
+            if !volume.root.is_none() && listed(volume.root_birth) {
                 stack.push((volume.root, volume.levels - 1, 0u64));
             }
             while let Some((block, level, index)) = stack.pop() {
@@ -216,12 +215,8 @@ impl Engine {
                     }
                 };
                 let below = index * MAP_FANOUT as u64;
-                let end = |slot: usize| match level {
-                    0 => below + slot as u64 + 1,
-                    _ => page_end(level - 1, below + slot as u64),
-                };
                 let used = page.entries.iter().enumerate().filter(|(_, entry)| !entry.is_none());
-                let used = used.filter(|(slot, _)| listed(page.birth(*slot), end(*slot)));
+                let used = used.filter(|(slot, _)| listed(page.birth(*slot)));
                 if level > 0 {
                     // The stack gives them back in order.
                     let mut pages: Vec<_> =
@@ -239,7 +234,7 @@ impl Engine {
                         list.add(*lba, 1, &e);
                     }
                 }
-                done += used.len() as u64;
+                done += if volume.is_snapshot() { 0 } else { used.len() as u64 };
                 progress(done.min(total), total);
             }
         }
@@ -256,8 +251,8 @@ impl Engine {
             Err(e) if is_unreadable(&e) => {
                 match self.read_lbas(volume.id, Lba(index * (MAP_FANOUT as u64).pow(u32::from(level) + 1)), 1).await {
                     Err(e) if is_unreadable(&e) => Ok(Page::Unreadable(e)),
-                    Err(e) => Err(e),
-                    Ok(_) => Ok(Page::Changed),
+                    Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+                    _ => Ok(Page::Changed),
                 }
             }
             Err(e) => Err(e),

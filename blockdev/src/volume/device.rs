@@ -257,7 +257,7 @@ impl Volume {
             let (mapped, until) = self
                 .engine
                 .with_state(|s| {
-                    let Some(v) = s.volumes.get(&self.id) else { return Ok((false, last)) };
+                    let Some(v) = s.live(self.id) else { return Ok((false, last)) };
                     let hole = s.maps.next_hole(v, block, leaf_end)?;
                     if hole > block {
                         return Ok((true, hole));

@@ -150,11 +150,19 @@ impl Engine {
 
     /// Runs `ask` on the state until everything it needs is resident.
     pub async fn with_state<T>(&self, mut ask: impl FnMut(&State) -> Need<T>) -> Result<T> {
+        let mut gone = None;
         loop {
             let answer = ask(&self.state.read());
-            match answer {
+            let miss = match answer {
                 Ok(value) => return Ok(value),
-                Err(miss) => self.load(miss).await?,
+                Err(miss) => miss,
+            };
+            if let Err(e) = self.load(miss).await {
+                // A page that was given back between question and load: what led to it leads elsewhere now.
+                if gone == Some(miss) || !self.was_given_back(miss) {
+                    return Err(e);
+                }
+                gone = Some(miss);
             }
         }
     }

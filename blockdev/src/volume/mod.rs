@@ -12,6 +12,7 @@ pub mod commit;
 pub mod damage;
 pub mod destage;
 pub mod device;
+mod diff;
 pub mod frame;
 pub mod frame_cache;
 pub mod gate;

@@ -185,7 +185,7 @@ impl Engine {
     ) -> Result<Vec<(usize, BlockEntry)>> {
         let found = self
             .with_state(|s| {
-                let Some(v) = s.volumes.get(&volume) else { return Ok(None) };
+                let Some(v) = s.live(volume) else { return Ok(None) };
                 let mut blocks = Vec::with_capacity(count);
                 s.maps.lookup_range(v, lba, count, &mut blocks)?;
                 let mut out = Vec::with_capacity(count);

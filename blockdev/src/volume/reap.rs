@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures::future::join_all;
+
 use super::Engine;
 use super::commit::Draft;
 use super::damage::is_unreadable;
@@ -15,6 +17,8 @@ use crate::units::{Lba, VirtualBlock, VolumeId};
 
 /// Blocks and pages given back by one record, about.
 const RELEASES: usize = 512;
+/// How often a page may be gone when it is looked for, because it was given back meanwhile.
+const GONE_MAX: usize = 8;
 
 /// Whether somebody is at work, and whether there is more to do than he knows of.
 #[derive(Default)]
@@ -34,6 +38,16 @@ enum Step {
     Drop,
     /// Nothing: it is gone, or several versions go on from it.
     Nothing,
+}
+
+/// What is found on the way through a deleted snapshot that several versions go on from.
+enum Found {
+    /// Entries that none of them sees.
+    Event(Event),
+    /// Nothing before this place; there is more behind it.
+    Nothing(u64),
+    /// The end.
+    End,
 }
 
 impl Engine {
@@ -82,10 +96,11 @@ impl Engine {
             kept.map(|v| v.id).collect()
         };
         for id in kept {
-            if let Err(error) = self.clear_version(id).await {
-                if self.is_dead() {
-                    return;
-                }
+            let cleared = self.clear_version(id).await;
+            if self.is_dead() {
+                return;
+            }
+            if let Err(error) = cleared {
                 tracing::warn!(volume = id.0, %error, "not all was given back that only a deleted snapshot holds");
             }
         }
@@ -105,10 +120,15 @@ impl Engine {
         loop {
             // Hosts' commits come in between.
             tokio::task::yield_now().await;
+            let _turn = self.turn(self.cleaning()).await;
+            self.check_alive()?;
             self.wait_for_log().await?;
             self.checkpoint_if_due();
             // Pages are loaded before the lock is taken.
-            self.ask_past(&mut unreadable, |s, lost| next_step(s, id, places, lost)).await?;
+            let step = self.ask_past(&mut unreadable, |s, lost| next_step(s, id, places, lost)).await?;
+            if let Step::HandOver { blocks, .. } = step {
+                self.preload_entries(&blocks).await;
+            }
             let mut committer = self.committer.lock().await;
             let _pass = self.gate.enter();
             let op = match self.ask_past(&mut unreadable, |s, lost| next_step(s, id, places, lost)).await? {
@@ -126,25 +146,58 @@ impl Engine {
         }
     }
 
-    /// Gives back what none of the versions sees that go on from a deleted snapshot.
+    /// Gives back what none of the versions sees that go on from a deleted snapshot. Ends early when there is more urgent work.
     async fn clear_version(self: &Arc<Self>, id: VolumeId) -> Result<()> {
-        let (mut unreadable, mut from) = (Unreadable::new(), 0);
+        let (mut unreadable, mut from, places) = (Unreadable::new(), 0, self.config.reap_places);
         loop {
-            let event = self.ask_past(&mut unreadable, |s, lost| next_clearing(s, id, from, lost)).await?;
-            let Some(event) = event else { return Ok(()) };
             tokio::task::yield_now().await;
+            let _turn = self.turn(self.cleaning()).await;
+            self.check_alive()?;
+            if self.reaper.lock().again {
+                return Ok(());
+            }
+            let event = match self.ask_past(&mut unreadable, |s, lost| next_clearing(s, id, from, places, lost)).await?
+            {
+                Found::Event(event) => event,
+                Found::Nothing(to) => {
+                    from = to;
+                    continue;
+                }
+                Found::End => return Ok(()),
+            };
+            from = event.end;
+            let blocks: Vec<VirtualBlock> = event.entries.iter().map(|(_, block)| *block).collect();
+            self.preload_entries(&blocks).await;
             self.wait_for_log().await?;
             self.checkpoint_if_due();
             let mut committer = self.committer.lock().await;
             let _pass = self.gate.enter();
             // Again: they may see less by now.
-            let event = self.ask_past(&mut unreadable, |s, lost| next_clearing(s, id, event.end - 1, lost)).await?;
-            let Some(event) = event else { return Ok(()) };
-            from = event.end;
+            let found = self.ask_past(&mut unreadable, |s, lost| next_clearing(s, id, event.end - 1, 1, lost)).await?;
+            let Found::Event(event) = found else { continue };
             let slots = event.entries.iter().map(|(slot, _)| *slot).collect();
             let ops = vec![Op::Clear { volume: id, lba: Lba(event.end - 1), slots }];
             let record = Record { ops, ..Record::default() };
-            self.commit(&mut committer, Draft { record, ..Draft::default() }).await?;
+            match self.commit(&mut committer, Draft { record, ..Draft::default() }).await {
+                // The place of the leaf cannot be changed; others can.
+                Err(e) if is_unreadable(&e) && !self.is_dead() => {}
+                other => drop(other?),
+            }
+        }
+    }
+
+    /// Makes what is needed resident to give blocks back, all of it at the same time. What cannot be read is left for the commit to report.
+    async fn preload_entries(&self, blocks: &[VirtualBlock]) {
+        // The directory page, then the page of the table.
+        for _ in 0..2 {
+            let missing: BTreeSet<Miss> = {
+                let state = self.state.read();
+                blocks.iter().filter_map(|block| state.table.lacks(*block)).collect()
+            };
+            if missing.is_empty() {
+                return;
+            }
+            join_all(missing.into_iter().map(|miss| self.load(miss))).await;
         }
     }
 
@@ -154,18 +207,32 @@ impl Engine {
         unreadable: &mut Unreadable,
         ask: impl Fn(&State, &dyn Fn(VirtualBlock) -> bool) -> Need<T>,
     ) -> Result<T> {
+        let mut gone = 0;
         loop {
+            // What is looked for stays where it is meanwhile.
+            let _pass = self.gate.enter();
             let answer = ask(&self.state.read(), &|block| unreadable.contains(&block));
             let miss = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(miss) => miss,
             };
-            match (self.load(miss).await, miss) {
-                (Ok(()), _) => {}
-                (Err(e), Miss::Map(block)) if is_unreadable(&e) && unreadable.insert(block) => {}
-                (Err(e), _) => return Err(e),
+            let Err(e) = self.load(miss).await else { continue };
+            let Miss::Map(block) = miss else { return Err(e) };
+            if !is_unreadable(&e) {
+                return Err(e);
+            }
+            if self.was_given_back(miss) && gone < GONE_MAX {
+                gone += 1;
+            } else if !unreadable.insert(block) {
+                return Err(e);
             }
         }
+    }
+
+    /// Whether a map page is gone that something referred to a moment ago.
+    pub(super) fn was_given_back(&self, miss: Miss) -> bool {
+        let Miss::Map(block) = miss else { return false };
+        self.state.read().table.entry(block).is_ok_and(|entry| entry.refcount == 0)
     }
 }
 
@@ -188,18 +255,23 @@ fn next_step(state: &State, id: VolumeId, places: usize, lost: &dyn Fn(VirtualBl
     Ok(Step::HandOver { to, blocks })
 }
 
+/// Looks at so many places behind `from`.
 fn next_clearing(
     state: &State,
     id: VolumeId,
     mut from: u64,
+    places: usize,
     lost: &dyn Fn(VirtualBlock) -> bool,
-) -> Need<Option<Event>> {
-    let kept = state.volumes.get(&id).is_some_and(|v| v.deleting && state.children(id).nth(1).is_some());
-    while let Some(event) = state.next_event(id, from, lost)?.filter(|_| kept) {
-        if !event.entries.is_empty() {
-            return Ok(Some(event));
-        }
-        from = event.end;
+) -> Need<Found> {
+    if state.volumes.get(&id).is_none_or(|v| !v.deleting || state.children(id).nth(1).is_none()) {
+        return Ok(Found::End);
     }
-    Ok(None)
+    for _ in 0..places {
+        match state.next_event(id, from, lost)? {
+            None => return Ok(Found::End),
+            Some(event) if !event.entries.is_empty() => return Ok(Found::Event(event)),
+            Some(event) => from = event.end,
+        }
+    }
+    Ok(Found::Nothing(from))
 }

@@ -288,9 +288,6 @@ impl State {
                         if short {
                             return Err(bad("a record gives too few map pages"));
                         }
-                        if !old.root.is_none() {
-                            self.table.touch(old.root)?;
-                        }
                         old.name.clone_from(&new.name);
                         old.blocks = new.blocks;
                         old.deleting = new.deleting;

@@ -28,7 +28,7 @@ impl Engine {
     /// The first map leaf there is, from `leaf` on.
     async fn next_leaf(&self, volume: VolumeId, leaf: u64, blocks: u64) -> Result<Option<u64>> {
         let fanout = MAP_FANOUT as u64;
-        let next = |s: &super::state::State| match s.volumes.get(&volume) {
+        let next = |s: &super::state::State| match s.live(volume) {
             Some(v) => s.maps.next_in_leaf(v, leaf * fanout, blocks),
             None => Ok(None),
         };
@@ -67,7 +67,7 @@ impl Engine {
     /// A volume's usage: counted, or estimated when it is large.
     pub async fn usage(&self, volume: VolumeId) -> Result<Usage> {
         let fanout = MAP_FANOUT as u64;
-        let known = self.state.read().volumes.get(&volume).map(|v| (v.blocks, v.mapped));
+        let known = self.state.read().live(volume).map(|v| (v.blocks, v.mapped));
         let Some((blocks, mapped)) = known.filter(|(_, mapped)| *mapped > 0) else { return Ok(Usage::default()) };
         let (leaves, estimated) = self.leaves(volume, blocks).await?;
         let (mut seen, mut unique, mut stored) = (0u64, 0u64, 0f64);
@@ -78,7 +78,7 @@ impl Engine {
             let entries = self
                 .with_state(|s| {
                     let mut found = Vec::with_capacity(count);
-                    if let Some(v) = s.volumes.get(&volume) {
+                    if let Some(v) = s.live(volume) {
                         s.maps.lookup_range(v, Lba(leaf * fanout), count, &mut found)?;
                     }
                     let mapped = found.into_iter().filter(|b| !b.is_none());

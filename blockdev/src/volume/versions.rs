@@ -26,6 +26,11 @@ impl State {
         }
     }
 
+    /// A version that is not being deleted: the map of one that is leads nowhere.
+    pub fn live(&self, version: VolumeId) -> Option<&VolumeRecord> {
+        self.volumes.get(&version).filter(|v| !v.deleting)
+    }
+
     /// The snapshots of a volume that are not being deleted, oldest first.
     pub fn snapshots_of(&self, volume: VolumeId) -> impl Iterator<Item = &VolumeRecord> {
         self.volumes.values().filter(move |s| s.is_snapshot() && s.snapshot_of == volume && !s.deleting)
@@ -51,6 +56,15 @@ impl State {
             _ => self.volumes.get(&parent.parent).map_or(0, |g| g.generation),
         };
         Floor { parent: parent.generation, handed: parent.handed, grandparent }
+    }
+
+    /// The newest generation that snapshots hold which a version goes on from, and which are not being deleted.
+    pub(super) fn listed_from(&self, version: &VolumeRecord) -> u32 {
+        let mut at = self.volumes.get(&version.parent);
+        while let Some(parent) = at.filter(|p| p.deleting) {
+            at = self.volumes.get(&parent.parent);
+        }
+        at.map_or(0, |parent| parent.generation)
     }
 
     pub(super) fn floor_of(&self, version: VolumeId) -> Floor {

@@ -63,6 +63,25 @@ fn snapshots_hold_what_was_and_go_in_any_order() {
     assert_eq!(lab.json(&["snapshot", "list", "v"]).as_array().map(Vec::len), Some(GENERATIONS));
     assert_eq!(lab.json(&["volume", "show", "v"])["snapshots"], GENERATIONS);
 
+    // What changed is told, to scripts and by NBD, and nothing else.
+    for (older, newer) in [(0, 1), (1, 4), (4, 2)] {
+        let (a, b) = (std::fs::read(&copies[older]).expect("a copy"), std::fs::read(&copies[newer]).expect("a copy"));
+        let changes = lab.json(&["volume", "diff", &format!("v@g{older}"), &format!("v@g{newer}")]);
+        let number = |range: &serde_json::Value, key: &str| range[key].as_u64().expect("a number") as usize;
+        let mut told = vec![false; a.len() / 4096];
+        for range in changes["ranges"].as_array().expect("ranges") {
+            let (offset, len) = (number(range, "offset"), number(range, "len"));
+            told[offset / 4096..(offset + len) / 4096].fill(true);
+        }
+        let differs = |block: usize| a[block * 4096..][..4096] != b[block * 4096..][..4096];
+        for (block, told) in told.iter().enumerate() {
+            assert!(*told || !differs(block), "block {block} differs between generations {older} and {newer}");
+        }
+        let (told, all) = (told.iter().filter(|told| **told).count(), (0..told.len()).filter(|b| differs(*b)).count());
+        assert!(all > 0 && told <= all * 11 / 10, "{told} blocks are told for {all} that differ");
+    }
+    assert_eq!(lab.json(&["volume", "diff", "v@g2", "v@g2"])["ranges"].as_array().map(Vec::len), Some(0));
+
     // A snapshot that is attached is read like a volume, is not written to, does not go, and is there again after a kill.
     for (generation, file) in copies.iter().enumerate() {
         let name = format!("v@g{generation}");
@@ -148,6 +167,59 @@ fn snapshots_hold_what_was_and_go_in_any_order() {
         assert!(rounds < 300, "{:?} bytes are left", unique());
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
+    expect_sound(&lab);
+}
+
+/// The script in the documentation backs an ext4 volume up, whole and then what changed only, and puts it back.
+#[test]
+fn an_incremental_backup_and_its_restore() {
+    let tools = ["qemu-img", "qemu-io", "nbdcopy", "nbdinfo", "mkfs.ext4", "jq"].map(Need::Tool);
+    if !met("an_incremental_backup_and_its_restore", &tools) {
+        return;
+    }
+    let lab = Lab::up(SMALL);
+    let script = ashlar_tests::binary::workspace().join("tools/backup/incremental.sh").display().to_string();
+    let (dir, backups) = (lab.dir().display().to_string(), lab.dir().join("backups").display().to_string());
+    let program = ashlar_tests::binary::ashlar().display().to_string();
+    let backup = |verb: &str, volume: &str| {
+        shell(
+            "ASHLAR=$1 ASHLAR_DIR=$2 bash \"$3\" \"$4\" \"$5\" \"$6\"",
+            &[&program, &dir, &script, verb, volume, &backups],
+        )
+    };
+    create(&lab, "v", "96M");
+    let uri = attach(&lab, "v", &["nbd"]);
+    let image = lab.dir().join("ext4.img").display().to_string();
+    let source = ashlar_tests::binary::workspace().join("blockdev/src").display().to_string();
+    shell("truncate -s 96M \"$1\"; mkfs.ext4 -q -d \"$2\" \"$1\"", &[&image, &source]).expect_ok();
+    tool("nbdcopy", &["--flush", &image, &uri]).expect_ok();
+    backup("save", "v").expect_ok();
+    // What was read for a backup: the ranges of its list.
+    let newest = || -> u64 {
+        let name = std::fs::read_to_string(format!("{backups}/last")).expect("the newest backup");
+        let ranges = std::fs::read_to_string(format!("{backups}/{}.ranges", name.trim())).expect("its ranges");
+        ranges.lines().map(|line| line.split_once(' ').expect("two numbers").1.parse::<u64>().expect("a length")).sum()
+    };
+    assert_eq!(newest(), 96 << 20);
+    for round in 0..3 {
+        change(&uri, round);
+        // By NBD, as other tools ask.
+        let last = std::fs::read_to_string(format!("{backups}/last")).expect("the newest backup");
+        let told = |namespace: &str| -> u64 {
+            let map = format!("--map={namespace}:{}", last.trim());
+            let map = tool("nbdinfo", &[map.as_str(), "--json", &uri]).expect_ok().json();
+            let changed = map.as_array().expect("extents").iter().filter(|e| e["type"] == 1);
+            changed.map(|e| e["length"].as_u64().expect("a length")).sum()
+        };
+        let (ours, qemu) = (told("ashlar:changed-since"), told("qemu:dirty-bitmap"));
+        backup("save", "v").expect_ok();
+        assert_eq!((ours, qemu), (newest(), newest()));
+        assert!((1 << 20..4 << 20).contains(&ours), "{ours} bytes for a change of 2.6 MiB");
+    }
+    create(&lab, "back", "96M");
+    backup("load", "back").expect_ok();
+    let live = copy(&lab, &uri, "live");
+    same(&live, &attach(&lab, "back", &["nbd"]));
     expect_sound(&lab);
 }
 

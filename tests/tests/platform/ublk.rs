@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ashlar_tests::process::wait_until;
 
-use crate::appliance::{Appliance, LIMIT, here, ordinary, shell, tree};
+use crate::appliance::{Appliance, LIMIT, here, ordinary, settle, shell, tree};
 
 const MIB: u64 = 1 << 20;
 
@@ -146,4 +146,40 @@ fn sizes_change_as_far_as_the_kernel_can() {
     assert_eq!(devices().len(), 1);
     appliance.ashlar(&["volume", "detach", "data"]);
     assert_eq!(devices(), Vec::<String>::new());
+}
+
+/// A snapshot of a mounted file system is a device that cannot be written to, by ublk and by a loop device, and holds what was there; a clone goes its own way.
+#[test]
+fn a_snapshot_is_mounted_while_its_volume_goes_on() {
+    let test = "a_snapshot_is_mounted_while_its_volume_goes_on";
+    if !here(test, &["mkfs.ext4", "mount", "umount", "diff", "e2fsck"]) {
+        return;
+    }
+    let appliance = Appliance::on(&ordinary());
+    let device = appliance.volume_on_ublk("data", "256M");
+    let (mount, other) = (appliance.mountpoint(), appliance.dir().join("snapshot").display().to_string());
+    let script = "mkfs.ext4 -q \"$1\"; mount \"$1\" \"$2\"; cp -r \"$3\" \"$2/tree\"; sync; mkdir \"$4\"";
+    shell(script, &[&device, &mount, &tree(), &other]).expect_ok();
+    appliance.ashlar(&["snapshot", "create", "data@then"]);
+    shell("rm -r \"$1/tree\"; dd if=/dev/urandom of=\"$1/more\" bs=1M count=20 status=none; sync", &[&mount])
+        .expect_ok();
+    for how in [&["ublk"][..], &["fuse", "--loop"]] {
+        let attach = [&["volume", "attach", "data@then", "--via"], how].concat();
+        let snapshot = appliance.ashlar(&attach).stdout.trim().to_owned();
+        settle();
+        let script = "[ $(blockdev --getro \"$1\") = 1 ]; mount -o ro,noload \"$1\" \"$2\"; diff -r \"$2/tree\" \"$3\"; umount \"$2\"";
+        shell(script, &[&snapshot, &other, &tree()]).expect_ok();
+        appliance.ashlar(&["volume", "detach", "data@then"]);
+    }
+    appliance.ashlar(&["volume", "clone", "data@then", "copy"]);
+    let clone = appliance.ashlar(&["volume", "attach", "copy", "--via", "ublk"]).stdout.trim().to_owned();
+    settle();
+    let script = "e2fsck -fp \"$1\" || [ $? = 1 ]; mount \"$1\" \"$2\"; diff -r \"$2/tree\" \"$3\"; touch \"$2/own\"; umount \"$2\"; e2fsck -fn \"$1\"";
+    shell(script, &[&clone, &other, &tree()]).expect_ok();
+    shell("[ -e \"$1/more\" ]; [ ! -e \"$1/own\" ]; umount \"$1\"; e2fsck -fn \"$2\"", &[&mount, &device]).expect_ok();
+    for name in ["data", "copy"] {
+        appliance.ashlar(&["volume", "detach", name]);
+    }
+    appliance.ashlar(&["volume", "delete", "data", "--with-snapshots"]);
+    appliance.expect_sound();
 }

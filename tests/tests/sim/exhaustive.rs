@@ -21,7 +21,7 @@ const STEPS_MAX: u64 = 1_000_000;
 /// Crash points tried for a sequence, spread evenly; `ASHLAR_SIM_POINTS` sets another number.
 const POINTS: u64 = 12;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Letter {
     Write,
     Duplicate,
@@ -32,6 +32,9 @@ enum Letter {
     Fua,
     Checkpoint,
     Resize,
+    Snapshot,
+    Drop,
+    Restore,
 }
 
 const ALPHABET: [Letter; 9] = [
@@ -46,12 +49,25 @@ const ALPHABET: [Letter; 9] = [
     Letter::Resize,
 ];
 
+/// Operations around snapshots; the volume has one to begin with.
+const SNAPSHOTS: [Letter; 8] = [
+    Letter::Write,
+    Letter::Duplicate,
+    Letter::Overwrite,
+    Letter::Discard,
+    Letter::Checkpoint,
+    Letter::Snapshot,
+    Letter::Drop,
+    Letter::Restore,
+];
+
 fn config() -> PoolConfig {
     PoolConfig {
         memory: 1 << 20,
         linger: Duration::from_micros(50),
         log_interval: Duration::from_millis(1),
         checkpoint_interval: Duration::from_millis(5),
+        reap_places: 1,
         frame_blocks: 2,
         ..PoolConfig::default()
     }
@@ -61,8 +77,8 @@ fn as_disks(disks: &[Arc<SimDisk>]) -> Vec<Arc<dyn Disk>> {
     disks.iter().map(|d| d.clone() as Arc<dyn Disk>).collect()
 }
 
-/// A pool of two mirrored disks with one volume that holds something, and its model.
-fn fresh() -> Result<(Vec<Arc<SimDisk>>, Model), String> {
+/// A pool of two mirrored disks with one volume that holds something, and perhaps a snapshot; and its model.
+fn fresh(snapshot: bool) -> Result<(Vec<Arc<SimDisk>>, Model), String> {
     let disks: Vec<Arc<SimDisk>> =
         (0..2).map(|i| SimDisk::new(format!("disk{i}"), 4 << 20, 900 + i, FaultBudget::none())).collect();
     let scope = SimScope::new(77);
@@ -82,6 +98,11 @@ fn fresh() -> Result<(Vec<Arc<SimDisk>>, Model), String> {
         pool.create_volume("v0", BLOCKS * BLOCK_BYTES).await?;
         model.issue(Step::Resize { volume: 0, blocks: BLOCKS });
         write(&pool, &mut model, 0, &[7, 7]).await?;
+        if snapshot {
+            pool.create_snapshots(&["v0@0".into()]).await?;
+            model.issue(Step::Snapshot { of: vec![(0, "v0@0".into())] });
+            write(&pool, &mut model, 1, &[8]).await?;
+        }
         pool.close().await
     };
     let made = scope.run_until(made, STEPS_MAX).map_err(|e| format!("{e:?}"))?;
@@ -137,6 +158,32 @@ async fn perform(pool: &Pool, model: &Mutex<Model>, letter: Letter, place: u64) 
             model().issue(Step::Resize { volume: 0, blocks });
             let steps = model().len();
             pool.resize_volume("v0", blocks * BLOCK_BYTES).await?;
+            model().flushed(steps);
+            Ok(())
+        }
+        Letter::Snapshot => {
+            let name = format!("v0@{}", place + 1);
+            model().issue(Step::Snapshot { of: vec![(0, name.clone())] });
+            let steps = model().len();
+            pool.create_snapshots(&[name]).await?;
+            model().flushed(steps);
+            Ok(())
+        }
+        Letter::Drop => {
+            let oldest = model().now().snapshots.into_keys().next();
+            let Some(name) = oldest else { return Ok(()) };
+            model().issue(Step::DropSnapshot { name: name.clone() });
+            let steps = model().len();
+            pool.delete_snapshot(&name).await?;
+            model().flushed(steps);
+            Ok(())
+        }
+        Letter::Restore => {
+            let newest = model().now().snapshots.into_keys().next_back();
+            let Some(from) = newest else { return Ok(()) };
+            model().issue(Step::Clone { from: from.clone(), volume: 0 });
+            let steps = model().len();
+            pool.restore_volume("v0", &from, None).await?;
             model().flushed(steps);
             Ok(())
         }
@@ -196,21 +243,21 @@ fn try_one(base: &(Vec<Arc<SimDisk>>, Model), sequence: &[Letter], crash: u64) -
 }
 
 /// All sequences of up to `longest` letters.
-fn sequences(longest: usize) -> Vec<Vec<Letter>> {
+fn sequences(longest: usize, alphabet: &[Letter]) -> Vec<Vec<Letter>> {
     let mut all: Vec<Vec<Letter>> = vec![Vec::new()];
     let mut last = all.clone();
     for _ in 0..longest {
-        last = last.iter().flat_map(|s| ALPHABET.iter().map(|&l| s.iter().copied().chain([l]).collect())).collect();
+        last = last.iter().flat_map(|s| alphabet.iter().map(|&l| s.iter().copied().chain([l]).collect())).collect();
         all.extend(last.iter().cloned());
     }
     all
 }
 
-fn exhaust(share: usize, shares: usize) {
-    let base = fresh().unwrap_or_else(|e| panic!("{e}"));
+fn exhaust(alphabet: &[Letter], share: usize, shares: usize) {
+    let base = fresh(alphabet == SNAPSHOTS).unwrap_or_else(|e| panic!("{e}"));
     let points = number("ASHLAR_SIM_POINTS").unwrap_or(POINTS);
     let (mut cases, mut failures) = (0, Vec::new());
-    for sequence in sequences(3).iter().skip(share).step_by(shares) {
+    for sequence in sequences(3, alphabet).iter().skip(share).step_by(shares) {
         let writes = try_one(&base, sequence, u64::MAX).unwrap_or_else(|e| panic!("{sequence:?} without a crash: {e}"));
         // Short sequences are crashed everywhere.
         let step = if sequence.len() < 2 { 1 } else { writes.div_ceil(points).max(1) };
@@ -229,10 +276,20 @@ fn exhaust(share: usize, shares: usize) {
 
 #[test]
 fn short_sequences_0() {
-    exhaust(0, 2);
+    exhaust(&ALPHABET, 0, 2);
 }
 
 #[test]
 fn short_sequences_1() {
-    exhaust(1, 2);
+    exhaust(&ALPHABET, 1, 2);
+}
+
+#[test]
+fn short_sequences_around_snapshots_0() {
+    exhaust(&SNAPSHOTS, 0, 2);
+}
+
+#[test]
+fn short_sequences_around_snapshots_1() {
+    exhaust(&SNAPSHOTS, 1, 2);
 }

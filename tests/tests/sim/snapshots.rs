@@ -1,6 +1,7 @@
 //! Snapshots, clones, restored, refreshed and deleted volumes among everything else, with crashes and failing disks. What they hold is compared
 //! with the model after each recovery, references are recounted, and when all is deleted no space is taken any more.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blockdev::env::Rng;
@@ -71,6 +72,14 @@ impl Worker<'_> {
                 self.model().flushed(steps);
                 same(self.pool, &now).await.map(|()| true)
             }
+            14..=15 => {
+                let all: BTreeMap<String, &Vec<u64>> = {
+                    let volumes = now.volumes.iter().map(|(v, tags)| (name(*v), tags));
+                    volumes.chain(now.snapshots.iter().map(|(name, tags)| (name.clone(), tags))).collect()
+                };
+                let (Some(a), Some(b)) = (pick(rng, &all), pick(rng, &all)) else { return Ok(true) };
+                differences(self.pool, (a, all[a]), (b, all[b])).await.map(|()| true)
+            }
             _ => self.usual(rng).await,
         }
     }
@@ -96,6 +105,37 @@ fn keeping(step: Step, volume: usize, keep: Option<&str>) -> Step {
         }
         None => step,
     }
+}
+
+/// Whether all that differs between two versions is said to, and what is said of it is right.
+async fn differences(pool: &Pool, (since, before): (&str, &[u64]), (name, now): (&str, &[u64])) -> Result<(), String> {
+    let (mut offset, mut told) = (0, BTreeMap::new());
+    loop {
+        let changes = match pool.changes(name, since, offset, 3).await {
+            Err(e) if e.kind() == ErrorKind::InvalidArgument => return Ok(()),
+            other => other.map_err(|e| failed("diff", e))?,
+        };
+        for r in &changes.ranges {
+            told.extend((r.offset / BLOCK_BYTES..(r.offset + r.len) / BLOCK_BYTES).map(|lba| (lba as usize, r.mapped)));
+        }
+        match changes.next {
+            Some(next) if next > offset || changes.ranges.is_empty() => offset = next,
+            Some(next) => return Err(format!("diff goes on at {next} from {offset}")),
+            None => break,
+        }
+    }
+    let tag = |tags: &[u64], lba: usize| tags.get(lba).copied().unwrap_or(0);
+    for lba in 0..before.len().max(now.len()) {
+        let differs = tag(before, lba) != tag(now, lba);
+        match told.get(&lba) {
+            None if differs => return Err(format!("block {lba} of {name} is not what it was in {since}: not told")),
+            Some(mapped) if *mapped != (tag(now, lba) != 0) => {
+                return Err(format!("block {lba} of {name}, changed since {since}, is mapped: {mapped}"));
+            }
+            _ => {}
+        }
+    }
+    if since == name && !told.is_empty() { Err(format!("{name} differs from itself")) } else { Ok(()) }
 }
 
 /// Whether a pool holds what the model says, and knows how much that is.
@@ -247,10 +287,9 @@ fn a_full_pool_gets_room_from_a_snapshot() {
         let mut tag = 1;
         let mut round = 0;
         let full = loop {
-            pool.create_snapshots(&[format!("v0@s{round}")]).await.expect("taken");
+            let mut full = pool.create_snapshots(&[format!("v0@s{round}")]).await.err();
             round += 1;
-            let mut full = None;
-            for lba in 0..500 {
+            for lba in (0..500).take_while(|_| full.is_none()) {
                 tag += 1;
                 if let Err(e) = write(lba, tag).await {
                     full = Some(e);
@@ -265,7 +304,8 @@ fn a_full_pool_gets_room_from_a_snapshot() {
         assert!(round > 2, "{round} snapshots only");
         // Everything else works, and is needed.
         let before = read_all(&pool).await.expect("read");
-        pool.clone_snapshot("v0@s1", "v1").await.expect("cloned");
+        let refused = pool.clone_snapshot("v0@s1", "v1").await.expect_err("no room");
+        assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
         device.discard(0, 20 * BLOCK_BYTES).await.expect("discarded");
         pool.delete_snapshot("v0@s0").await.expect("deleted");
         pool.delete_snapshot("v0@s2").await.expect("deleted");
@@ -279,6 +319,7 @@ fn a_full_pool_gets_room_from_a_snapshot() {
             tag += 1;
             write(lba, tag).await.expect("there is room");
         }
+        pool.clone_snapshot("v0@s1", "v1").await.expect("cloned");
         let after = read_all(&pool).await.expect("read");
         assert_eq!(after.snapshots["v0@s1"], before.snapshots["v0@s1"]);
         assert_eq!(after.volumes[&1], before.snapshots["v0@s1"]);

@@ -32,6 +32,7 @@ fn what_scripts_rely_on_parses() {
         "--dir DIR volume restore NAME@monday",
         "--dir DIR volume restore NAME@monday --volume test --keep before -o json",
         "--dir DIR volume refresh test --from NAME --no-keep",
+        "--dir DIR volume diff NAME@monday NAME -o json",
         "--dir DIR snapshot create a@1 b@1",
         "--dir DIR snapshot list NAME -o json",
         "--dir DIR snapshot show NAME@monday",

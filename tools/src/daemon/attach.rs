@@ -234,6 +234,11 @@ impl Attachments {
         self.engine.delete_volume(name, with_snapshots).await
     }
 
+    /// Keeps attachments as they are until what is returned is dropped: nothing begins to be presented, or ends, while content is exchanged or deleted.
+    pub async fn hold(&self) -> impl Drop + Send + '_ {
+        self.table.lock().await
+    }
+
     /// Changes a volume's size, in bytes, wherever it is presented.
     pub async fn resize(&self, name: &str, size: u64) -> Result<()> {
         let table = self.table.lock().await;

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use async_trait::async_trait;
 use blockdev::disk::Disk;
 use blockdev::error::{Error, ErrorKind, Result};
-use blockdev::frontend::BlockDevice;
 use blockdev::frontend::memory::MemoryDevice;
+use blockdev::frontend::{BlockDevice, Extent};
 use blockdev::report::{
-    CheckReport, Damage, DiskInfo, Finding, PoolStats, PoolStatus, Reduction, Redundancy, Scrub, SnapshotInfo,
+    Changes, CheckReport, Damage, DiskInfo, Finding, PoolStats, PoolStatus, Reduction, Redundancy, Scrub, SnapshotInfo,
     Tolerance, VolumeInfo,
 };
 use blockdev::units::Uuid;
@@ -209,6 +209,18 @@ impl Engine for MemoryEngine {
     }
 
     async fn refresh_volume(&self, _: &str, _: &str, _: Option<&str>) -> Result<VolumeInfo> {
+        Err(no_snapshots())
+    }
+
+    fn snapshot_names(&self, _: &str) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn changes(&self, _: &str, _: &str, _: u64, _: usize) -> Result<Changes> {
+        Err(no_snapshots())
+    }
+
+    async fn changed_extents(&self, _: [&str; 2], _: u64, _: u64, _: usize) -> Result<Vec<Extent>> {
         Err(no_snapshots())
     }
 

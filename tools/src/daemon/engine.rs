@@ -13,10 +13,10 @@ use blockdev::disk::{Disk, FaultDisk, FileDisk, OpenOptions};
 use blockdev::env::{Env, RealEnv};
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::format::label::Label;
-use blockdev::frontend::BlockDevice;
+use blockdev::frontend::{BlockDevice, Extent};
 use blockdev::pool::{CreateOptions, KnownDisk, Pool, PoolConfig};
 use blockdev::report::{
-    CheckReport, Damage, DiskInfo, PoolStats, PoolStatus, Scrub, SnapshotInfo, Tolerance, VolumeInfo,
+    Changes, CheckReport, Damage, DiskInfo, PoolStats, PoolStatus, Scrub, SnapshotInfo, Tolerance, VolumeInfo,
 };
 use blockdev::units::Uuid;
 use blockdev::volume::recovery::read_label;
@@ -76,6 +76,12 @@ pub trait Engine: Send + Sync + 'static {
     async fn restore_volume(&self, volume: &str, snapshot: &str, keep: Option<&str>) -> Result<VolumeInfo>;
     /// Gives a volume the content that another one has now.
     async fn refresh_volume(&self, volume: &str, from: &str, keep: Option<&str>) -> Result<VolumeInfo>;
+    /// Names of the snapshots of a volume. Does not block.
+    fn snapshot_names(&self, volume: &str) -> Vec<String>;
+    /// What differs between a volume or snapshot and another one.
+    async fn changes(&self, name: &str, since: &str, offset: u64, max: usize) -> Result<Changes>;
+    /// The same as extents of a range.
+    async fn changed_extents(&self, names: [&str; 2], offset: u64, len: u64, max: usize) -> Result<Vec<Extent>>;
     /// Volumes and snapshots that are to be presented.
     async fn attached(&self) -> Vec<VolumeInfo>;
     /// All volumes.
@@ -403,6 +409,18 @@ impl Engine for Pool {
 
     async fn refresh_volume(&self, volume: &str, from: &str, keep: Option<&str>) -> Result<VolumeInfo> {
         self.refresh_volume(volume, from, keep).await
+    }
+
+    fn snapshot_names(&self, volume: &str) -> Vec<String> {
+        self.snapshots(Some(volume)).map_or_else(|_| Vec::new(), |all| all.into_iter().map(|s| s.name).collect())
+    }
+
+    async fn changes(&self, name: &str, since: &str, offset: u64, max: usize) -> Result<Changes> {
+        self.changes(name, since, offset, max).await
+    }
+
+    async fn changed_extents(&self, names: [&str; 2], offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
+        self.changed_extents(names, offset, len, max).await
     }
 
     async fn attached(&self) -> Vec<VolumeInfo> {

@@ -9,7 +9,7 @@ use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::frontend::BlockDevice;
 use blockdev::frontend::fuse::{FuseOptions, FuseServer, Unmounted};
 use blockdev::frontend::loopdev::{self, LoopOptions, with_private_files};
-use blockdev::frontend::nbd::{Exports, Limits, Listen, NbdServer, TlsConfig};
+use blockdev::frontend::nbd::{Exports, Limits, Listen, MetaContext, NbdServer, TlsConfig};
 use blockdev::report::VolumeInfo;
 use blockdev::units::Uuid;
 use parking_lot::RwLock;
@@ -17,7 +17,9 @@ use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
 use super::attach::{FrontEnds, Loops, Presenter, Target};
+use super::changed;
 use super::config::Config;
+use super::engine::Engine;
 use super::instance::clear_socket;
 use super::ublk::Ublk;
 
@@ -25,13 +27,13 @@ use super::ublk::Ublk;
 const SOCKET_MODE: u32 = 0o600;
 
 /// Starts what serves without being asked; FUSE is mounted when the first volume is attached by it. `pool` is the identity of the pool.
-pub async fn start(config: &Config, pool: Uuid) -> Result<FrontEnds> {
+pub async fn start(config: &Config, engine: Arc<dyn Engine>, pool: Uuid) -> Result<FrontEnds> {
     let fuse = Fuse {
         mountpoint: config.fuse_mountpoint.value.clone(),
         memory: config.fuse_memory() as usize,
         server: Mutex::new(None),
     };
-    let nbd = Arc::new(Nbd::start(config).await?);
+    let nbd = Arc::new(Nbd::start(config, engine).await?);
     let ublk = Arc::new(Ublk::new(config, pool));
     Ok(FrontEnds { nbd, fuse: Arc::new(fuse), ublk, loops: Arc::new(KernelLoops) })
 }
@@ -43,17 +45,23 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
 }
 
 /// Volumes attached by NBD.
-#[derive(Default)]
-struct NbdExports(RwLock<BTreeMap<String, Arc<dyn BlockDevice>>>);
+struct NbdExports {
+    devices: RwLock<BTreeMap<String, Arc<dyn BlockDevice>>>,
+    engine: Arc<dyn Engine>,
+}
 
 impl Exports for NbdExports {
     fn list(&self) -> Vec<String> {
-        self.0.read().keys().cloned().collect()
+        self.devices.read().keys().cloned().collect()
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>> {
-        let found = self.0.read().get(name).cloned();
+        let found = self.devices.read().get(name).cloned();
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no volume '{name}' is attached via nbd")))
+    }
+
+    fn contexts(&self, name: &str) -> Vec<Arc<dyn MetaContext>> {
+        changed::contexts(&self.engine, name)
     }
 }
 
@@ -64,8 +72,8 @@ struct Nbd {
 }
 
 impl Nbd {
-    async fn start(config: &Config) -> Result<Self> {
-        let exports = Arc::new(NbdExports::default());
+    async fn start(config: &Config, engine: Arc<dyn Engine>) -> Result<Self> {
+        let exports = Arc::new(NbdExports { devices: RwLock::default(), engine });
         let socket = &config.nbd_socket.value;
         clear_socket(socket)?;
         let handle = Handle::current();
@@ -95,12 +103,12 @@ impl Nbd {
 impl Presenter for Nbd {
     async fn present(&self, volume: &VolumeInfo, device: Arc<dyn BlockDevice>) -> Result<Target> {
         let name = &volume.name;
-        self.exports.0.write().insert(name.clone(), device);
+        self.exports.devices.write().insert(name.clone(), device);
         Ok(Target { uris: self.servers.iter().map(|s| s.uri(name)).collect(), ..Target::default() })
     }
 
     async fn withdraw(&self, name: &str) -> Result<()> {
-        self.exports.0.write().remove(name);
+        self.exports.devices.write().remove(name);
         for server in &self.servers {
             server.disconnect(name).await;
         }
@@ -111,7 +119,7 @@ impl Presenter for Nbd {
         for server in &self.servers {
             server.shutdown().await;
         }
-        self.exports.0.write().clear();
+        self.exports.devices.write().clear();
     }
 }
 
@@ -167,7 +175,13 @@ struct KernelLoops;
 impl Loops for KernelLoops {
     async fn set_up(&self, file: &Path) -> Result<PathBuf> {
         let file = file.to_owned();
-        let attached = blocking(move || with_private_files(move || loopdev::attach(&file, LoopOptions::default()))?);
+        let attached = blocking(move || {
+            with_private_files(move || {
+                // A snapshot's file cannot be written to.
+                let read_only = std::fs::metadata(&file).is_ok_and(|m| m.permissions().readonly());
+                loopdev::attach(&file, LoopOptions { read_only, ..LoopOptions::default() })
+            })?
+        });
         let attached = attached.await?;
         if !attached.direct_io {
             let device = attached.device.display();

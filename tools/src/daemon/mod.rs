@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 pub mod api;
 pub mod attach;
+mod changed;
 pub mod config;
 pub mod corrupt;
 pub mod engine;
@@ -101,7 +102,7 @@ async fn open_and_serve(
     let took = began.elapsed();
     lifetime::opened(events, &engine.status().await.name, took, &engine.stats().await, after_crash);
     let served = async {
-        let fronts = fronts::start(config, engine.status().await.uuid).await?;
+        let fronts = fronts::start(config, engine.clone(), engine.status().await.uuid).await?;
         serve_api(config, upgrades, engine.clone(), fronts, faults, events.clone(), stopping).await
     };
     let served = served.await;

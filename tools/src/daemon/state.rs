@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use blockdev::error::{Error, ErrorKind, Result};
-use blockdev::report::{Alert, DiskInfo, PoolStatus};
+use blockdev::report::{Alert, DiskInfo, PoolStatus, VolumeInfo};
 use tokio::sync::watch;
 
 use super::attach::Attachments;
@@ -111,8 +111,12 @@ impl Appliance {
     pub async fn volumes(&self) -> Vec<Volume> {
         let mut attachments = self.attachments.all().await;
         let infos = self.engine.volumes().await.into_iter();
-        let mut all: Vec<Volume> =
-            infos.map(|info| Volume { attachment: attachments.remove(&info.name), info }).collect();
+        // One that is being deleted may have the name of one that was made since.
+        let mut attachment = |info: &VolumeInfo| match info.state.as_str() {
+            "deleting" => None,
+            _ => attachments.remove(&info.name),
+        };
+        let mut all: Vec<Volume> = infos.map(|info| Volume { attachment: attachment(&info), info }).collect();
         all.sort_by(|a, b| a.info.name.cmp(&b.info.name));
         all
     }

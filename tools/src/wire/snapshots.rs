@@ -20,6 +20,22 @@ pub struct SnapshotQuery {
     pub volume: Option<String>,
 }
 
+/// Most ranges of one answer.
+pub const CHANGES_MAX: usize = 10_000;
+
+/// Which changes to list.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ChangesQuery {
+    /// The older volume or snapshot.
+    pub since: String,
+    /// From here on, in bytes: `next` of the last answer.
+    pub offset: Option<u64>,
+    /// At most so many ranges; 10,000 at most.
+    pub limit: Option<usize>,
+}
+
 /// A clone to make.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

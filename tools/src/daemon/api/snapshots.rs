@@ -2,11 +2,13 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use blockdev::report::SnapshotInfo;
+use blockdev::report::{Changes, SnapshotInfo};
 
 use super::*;
 use crate::output::timestamp;
-use crate::wire::snapshots::{CloneCreate, Keep, SnapshotCreate, SnapshotQuery, VolumeRefresh, VolumeRestore};
+use crate::wire::snapshots::{
+    CHANGES_MAX, ChangesQuery, CloneCreate, Keep, SnapshotCreate, SnapshotQuery, VolumeRefresh, VolumeRestore,
+};
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
@@ -16,6 +18,7 @@ pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
         .routes(routes!(snapshot_clone))
         .routes(routes!(volume_restore))
         .routes(routes!(volume_refresh))
+        .routes(routes!(volume_changes))
 }
 
 /// All snapshots, or those of one volume, oldest first.
@@ -61,6 +64,7 @@ async fn snapshot(State(app): Shared, Path(name): Path<String>) -> Answer<Snapsh
     responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 async fn snapshot_delete(State(app): Shared, origin: Origin, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
     let deleted = to_the_end(async move {
+        let _held = app.attachments.hold().await;
         app.engine.delete_snapshot(&name).await?;
         let message = format!("snapshot '{name}' was deleted");
         app.record(origin.of(told("snapshot.deleted", snapshot_object(&name), message)));
@@ -104,9 +108,11 @@ async fn volume_restore(
 ) -> Answer<Volume> {
     let volume = to_the_end(async move {
         let keep = kept_as(&request.keep, "before-restore");
+        let held = app.attachments.hold().await;
         app.engine.restore_volume(&name, &request.snapshot, keep.as_deref()).await?;
         let message = format!("volume '{name}' was restored from '{}'{}", request.snapshot, kept_in(&name, &keep));
         app.record(origin.of(told("volume.restored", volume_object(&name), message)));
+        drop(held);
         app.volume(&name).await
     });
     Ok(Json(volume.await?))
@@ -126,12 +132,27 @@ async fn volume_refresh(
 ) -> Answer<Volume> {
     let volume = to_the_end(async move {
         let keep = kept_as(&request.keep, "before-refresh");
+        let held = app.attachments.hold().await;
         app.engine.refresh_volume(&name, &request.from, keep.as_deref()).await?;
         let message = format!("volume '{name}' was refreshed from '{}'{}", request.from, kept_in(&name, &keep));
         app.record(origin.of(told("volume.refreshed", volume_object(&name), message)));
+        drop(held);
         app.volume(&name).await
     });
     Ok(Json(volume.await?))
+}
+
+/// What differs between a volume, or snapshot, and another one that it has an ancestor in common with. Costs as much as was changed, whatever the size.
+#[utoipa::path(get, path = "/v1/volumes/{name}/changes", tag = "snapshots", params(("name" = String, Path), ChangesQuery),
+    responses((status = 200, body = Changes), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn volume_changes(
+    State(app): Shared,
+    Path(name): Path<String>,
+    query: Result<Query<ChangesQuery>, QueryRejection>,
+) -> Answer<Changes> {
+    let Query(query) = query.map_err(|e| Error::invalid(format!("the query: {}", e.body_text())))?;
+    let limit = query.limit.unwrap_or(CHANGES_MAX).clamp(1, CHANGES_MAX);
+    Ok(Json(app.engine.changes(&name, &query.since, query.offset.unwrap_or(0), limit).await?))
 }
 
 fn snapshot_object(name: &str) -> String {
