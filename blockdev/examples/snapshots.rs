@@ -55,7 +55,7 @@ async fn used(pool: &Pool) -> (u64, u64) {
     (state.referenced_bytes >> 20, state.table.used())
 }
 
-async fn run(env: Arc<dyn Env>, count: usize, mib: u64, writes: u64) {
+async fn run(env: Arc<dyn Env>, count: usize, mib: u64, writes: u64, snapshots: bool) -> (f64, f64) {
     // What the volume and all its snapshots hold, twice.
     let held = (mib << 20) + (count as u64 * writes + 4 * MEASURED) * BLOCK;
     let size = (held * 2 / 5).next_multiple_of(64 << 20) + (256 << 20);
@@ -84,41 +84,48 @@ async fn run(env: Arc<dyn Env>, count: usize, mib: u64, writes: u64) {
     let amplified = |a: (u64, u64), b: (u64, u64)| (b.0 - a.0) as f64 / (b.1 - a.1) as f64;
     println!("no snapshot: {none:.0} writes/s, {:.2} bytes written a byte", amplified(before, after));
 
-    let mut first = Vec::new();
     let mut last = Vec::new();
     for i in 0..count {
+        if !snapshots {
+            overwrite(&device, &mut rng, blocks, writes).await;
+            continue;
+        }
         let took = take(&pool, format!("v@s{i}")).await;
-        if i < 10 {
-            first.push(took)
-        } else if i + 10 >= count {
-            last.push(took)
+        if i + 20 >= count {
+            last.push(took);
         }
         overwrite(&device, &mut rng, blocks, writes).await;
     }
-    let (first, last) = (median(first), median(last));
-    println!(
-        "taking one: {first:.2} ms when there is none to ten, {last:.2} ms at {count} (ratio {:.2})",
-        last / first
-    );
+    if !snapshots {
+        let before = amplification(&pool.stats().await);
+        let same = overwrite(&device, &mut rng, blocks, MEASURED).await;
+        let after = amplification(&pool.stats().await);
+        println!(
+            "no snapshot, as much written: {same:.0} writes/s, {:.2} bytes written a byte",
+            amplified(before, after)
+        );
+        let mut took = Vec::new();
+        for i in 0..20 {
+            overwrite(&device, &mut rng, blocks, writes).await;
+            took.push(take(&pool, format!("v@s{i}")).await);
+        }
+        let took = median(took);
+        println!("taking one of the first: {took:.2} ms");
+        pool.close().await.expect("closed");
+        return (same, took);
+    }
+    let last = median(last);
+    println!("taking one of the last: {last:.2} ms");
     let before = amplification(&pool.stats().await);
     let many = overwrite(&device, &mut rng, blocks, MEASURED).await;
     let after = amplification(&pool.stats().await);
-    println!(
-        "{count} snapshots: {many:.0} writes/s ({:.2} of none), {:.2} bytes written a byte",
-        many / none,
-        amplified(before, after)
-    );
+    println!("{count} snapshots: {many:.0} writes/s, {:.2} bytes written a byte", amplified(before, after));
     let mut each = Vec::new();
     for i in 0..8 {
         take(&pool, format!("v@m{i}")).await;
         each.push(overwrite(&device, &mut rng, blocks, MEASURED / 8).await);
     }
-    println!(
-        "a snapshot every {} writes: {:.0} writes/s ({:.2} of none)",
-        MEASURED / 8,
-        median(each.clone()),
-        median(each) / none
-    );
+    println!("a snapshot every {} writes: {:.0} writes/s", MEASURED / 8, median(each));
 
     let (referenced, entries) = used(&pool).await;
     let start = Instant::now();
@@ -138,6 +145,7 @@ async fn run(env: Arc<dyn Env>, count: usize, mib: u64, writes: u64) {
         entries - entries_left
     );
     pool.close().await.expect("closed");
+    (many, last)
 }
 
 fn main() {
@@ -146,6 +154,12 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let env: Arc<dyn Env> = RealEnv::new(tokio::runtime::Handle::current(), 2);
-        run(env, count as usize, mib, writes).await;
+        let none = run(env.clone(), count as usize, mib, writes, false).await;
+        let many = run(env, count as usize, mib, writes, true).await;
+        println!(
+            "with {count} snapshots: {:.2} of the writes, {:.2} of the time to take one",
+            many.0 / none.0,
+            many.1 / none.1
+        );
     });
 }

@@ -46,7 +46,7 @@ impl Pool {
     fn new_snapshot(&self, id: VolumeId, volume: &str, snapshot: &str) -> Result<VolumeRecord> {
         check_name("snapshot", snapshot)?;
         let of = self.record(volume)?;
-        if self.0.engine.state.read().snapshots_of(of.id).any(|s| s.name == snapshot) {
+        if self.0.engine.state.read().volume_named(&format!("{volume}@{snapshot}")).is_some() {
             let message = format!("snapshot '{volume}@{snapshot}' exists already");
             return Err(Error::new(ErrorKind::AlreadyExists, message));
         }

@@ -38,6 +38,8 @@ pub struct State {
     pub next_volume: u32,
     /// Which versions go on from which: parent, child.
     pub(super) children: BTreeSet<(VolumeId, VolumeId)>,
+    /// Versions that are not being deleted, by name: volumes below 0, snapshots below their volume.
+    pub(super) names: BTreeMap<(VolumeId, String), VolumeId>,
 }
 
 /// Why a record cannot be applied: a page must be loaded, or the record does not fit the state.
@@ -61,7 +63,9 @@ pub(super) fn bad(message: impl Into<String>) -> Blocked {
 impl State {
     /// The state of a checkpoint.
     pub fn of(catalogue: &Catalogue, segments: SegmentTable, checkpoint: u64) -> Self {
+        let live = catalogue.volumes.iter().filter(|v| !v.deleting);
         Self {
+            names: live.map(|v| ((v.snapshot_of, v.name.clone()), v.id)).collect(),
             volumes: catalogue.volumes.iter().map(|v| (v.id, v.clone())).collect(),
             maps: VolumeMaps::default(),
             table: BlockTable::new(catalogue.directory.clone(), catalogue.table_len, checkpoint),
@@ -288,10 +292,9 @@ impl State {
                         if short {
                             return Err(bad("a record gives too few map pages"));
                         }
-                        old.name.clone_from(&new.name);
                         old.blocks = new.blocks;
-                        old.deleting = new.deleting;
                         old.attachment.clone_from(&new.attachment);
+                        self.describe_version(new);
                     }
                 }
                 self.next_volume = self.next_volume.max(new.id.0 + 1);

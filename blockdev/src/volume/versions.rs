@@ -18,12 +18,12 @@ impl State {
             Some((volume, snapshot)) => (volume, Some(snapshot)),
             None => (name, None),
         };
-        let mut live = self.volumes.values().filter(|v| !v.deleting);
-        let found = live.find(|v| v.name == volume && !v.is_snapshot())?;
-        match snapshot {
-            Some(name) => self.snapshots_of(found.id).find(|s| s.name == name),
-            None => Some(found),
+        let found = |of: VolumeId, name: &str| self.names.get(&(of, name.to_owned())).copied();
+        let mut id = found(VolumeId(0), volume)?;
+        if let Some(name) = snapshot {
+            id = found(id, name)?;
         }
+        self.live(id)
     }
 
     /// A version that is not being deleted: the map of one that is leads nowhere.
@@ -31,9 +31,10 @@ impl State {
         self.volumes.get(&version).filter(|v| !v.deleting)
     }
 
-    /// The snapshots of a volume that are not being deleted, oldest first.
+    /// The snapshots of a volume that are not being deleted, by name.
     pub fn snapshots_of(&self, volume: VolumeId) -> impl Iterator<Item = &VolumeRecord> {
-        self.volumes.values().filter(move |s| s.is_snapshot() && s.snapshot_of == volume && !s.deleting)
+        let below = self.names.range((volume, String::new())..).take_while(move |((of, _), _)| *of == volume);
+        below.filter_map(|(_, id)| self.live(*id))
     }
 
     /// What a version is called: snapshots with their volume in front.
@@ -81,7 +82,25 @@ impl State {
     pub(super) fn add_version(&mut self, version: VolumeRecord) {
         self.next_volume = self.next_volume.max(version.id.0 + 1);
         self.children.insert((version.parent, version.id));
+        if !version.deleting {
+            self.names.insert((version.snapshot_of, version.name.clone()), version.id);
+        }
         self.volumes.insert(version.id, version);
+    }
+
+    /// A version has this name from now on, or is being deleted.
+    pub(super) fn describe_version(&mut self, new: &VolumeRecord) {
+        let Some(old) = self.volumes.get_mut(&new.id) else { return };
+        let key = (old.snapshot_of, std::mem::replace(&mut old.name, new.name.clone()));
+        old.deleting = new.deleting;
+        let (of, id) = (old.snapshot_of, old.id);
+        // A version that is being deleted may have had the name of one that was made since.
+        if self.names.get(&key) == Some(&id) {
+            self.names.remove(&key);
+        }
+        if !new.deleting {
+            self.names.insert((of, new.name.clone()), id);
+        }
     }
 
     fn set_parent(&mut self, version: VolumeId, parent: VolumeId) {
@@ -154,7 +173,12 @@ impl State {
         }
         children.into_iter().for_each(|child| self.set_parent(child, parent));
         self.children.remove(&(parent, id));
-        self.volumes.remove(&id);
+        if let Some(gone) = self.volumes.remove(&id) {
+            let key = (gone.snapshot_of, gone.name);
+            if self.names.get(&key) == Some(&id) {
+                self.names.remove(&key);
+            }
+        }
         Ok(())
     }
 

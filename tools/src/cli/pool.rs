@@ -244,6 +244,14 @@ fn write_config(path: &std::path::Path, name: &str, disks: &[PathBuf], before: &
     })
 }
 
+fn describe_provisioned(status: &PoolStatus) -> String {
+    let snapshots = match status.snapshots {
+        0 => String::new(),
+        n => format!(", {}", plural(n, "snapshot")),
+    };
+    format!("{} in {}{snapshots}", size(status.provisioned), plural(status.volumes, "volume"))
+}
+
 fn describe(status: &PoolStatus) -> String {
     let reduction = &status.reduction;
     let mut text = pairs(
@@ -262,7 +270,7 @@ fn describe(status: &PoolStatus) -> String {
                     size(status.raw)
                 ),
             ),
-            ("provisioned", format!("{} in {}", size(status.provisioned), plural(status.volumes, "volume"))),
+            ("provisioned", describe_provisioned(status)),
             (
                 "reduction",
                 format!(
@@ -598,7 +606,7 @@ mod tests {
             "health:       degraded\n",
             "tolerance:    double, layout 4+2\n",
             "25 % of 8 GiB used, 6 GiB available (12 GiB raw)",
-            "provisioned:  10 GiB in 1 volume\n",
+            "provisioned:  10 GiB in 1 volume, 2 snapshots\n",
             "redundancy:   1 GiB survives 2 more failures, 3 MiB none\n",
             "2.50:1 (dedupe -, compression -)",
             "warning [pool.degraded] replace it",
