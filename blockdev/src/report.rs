@@ -304,6 +304,12 @@ pub struct PoolStatus {
     /// Number of snapshots.
     #[serde(default)]
     pub snapshots: usize,
+    /// Volumes and snapshots whose space is coming back.
+    #[serde(default)]
+    pub deleting: usize,
+    /// How much of the one of them at hand is done, 0 to 1.
+    #[serde(default)]
+    pub deleting_done: f64,
     /// Alerts, most severe first.
     pub alerts: Vec<Alert>,
 }
@@ -434,6 +440,9 @@ pub struct SnapshotInfo {
     pub created_s: u64,
     /// Volumes that were cloned from it.
     pub clones: Vec<String>,
+    /// Stored bytes that only it holds, which come back when it is deleted; not in lists.
+    #[serde(default)]
+    pub held: Option<u64>,
 }
 
 /// A range in which two versions of a volume differ.

@@ -39,7 +39,7 @@ impl Pool {
         }
         let ops = records.into_iter().map(Op::Snapshot).collect();
         engine.commit_ops(ops).await.context(format!("taking snapshot {}", names.join(", ")))?;
-        names.iter().map(|name| self.snapshot_info(name)).collect()
+        names.iter().map(|name| Ok(self.describe(&self.record(name)?))).collect()
     }
 
     /// The record of a snapshot to be taken.
@@ -241,11 +241,12 @@ impl Pool {
         Ok(out)
     }
 
-    /// One snapshot.
-    pub fn snapshot_info(&self, name: &str) -> Result<SnapshotInfo> {
+    /// One snapshot, with what only it holds.
+    pub async fn snapshot_info(&self, name: &str) -> Result<SnapshotInfo> {
         split(name)?;
         let record = self.record(name)?;
-        Ok(self.describe(&record))
+        let held = self.0.engine.held(record.id).await?;
+        Ok(SnapshotInfo { held: Some(held), ..self.describe(&record) })
     }
 
     /// All snapshots, or those of one volume, oldest first.
@@ -276,6 +277,7 @@ impl Pool {
             attached: (!s.attachment.is_empty()).then(|| s.attachment.clone()),
             created_s: s.created_s,
             clones: clones.map(|v| v.name.clone()).collect(),
+            held: None,
         }
     }
 

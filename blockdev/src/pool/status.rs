@@ -257,6 +257,7 @@ impl Pool {
         };
         // Both look at the state themselves.
         let (rebuild, spare, scrub) = (engine.rebuild_progress(), engine.spare(), engine.scrub_progress());
+        let (deleting, deleting_done) = engine.reaping();
         let state = engine.state.read();
         let layout = state.segments.width(&engine.array).map_or("-".into(), |w| format!("{}+{}", w.data, w.parity));
         let volumes = || state.volumes.values().filter(|v| !v.deleting && !v.is_snapshot());
@@ -287,6 +288,8 @@ impl Pool {
             ),
             volumes: volumes().count(),
             snapshots: state.volumes.values().filter(|v| !v.deleting && v.is_snapshot()).count(),
+            deleting,
+            deleting_done,
             redundancy,
             disks,
             alerts,

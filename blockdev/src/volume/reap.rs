@@ -146,6 +146,33 @@ impl Engine {
         }
     }
 
+    /// Stored bytes that only this version holds: what comes back when it is deleted. Costs as much as it differs from those beside it.
+    pub async fn held(&self, id: VolumeId) -> Result<u64> {
+        let (mut unreadable, mut from, mut held) = (Unreadable::new(), 0, 0);
+        loop {
+            self.check_alive()?;
+            let event = self.ask_past(&mut unreadable, |s, lost| s.next_event(id, from, lost)).await?;
+            let Some(event) = event else { return Ok(held) };
+            from = event.end;
+            let blocks: Vec<VirtualBlock> =
+                event.entries.into_iter().map(|(_, block)| block).chain(event.pages).collect();
+            self.preload_entries(&blocks).await;
+            let _pass = self.gate.enter();
+            for block in blocks {
+                let entry = self.with_state(|s| s.table.entry(block)).await?;
+                held += if entry.refcount == 1 { entry.share() } else { 0 };
+            }
+        }
+    }
+
+    /// Versions that are being deleted and can go, and how much of the one at hand was looked at: 0 to 1.
+    pub fn reaping(&self) -> (usize, f64) {
+        let state = self.state.read();
+        let going = || state.volumes.values().filter(|v| v.deleting && state.children(v.id).nth(1).is_none());
+        let begun = going().map(|v| v.handed as f64 / v.blocks.max(1) as f64).fold(0.0, f64::max);
+        (going().count(), begun.min(1.0))
+    }
+
     /// Gives back what none of the versions sees that go on from a deleted snapshot. Ends early when there is more urgent work.
     async fn clear_version(self: &Arc<Self>, id: VolumeId) -> Result<()> {
         let (mut unreadable, mut from, places) = (Unreadable::new(), 0, self.config.reap_places);

@@ -249,7 +249,11 @@ fn describe_provisioned(status: &PoolStatus) -> String {
         0 => String::new(),
         n => format!(", {}", plural(n, "snapshot")),
     };
-    format!("{} in {}{snapshots}", size(status.provisioned), plural(status.volumes, "volume"))
+    let deleting = match status.deleting {
+        0 => String::new(),
+        n => format!("; space of {n} deleted comes back ({:.0} % of the one at hand)", status.deleting_done * 100.0),
+    };
+    format!("{} in {}{snapshots}{deleting}", size(status.provisioned), plural(status.volumes, "volume"))
 }
 
 fn describe(status: &PoolStatus) -> String {
@@ -594,6 +598,8 @@ mod tests {
             disks: vec![],
             volumes: 1,
             snapshots: 2,
+            deleting: 0,
+            deleting_done: 0.0,
             alerts: vec![Alert {
                 severity: "warning".into(),
                 code: "pool.degraded".into(),

@@ -116,6 +116,7 @@ fn describe(s: &SnapshotInfo) -> String {
             ("id", s.id.to_string()),
             ("size", format!("{} ({} bytes)", size(s.size), s.size)),
             ("mapped", size(s.mapped)),
+            ("held", s.held.map_or_else(|| "-".into(), |held| format!("{} come back when it is deleted", size(held)))),
             ("created", timestamp(s.created_s)),
             ("attached", s.attached.clone().unwrap_or_else(|| "-".into())),
             ("clones", clones(s)),
@@ -139,6 +140,7 @@ mod tests {
             attached: None,
             created_s: 0,
             clones: vec!["a".into(), "b".into()],
+            held: Some(5 << 20),
         };
         let text = list(std::slice::from_ref(&snapshot));
         let lines: Vec<&str> = text.lines().collect();
@@ -147,5 +149,6 @@ mod tests {
         assert!(lines[1].ends_with("-         a b"), "{text}");
         assert!(list(&[]).contains("snapshot create"));
         assert!(describe(&snapshot).contains("clones:    a b"), "{}", describe(&snapshot));
+        assert!(describe(&snapshot).contains("held:      5 MiB come back"), "{}", describe(&snapshot));
     }
 }

@@ -114,6 +114,8 @@ impl Engine for MemoryEngine {
             disks: vec![disk],
             volumes: volumes.len(),
             snapshots: 0,
+            deleting: 0,
+            deleting_done: 0.0,
             alerts: vec![],
         }
     }

@@ -392,7 +392,7 @@ impl Engine for Pool {
     }
 
     async fn snapshot(&self, name: &str) -> Result<SnapshotInfo> {
-        self.snapshot_info(name)
+        self.snapshot_info(name).await
     }
 
     async fn delete_snapshot(&self, name: &str) -> Result<()> {
