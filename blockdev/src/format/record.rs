@@ -186,6 +186,27 @@ impl VolumeRecord {
     /// Fewest encoded bytes.
     pub(super) const SIZE_MIN: usize = 15;
 
+    /// A volume of which nothing is mapped, of a family of its own.
+    pub fn empty(id: VolumeId, name: &str, blocks: u64, levels: u8) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            blocks,
+            root: VirtualBlock::NONE,
+            levels,
+            mapped: 0,
+            generation: 1,
+            deleting: false,
+            created_s: 0,
+            attachment: String::new(),
+            snapshot_of: VolumeId(0),
+            parent: VolumeId(0),
+            family: id,
+            root_birth: 0,
+            handed: 0,
+        }
+    }
+
     /// Whether it is a snapshot.
     pub fn is_snapshot(&self) -> bool {
         self.snapshot_of != VolumeId(0)

@@ -105,23 +105,7 @@ mod tests {
     use crate::units::{Lba, VolumeId};
 
     fn volume(blocks: u64) -> VolumeRecord {
-        VolumeRecord {
-            id: VolumeId(1),
-            name: String::new(),
-            blocks,
-            root: VirtualBlock::NONE,
-            levels: levels_for(blocks),
-            mapped: 0,
-            generation: 1,
-            deleting: false,
-            created_s: 0,
-            attachment: String::new(),
-            snapshot_of: VolumeId(0),
-            parent: VolumeId(0),
-            family: VolumeId(1),
-            root_birth: 0,
-            handed: 0,
-        }
+        VolumeRecord::empty(VolumeId(1), "v", blocks, levels_for(blocks))
     }
 
     fn all(maps: &VolumeMaps, a: &VolumeRecord, b: &VolumeRecord) -> Vec<(u64, bool)> {

@@ -29,7 +29,7 @@ use crate::redundancy::array::{DiskArray, Member};
 use crate::redundancy::layout::{Grouped, regroup, width};
 use crate::report::{CheckReport, Damage, Scrub, Tolerance, VolumeInfo};
 use crate::segment::table::disks_min;
-use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VirtualBlock, VolumeId};
+use crate::units::{BLOCK_BYTES, DiskId, Epoch, Lba, Seqno, Uuid, VolumeId};
 use crate::volume::Engine;
 use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
@@ -266,23 +266,8 @@ impl Pool {
             }
             VolumeId(state.next_volume)
         };
-        let record = VolumeRecord {
-            id,
-            name: name.into(),
-            blocks,
-            root: VirtualBlock::NONE,
-            levels: levels_for(blocks),
-            mapped: 0,
-            generation: 1,
-            deleting: false,
-            created_s: engine.env.wall_clock_s(),
-            attachment: String::new(),
-            snapshot_of: VolumeId(0),
-            parent: VolumeId(0),
-            family: id,
-            root_birth: 0,
-            handed: 0,
-        };
+        let created_s = engine.env.wall_clock_s();
+        let record = VolumeRecord { created_s, ..VolumeRecord::empty(id, name, blocks, levels_for(blocks)) };
         self.check_catalogue(&record)?;
         engine.commit_ops(vec![Op::PutVolume(record)]).await.context(format!("creating volume '{name}'"))?;
         self.volume_info(name).await

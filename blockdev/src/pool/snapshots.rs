@@ -7,7 +7,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::record::{Op, VolumeRecord};
 use crate::frontend::Extent;
 use crate::report::{ChangedRange, Changes, SnapshotInfo, VolumeInfo};
-use crate::units::{BLOCK_BYTES, VirtualBlock, VolumeId};
+use crate::units::{BLOCK_BYTES, VolumeId};
 
 /// Versions that one record changes at most.
 pub(super) const AT_ONCE: usize = 256;
@@ -67,23 +67,8 @@ impl Pool {
 
     /// A record of which identity, name and times count.
     fn description(&self, id: VolumeId, name: &str, snapshot_of: VolumeId) -> VolumeRecord {
-        VolumeRecord {
-            id,
-            name: name.into(),
-            blocks: 0,
-            root: VirtualBlock::NONE,
-            levels: 1,
-            mapped: 0,
-            generation: 1,
-            deleting: false,
-            created_s: self.0.engine.env.wall_clock_s(),
-            attachment: String::new(),
-            snapshot_of,
-            parent: VolumeId(0),
-            family: id,
-            root_birth: 0,
-            handed: 0,
-        }
+        let created_s = self.0.engine.env.wall_clock_s();
+        VolumeRecord { created_s, snapshot_of, ..VolumeRecord::empty(id, name, 0, 1) }
     }
 
     /// Makes a volume that begins with what a snapshot (`VOLUME@SNAPSHOT`) holds, and takes no space until it is written to.

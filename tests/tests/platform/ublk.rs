@@ -158,7 +158,7 @@ fn a_snapshot_is_mounted_while_its_volume_goes_on() {
     let appliance = Appliance::on(&ordinary());
     let device = appliance.volume_on_ublk("data", "256M");
     let (mount, other) = (appliance.mountpoint(), appliance.dir().join("snapshot").display().to_string());
-    let script = "mkfs.ext4 -q \"$1\"; mount \"$1\" \"$2\"; cp -r \"$3\" \"$2/tree\"; sync; mkdir \"$4\"";
+    let script = "mkfs.ext4 -q -b 4096 \"$1\"; mount \"$1\" \"$2\"; cp -r \"$3\" \"$2/tree\"; sync; mkdir \"$4\"";
     shell(script, &[&device, &mount, &tree(), &other]).expect_ok();
     appliance.ashlar(&["snapshot", "create", "data@then"]);
     shell("rm -r \"$1/tree\"; dd if=/dev/urandom of=\"$1/more\" bs=1M count=20 status=none; sync", &[&mount])

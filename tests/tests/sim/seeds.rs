@@ -85,14 +85,24 @@ pub fn sweep(share: u64, shares: u64, count: u64, mut run: impl FnMut(u64) -> Re
 const SEEDS: u64 = 2000;
 const SHARES: u64 = 4;
 
-fn random_seeds(share: u64) {
-    sweep(share, SHARES, SEEDS, |seed| {
-        let scenario = Scenario::random(seed);
+/// As [`sweep`], of scenarios, which are shown when that is asked for.
+pub fn sweep_scenarios(
+    share: u64,
+    (shares, count): (u64, u64),
+    scenario: impl Fn(u64) -> Scenario,
+    run: impl Fn(Scenario) -> Result<(), String>,
+) {
+    sweep(share, shares, count, |seed| {
+        let scenario = scenario(seed);
         if verbose() {
             eprintln!("{scenario:?}");
         }
         run(scenario)
     });
+}
+
+fn random_seeds(share: u64) {
+    sweep_scenarios(share, (SHARES, SEEDS), Scenario::random, run);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::full::pressure;
 use super::harness::{Appliance, Faults, Scenario, check, name, read_all, scenario_is_silent};
 use super::killed;
 use super::model::{Image, Step, content};
-use super::seeds::{run_to_end, sweep, verbose};
+use super::seeds::{run_to_end, sweep, sweep_scenarios};
 use super::stress::{deaths, storm};
 use super::work::{Mix, Worker, failed, pick};
 
@@ -233,13 +233,7 @@ const SEEDS: u64 = 2000;
 const SHARES: u64 = 2;
 
 fn random_seeds(share: u64) {
-    sweep(share, SHARES, SEEDS, |seed| {
-        let scenario = scenario(seed);
-        if verbose() {
-            eprintln!("{scenario:?}");
-        }
-        run(scenario)
-    });
+    sweep_scenarios(share, (SHARES, SEEDS), scenario, run);
 }
 
 #[test]
