@@ -7,8 +7,8 @@
 #   scripts/vm.sh shell                  boot, and a shell on this terminal (exit ends the machine)
 #
 # Options, before BINARY or --:
-#   --limit SECONDS        for the whole machine (default 1200; shell: none)
-#   --test-limit SECONDS   for each test (default 180)
+#   --limit SECONDS        for the whole machine (default 1500; shell: none)
+#   --test-limit SECONDS   for each test (default 300)
 #   --memory MIB           of the machine (default 3072)
 #   --kernel SERIES        the newest kernel of this series (default 6.12), or of all: newest
 #   --only WORD            only tests with this word in their names
@@ -23,8 +23,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
-limit=1200
-test_limit=180
+limit=1500
+test_limit=300
 memory=3072
 only=
 series=6.12
