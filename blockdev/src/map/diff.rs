@@ -79,7 +79,8 @@ impl VolumeMaps {
                 found => return Ok(found),
             }
         }
-        Ok(Difference::None)
+        // Pages that were copied and lead to the same again count, too: what must be in memory for one answer is bounded.
+        Ok(nothing_before(page_end(level, index), same))
     }
 
     fn leaves_differ(&self, leaves: [Option<&MapPage>; 2], index: u64, from: u64, same: &mut usize) -> Difference {
@@ -88,13 +89,18 @@ impl VolumeMaps {
         let start = index * MAP_FANOUT as u64;
         let differs = |slot: &usize| pair(*slot).0 != pair(*slot).1;
         let Some(first) = (from.saturating_sub(start) as usize..MAP_FANOUT).find(differs) else {
-            *same = same.saturating_sub(1);
-            return if *same == 0 { Difference::NotBefore(start + MAP_FANOUT as u64) } else { Difference::None };
+            return nothing_before(start + MAP_FANOUT as u64, same);
         };
         let mapped = !pair(first).1.is_none();
         let run = (first..MAP_FANOUT).take_while(|slot| differs(slot) && pair(*slot).1.is_none() != mapped).count();
         Difference::Run(start + first as u64..start + (first + run) as u64, mapped)
     }
+}
+
+/// Nothing differs before this, which took one more look.
+fn nothing_before(end: u64, same: &mut usize) -> Difference {
+    *same = same.saturating_sub(1);
+    if *same == 0 { Difference::NotBefore(end) } else { Difference::None }
 }
 
 #[cfg(test)]

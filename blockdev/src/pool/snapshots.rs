@@ -194,15 +194,22 @@ impl Pool {
         Ok(Changes { size, ranges, next })
     }
 
-    /// As extents of `len` bytes from `offset` on, at most `max`, alternating: whether each differs.
+    /// As extents of `len` bytes from `offset` on, at most `max`, alternating: whether each differs. `since` also has the identity that the
+    /// snapshot must have: another one of its name would leave changes out.
     pub async fn changed_extents(
         &self,
-        [name, since]: [&str; 2],
+        name: &str,
+        (since, id): (&str, u32),
         offset: u64,
         len: u64,
         max: usize,
     ) -> Result<Vec<Extent>> {
         let (to, from) = (self.record(name)?, self.record(since)?);
+        if from.id.0 != id {
+            let message =
+                format!("snapshot '{since}' is not the one that was asked about, but a later one: connect again");
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
         related(&to, &from, name, since)?;
         let end = offset.saturating_add(len);
         let (ranges, next) = self.0.engine.changes([from.id, to.id], (offset, end), max).await?;
@@ -230,8 +237,9 @@ impl Pool {
     pub async fn snapshot_info(&self, name: &str) -> Result<SnapshotInfo> {
         split(name)?;
         let record = self.record(name)?;
-        let held = self.0.engine.held(record.id).await?;
-        Ok(SnapshotInfo { held: Some(held), ..self.describe(&record) })
+        // Where that cannot be counted, the rest is told all the same.
+        let held = self.0.engine.held(record.id).await.ok();
+        Ok(SnapshotInfo { held, ..self.describe(&record) })
     }
 
     /// All snapshots, or those of one volume, oldest first.

@@ -194,19 +194,28 @@ fn an_incremental_backup_and_its_restore() {
     shell("truncate -s 96M \"$1\"; mkfs.ext4 -q -d \"$2\" \"$1\"", &[&image, &source]).expect_ok();
     tool("nbdcopy", &["--flush", &image, &uri]).expect_ok();
     backup("save", "v").expect_ok();
+    let names = || -> Vec<String> {
+        let all = std::fs::read_dir(&backups).expect("backups").map(|e| e.expect("an entry").file_name());
+        let mut all: Vec<String> = all.map(|name| name.to_string_lossy().into_owned()).collect();
+        all.sort_unstable();
+        all
+    };
+    let last = || {
+        let name = names().into_iter().rfind(|name| name.ends_with(".ranges")).expect("a backup");
+        name.trim_end_matches(".ranges").to_owned()
+    };
     // What was read for a backup: the ranges of its list.
     let newest = || -> u64 {
-        let name = std::fs::read_to_string(format!("{backups}/last")).expect("the newest backup");
-        let ranges = std::fs::read_to_string(format!("{backups}/{}.ranges", name.trim())).expect("its ranges");
+        let ranges = std::fs::read_to_string(format!("{backups}/{}.ranges", last())).expect("its ranges");
         ranges.lines().map(|line| line.split_once(' ').expect("two numbers").1.parse::<u64>().expect("a length")).sum()
     };
     assert_eq!(newest(), 96 << 20);
     for round in 0..3 {
         change(&uri, round);
         // By NBD, as other tools ask.
-        let last = std::fs::read_to_string(format!("{backups}/last")).expect("the newest backup");
+        let last = last();
         let told = |namespace: &str| -> u64 {
-            let map = format!("--map={namespace}:{}", last.trim());
+            let map = format!("--map={namespace}:{last}");
             let map = tool("nbdinfo", &[map.as_str(), "--json", &uri]).expect_ok().json();
             let changed = map.as_array().expect("extents").iter().filter(|e| e["type"] == 1);
             changed.map(|e| e["length"].as_u64().expect("a length")).sum()
@@ -216,6 +225,20 @@ fn an_incremental_backup_and_its_restore() {
         assert_eq!((ours, qemu), (newest(), newest()));
         assert!((1 << 20..4 << 20).contains(&ours), "{ours} bytes for a change of 2.6 MiB");
     }
+    // One that is cut short by a full disk counts for nothing and leaves nothing, and the next one goes on from the one before it: also of what is as it was
+    // by then.
+    let before = copy(&lab, &uri, "before");
+    change(&uri, 3);
+    let cut = format!("ulimit -f 1; ASHLAR='{program}' ASHLAR_DIR='{dir}' bash '{script}' save v '{backups}'");
+    let counted = |all: &[String]| all.iter().filter(|name| !name.ends_with(".part")).count();
+    let complete = counted(&names());
+    shell(&cut, &[""; 0]).expect_failure();
+    assert_eq!(counted(&names()), complete, "{:?}", names());
+    assert_eq!(lab.json(&["snapshot", "list", "v"]).as_array().map(Vec::len), Some(1));
+    tool("nbdcopy", &["--flush", &before, &uri]).expect_ok();
+    shell("qemu-io -f raw -c 'write -P 99 7M 64k' -c flush \"$1\"", &[&uri]).expect_ok();
+    backup("save", "v").expect_ok();
+    assert!(names().iter().all(|name| !name.ends_with(".part")), "{:?}", names());
     create(&lab, "back", "96M");
     backup("load", "back").expect_ok();
     let live = copy(&lab, &uri, "live");

@@ -323,6 +323,34 @@ fn a_full_pool_gets_room_from_a_snapshot() {
     scope.kill_all_tasks();
 }
 
+/// Who asks for changes since a snapshot is told when another one has its name by now: what changed before that would be left out.
+#[test]
+fn changes_are_told_since_the_snapshot_that_was_meant() {
+    let scenario = Scenario { volumes: 1, faults: Faults::None, ..Scenario::random(12) };
+    let mut appliance = Appliance::new(scenario).expect("made");
+    let scope = appliance.next_life();
+    let (disks, config) = (appliance.all_disks(), appliance.scenario.config.clone());
+    let env = scope.env();
+    let life = async {
+        let pool = Pool::open(env, disks, config).await.expect("opened");
+        let device = pool.open_volume("v0").expect("there");
+        let names = ["v0@daily".to_owned()];
+        let first = pool.create_snapshots(&names).await.expect("taken")[0].id;
+        device.write(3 * BLOCK_BYTES, Bytes::from(content(77)), false).await.expect("written");
+        let told = |id: u32| pool.changed_extents("v0", ("v0@daily", id), 0, 8 * BLOCK_BYTES, 10);
+        let extents = told(first).await.expect("told");
+        let changed: Vec<(u64, u64)> = extents.iter().filter(|e| e.mapped).map(|e| (e.offset, e.len)).collect();
+        assert_eq!((changed, extents.len()), (vec![(3 * BLOCK_BYTES, BLOCK_BYTES)], 3));
+        pool.delete_snapshot("v0@daily").await.expect("deleted");
+        let second = pool.create_snapshots(&names).await.expect("taken")[0].id;
+        let refused = told(first).await.expect_err("it is another one");
+        assert!(refused.kind() == ErrorKind::NotFound && refused.to_string().contains("later one"), "{refused}");
+        assert!(told(second).await.expect("told").iter().all(|e| !e.mapped));
+    };
+    scope.run_until(life, 3_000_000).expect("done");
+    scope.kill_all_tasks();
+}
+
 /// What is said to come back when a snapshot is deleted comes back.
 #[test]
 fn what_a_snapshot_holds_comes_back() {

@@ -19,7 +19,8 @@ const CHANGED: u32 = 1;
 struct ChangedSince {
     name: String,
     export: String,
-    snapshot: String,
+    /// Its name and identity.
+    snapshot: (String, u32),
     engine: Arc<dyn Engine>,
 }
 
@@ -27,8 +28,8 @@ struct ChangedSince {
 pub fn contexts(engine: &Arc<dyn Engine>, export: &str) -> Vec<Arc<dyn MetaContext>> {
     let volume = export.split_once('@').map_or(export, |(volume, _)| volume);
     let mut out: Vec<Arc<dyn MetaContext>> = Vec::new();
-    for snapshot in engine.snapshot_names(volume).into_iter().filter(|name| name != export) {
-        let short = snapshot.split_once('@').map_or("", |(_, short)| short);
+    for snapshot in engine.snapshot_names(volume).into_iter().filter(|(name, _)| name != export) {
+        let short = snapshot.0.split_once('@').map_or("", |(_, short)| short);
         for namespace in NAMESPACES {
             let (name, export, snapshot) = (format!("{namespace}{short}"), export.to_owned(), snapshot.clone());
             out.push(Arc::new(ChangedSince { name, export, snapshot, engine: engine.clone() }));
@@ -51,7 +52,7 @@ impl MetaContext for ChangedSince {
     ) -> BoxFuture<Result<Vec<Descriptor>>> {
         let (engine, export, snapshot) = (self.engine.clone(), self.export.clone(), self.snapshot.clone());
         Box::pin(async move {
-            let extents = engine.changed_extents([&export, &snapshot], offset, len.into(), max).await?;
+            let extents = engine.changed_extents(&export, (&snapshot.0, snapshot.1), offset, len.into(), max).await?;
             let flags = |changed| if changed { CHANGED } else { 0 };
             Ok(extents.into_iter().map(|e| Descriptor { len: e.len as u32, flags: flags(e.mapped) }).collect())
         })

@@ -214,7 +214,7 @@ impl Engine for MemoryEngine {
         Err(no_snapshots())
     }
 
-    fn snapshot_names(&self, _: &str) -> Vec<String> {
+    fn snapshot_names(&self, _: &str) -> Vec<(String, u32)> {
         Vec::new()
     }
 
@@ -222,7 +222,7 @@ impl Engine for MemoryEngine {
         Err(no_snapshots())
     }
 
-    async fn changed_extents(&self, _: [&str; 2], _: u64, _: u64, _: usize) -> Result<Vec<Extent>> {
+    async fn changed_extents(&self, _: &str, _: (&str, u32), _: u64, _: u64, _: usize) -> Result<Vec<Extent>> {
         Err(no_snapshots())
     }
 

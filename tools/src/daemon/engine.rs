@@ -76,12 +76,19 @@ pub trait Engine: Send + Sync + 'static {
     async fn restore_volume(&self, volume: &str, snapshot: &str, keep: Option<&str>) -> Result<VolumeInfo>;
     /// Gives a volume the content that another one has now.
     async fn refresh_volume(&self, volume: &str, from: &str, keep: Option<&str>) -> Result<VolumeInfo>;
-    /// Names of the snapshots of a volume. Does not block.
-    fn snapshot_names(&self, volume: &str) -> Vec<String>;
+    /// Names and identities of the snapshots of a volume. Does not block.
+    fn snapshot_names(&self, volume: &str) -> Vec<(String, u32)>;
     /// What differs between a volume or snapshot and another one.
     async fn changes(&self, name: &str, since: &str, offset: u64, max: usize) -> Result<Changes>;
-    /// The same as extents of a range.
-    async fn changed_extents(&self, names: [&str; 2], offset: u64, len: u64, max: usize) -> Result<Vec<Extent>>;
+    /// The same as extents of a range, since the snapshot of this name and identity.
+    async fn changed_extents(
+        &self,
+        name: &str,
+        since: (&str, u32),
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> Result<Vec<Extent>>;
     /// Volumes and snapshots that are to be presented.
     async fn attached(&self) -> Vec<VolumeInfo>;
     /// All volumes.
@@ -411,16 +418,24 @@ impl Engine for Pool {
         self.refresh_volume(volume, from, keep).await
     }
 
-    fn snapshot_names(&self, volume: &str) -> Vec<String> {
-        self.snapshots(Some(volume)).map_or_else(|_| Vec::new(), |all| all.into_iter().map(|s| s.name).collect())
+    fn snapshot_names(&self, volume: &str) -> Vec<(String, u32)> {
+        let all = self.snapshots(Some(volume)).unwrap_or_default();
+        all.into_iter().map(|s| (s.name, s.id)).collect()
     }
 
     async fn changes(&self, name: &str, since: &str, offset: u64, max: usize) -> Result<Changes> {
         self.changes(name, since, offset, max).await
     }
 
-    async fn changed_extents(&self, names: [&str; 2], offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
-        self.changed_extents(names, offset, len, max).await
+    async fn changed_extents(
+        &self,
+        name: &str,
+        since: (&str, u32),
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> Result<Vec<Extent>> {
+        self.changed_extents(name, since, offset, len, max).await
     }
 
     async fn attached(&self) -> Vec<VolumeInfo> {
