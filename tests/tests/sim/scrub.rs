@@ -417,6 +417,11 @@ fn bad_sectors_in_different_places_are_put_together() {
 /// One disk, on which each of two volumes has 64 blocks; `spoil` makes a place of it bad, given where the map page and the first block of the first
 /// volume lie.
 pub fn one_disk(seed: u64, spoil: impl Fn(&Appliance, u64, u64)) -> Appliance {
+    one_disk_with(seed, false, spoil)
+}
+
+/// The same; with a snapshot of the first volume, after which its block 1 was written, if that is wanted.
+fn one_disk_with(seed: u64, snapshot: bool, spoil: impl Fn(&Appliance, u64, u64)) -> Appliance {
     let mut scenario = scenario(seed);
     (scenario.tolerance, scenario.disks, scenario.volumes, scenario.blocks) = (Tolerance::None, 1, 2, 64);
     (scenario.faults, scenario.config.memory) = (Faults::None, 16 << 20);
@@ -430,6 +435,11 @@ pub fn one_disk(seed: u64, spoil: impl Fn(&Appliance, u64, u64)) -> Appliance {
                 let device = pool.open_volume(&name(volume)).expect("a volume");
                 let data: Vec<u8> = (0..64).flat_map(|i| content(5 * ((1 << 40) + i + 100 * volume as u64))).collect();
                 device.write(0, data.into(), true).await.expect("written");
+            }
+            if snapshot {
+                pool.create_snapshots(&["v0@good".into()]).await.expect("taken");
+                let device = pool.open_volume("v0").expect("a volume");
+                device.write(BLOCK_BYTES, Bytes::from(vec![1; BLOCK_SIZE]), true).await.expect("written");
             }
             pool.close().await.expect("closed");
             let engine = pool.engine();
@@ -484,6 +494,47 @@ fn a_lost_map_page_stops_its_volume_only() {
     };
     scope.run_until(work, STEPS).expect("in time");
     scope.kill_all_tasks();
+}
+
+/// A page of a map is lost after a snapshot: the volume can be restored from that, with and without keeping what is left of it, and takes writes again
+/// at once, also after another opening; nothing of the snapshot is lost.
+#[test]
+fn a_volume_with_a_lost_map_page_is_restored_from_its_snapshot() {
+    for keep in [None, Some("broken")] {
+        let mut a = one_disk_with(8, true, |a, map, _| a.disks[0].corrupt(map, 8));
+        let expected: Vec<u8> = (0..64).flat_map(|i| content(5 * ((1 << 40) + i))).collect();
+        let scope = a.next_life();
+        let env = scope.env();
+        let work = async {
+            let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+            let device = pool.open_volume("v0").expect("there");
+            device.write(0, Bytes::from(vec![9; BLOCK_SIZE]), false).await.expect("buffered");
+            assert_eq!(device.flush().await.expect_err("the write was dropped").kind(), ErrorKind::Io);
+            let refused = pool.create_snapshots(&["v0@late".into()]).await.expect_err("of what cannot be read");
+            assert!(refused.to_string().contains("takes no writes"), "{refused}");
+            pool.restore_volume("v0", "v0@good", keep).await.expect("restored");
+            assert_eq!(device.read(0, 64 * BLOCK_SIZE).await.expect("read"), expected);
+            device.write(0, Bytes::from(vec![3; BLOCK_SIZE]), true).await.expect("written");
+            while pool.engine().is_reaping() {
+                env.sleep(std::time::Duration::from_millis(5)).await;
+            }
+            assert_eq!(pool.snapshots(Some("v0")).expect("listed").len(), 1 + usize::from(keep.is_some()));
+            pool.close().await.expect("closed");
+            let pool = Pool::open(env.clone(), a.all_disks(), a.scenario.config.clone()).await.expect("opened");
+            let snapshot = pool.open_volume("v0@good").expect("there");
+            assert_eq!(snapshot.read(0, 64 * BLOCK_SIZE).await.expect("read"), expected);
+            pool.delete_snapshot("v0@good").await.expect("deleted");
+            while pool.engine().is_reaping() {
+                env.sleep(std::time::Duration::from_millis(5)).await;
+            }
+            let device = pool.open_volume("v0").expect("there");
+            let found = device.read(0, 64 * BLOCK_SIZE).await.expect("read");
+            assert!(found[..BLOCK_SIZE] == vec![3; BLOCK_SIZE] && found[BLOCK_SIZE..] == expected[BLOCK_SIZE..]);
+            pool.close().await.expect("closed");
+        };
+        scope.run_until(work, STEPS).expect("in time");
+        scope.kill_all_tasks();
+    }
 }
 
 /// A page of a map is lost and there again: its volume takes writes once more, but only after a flush said that some were dropped.

@@ -106,16 +106,8 @@ async fn volume_restore(
     Path(name): Path<String>,
     Body(request): Body<VolumeRestore>,
 ) -> Answer<Volume> {
-    let volume = to_the_end(async move {
-        let keep = kept_as(&request.keep, "before-restore");
-        let held = app.attachments.hold().await;
-        app.engine.restore_volume(&name, &request.snapshot, keep.as_deref()).await?;
-        let message = format!("volume '{name}' was restored from '{}'{}", request.snapshot, kept_in(&name, &keep));
-        app.record(origin.of(told("volume.restored", volume_object(&name), message)));
-        drop(held);
-        app.volume(&name).await
-    });
-    Ok(Json(volume.await?))
+    let VolumeRestore { snapshot, keep } = request;
+    exchange(app, origin, (name, snapshot), keep, Exchange::Restore).await
 }
 
 /// Gives a volume the content and size that a related one has now: a clone that of its parent, or the other way round. The volume must not
@@ -130,12 +122,38 @@ async fn volume_refresh(
     Path(name): Path<String>,
     Body(request): Body<VolumeRefresh>,
 ) -> Answer<Volume> {
+    let VolumeRefresh { from, keep } = request;
+    exchange(app, origin, (name, from), keep, Exchange::Refresh).await
+}
+
+/// Why a volume takes another content.
+#[derive(Clone, Copy)]
+enum Exchange {
+    Restore,
+    Refresh,
+}
+
+/// Gives a volume the content of another version, while nothing begins to be presented or ends.
+async fn exchange(
+    app: Arc<Appliance>,
+    origin: Origin,
+    (name, from): (String, String),
+    keep: Keep,
+    why: Exchange,
+) -> Answer<Volume> {
     let volume = to_the_end(async move {
-        let keep = kept_as(&request.keep, "before-refresh");
+        let (kind, done, kept) = match why {
+            Exchange::Restore => ("volume.restored", "restored", "before-restore"),
+            Exchange::Refresh => ("volume.refreshed", "refreshed", "before-refresh"),
+        };
+        let keep = kept_as(&keep, kept);
         let held = app.attachments.hold().await;
-        app.engine.refresh_volume(&name, &request.from, keep.as_deref()).await?;
-        let message = format!("volume '{name}' was refreshed from '{}'{}", request.from, kept_in(&name, &keep));
-        app.record(origin.of(told("volume.refreshed", volume_object(&name), message)));
+        match why {
+            Exchange::Restore => app.engine.restore_volume(&name, &from, keep.as_deref()).await?,
+            Exchange::Refresh => app.engine.refresh_volume(&name, &from, keep.as_deref()).await?,
+        };
+        let message = format!("volume '{name}' was {done} from '{from}'{}", kept_in(&name, &keep));
+        app.record(origin.of(told(kind, volume_object(&name), message)));
         drop(held);
         app.volume(&name).await
     });
