@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use blockdev::disk::{Disk, MemoryDisk};
 use blockdev::env::{Env, RealEnv, Rng};
 use blockdev::frontend::BlockDevice;
-use blockdev::pool::{CreateOptions, Pool, PoolConfig};
+use blockdev::pool::{CreateOptions, Kept, Pool, PoolConfig};
 use blockdev::report::{Compression, Tolerance};
 use bytes::Bytes;
 
@@ -41,7 +41,7 @@ async fn overwrite(device: &Arc<dyn BlockDevice>, rng: &mut Rng, blocks: u64, wr
 /// Milliseconds to take a snapshot.
 async fn take(pool: &Pool, name: String) -> f64 {
     let start = Instant::now();
-    pool.create_snapshots(&[name]).await.expect("taken");
+    pool.create_snapshots(&[name], &Kept::default()).await.expect("taken");
     start.elapsed().as_secs_f64() * 1e3
 }
 

@@ -419,6 +419,23 @@ pub struct VolumeInfo {
     /// The snapshot it was cloned from, if that is there.
     #[serde(default)]
     pub origin: Option<String>,
+    /// Number of the group it is in; 0 when in none.
+    #[serde(default)]
+    pub group_id: u32,
+    /// Number of its policy; 0 without.
+    #[serde(default)]
+    pub policy_id: u32,
+}
+
+/// Which group and policy a volume has, by number; 0 is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The volume.
+    pub volume: String,
+    /// Its group.
+    pub group: u32,
+    /// Its policy.
+    pub policy: u32,
 }
 
 /// One snapshot of a volume.
@@ -443,6 +460,18 @@ pub struct SnapshotInfo {
     /// Stored bytes that only it holds, which come back when it is deleted; not in lists.
     #[serde(default)]
     pub held: Option<u64>,
+    /// When it expires, by the machine's clock: it may be later.
+    #[serde(default)]
+    pub expires_s: Option<u64>,
+    /// Whether nobody can delete it before that.
+    #[serde(default)]
+    pub secure: bool,
+    /// Number of the rule that took it; 0 when somebody did.
+    #[serde(default)]
+    pub rule_id: u32,
+    /// Number of the group it was taken of; 0 when of none.
+    #[serde(default)]
+    pub group_id: u32,
 }
 
 /// A range in which two versions of a volume differ.

@@ -72,8 +72,18 @@ pub fn parse_delay(text: &str) -> Result<Duration> {
 
 /// Reads a time ago such as `90s`, `30m`, `2h` or `7d`.
 pub fn parse_age(text: &str) -> Result<Duration> {
+    seconds(text, "time ago").map(Duration::from_secs)
+}
+
+/// Reads a length of time such as `30m`, `2h`, `7d` or `4w`; only 0 goes without a unit. Seconds.
+pub fn parse_span(text: &str) -> Result<u64> {
+    if text.trim() == "0" { Ok(0) } else { seconds(text, "length of time") }
+}
+
+/// Reads a number with a unit of time; `what` it is, for people.
+fn seconds(text: &str, what: &str) -> Result<u64> {
     let bad =
-        |why: &str| Error::invalid(format!("'{text}' is no time ago: {why}; write for example 90s, 30m, 2h or 7d"));
+        |why: &str| Error::invalid(format!("'{text}' is no {what}: {why}; write for example 90s, 30m, 2h, 7d or 4w"));
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -86,10 +96,11 @@ pub fn parse_age(text: &str) -> Result<Duration> {
         "m" | "min" => 60,
         "h" => 3600,
         "d" => 86_400,
+        "w" => 7 * 86_400,
         "" => return Err(bad("the unit is missing")),
         _ => return Err(bad("the unit is unknown")),
     };
-    number.checked_mul(scale).map(Duration::from_secs).ok_or_else(|| bad("it is too large"))
+    number.checked_mul(scale).ok_or_else(|| bad("it is too large"))
 }
 
 /// [`parse_size`] for a volume: also checks [`check_volume_size`].
@@ -207,10 +218,13 @@ mod tests {
 
     #[test]
     fn ages_are_read() {
-        for (text, seconds) in [("90s", 90), ("30m", 1800), ("5 min", 300), ("2h", 7200), (" 7d ", 604_800), ("0s", 0)]
-        {
+        let cases =
+            [("90s", 90), ("30m", 1800), ("5 min", 300), ("2h", 7200), (" 7d ", 604_800), ("1w", 604_800), ("0s", 0)];
+        for (text, seconds) in cases {
             assert_eq!(parse_age(text).unwrap(), Duration::from_secs(seconds), "{text}");
+            assert_eq!(parse_span(text).unwrap(), seconds, "{text}");
         }
+        assert_eq!(parse_span("0").unwrap(), 0);
         for text in ["", "h", "2", "-1h", "1.5h", "1y", "18446744073709551616s", "18446744073709551615d"] {
             assert!(parse_age(text).is_err(), "{text:?} was accepted");
         }

@@ -7,6 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 
 pub mod events;
 pub mod lab;
+pub mod protection;
 pub mod snapshots;
 pub mod upgrade;
 
@@ -157,6 +158,19 @@ pub struct Volume {
     pub info: VolumeInfo,
     /// Where it is presented, if it is.
     pub attachment: Option<Attachment>,
+    /// Name of its group.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// Name of its policy, or of its group's.
+    #[serde(default)]
+    pub policy: Option<String>,
+}
+
+impl Volume {
+    /// One that was just made.
+    pub fn new(info: VolumeInfo) -> Self {
+        Self { info, attachment: None, group: None, policy: None }
+    }
 }
 
 /// State of a job.

@@ -6,7 +6,8 @@ use std::io::Read;
 use super::cursor::{COUNTER_LIMIT, Get, Put, check_version};
 use super::layout::DISK_SIZE_MAX;
 use super::page::{DIRECTORY_FANOUT, PagePtr, TABLE_FANOUT, VIRTUAL_BLOCKS_MAX};
-use super::record::{SegmentRecord, VolumeRecord};
+use super::record::SegmentRecord;
+use super::volume::{Setting, VolumeRecord};
 use crate::error::{Context, Error, Result};
 use crate::report::Tolerance;
 use crate::units::{DiskId, Uuid, VolumeId};
@@ -147,6 +148,10 @@ pub struct Catalogue {
     pub guaranteed: Tolerance,
     /// Segments or log entries may lie across resiliency sets: failures in all of them count together.
     pub mixed: bool,
+    /// What the pool's clock showed, in seconds since 1970.
+    pub clock_s: u64,
+    /// What whoever manages the pool keeps in it, by name.
+    pub settings: Vec<Setting>,
 }
 
 impl Catalogue {
@@ -184,6 +189,9 @@ impl Catalogue {
         body.put_u8(self.tolerance.drives() as u8);
         body.put_u8(self.guaranteed.drives() as u8);
         body.put_u8(self.mixed.into());
+        body.put_varint(self.clock_s);
+        body.put_varint(self.settings.len() as u64);
+        self.settings.iter().for_each(|s| s.encode(&mut body));
 
         let packed =
             zstd::bulk::compress(&body, 1).map_err(|e| Error::io(format!("catalogue: compressing failed: {e}")))?;
@@ -260,11 +268,11 @@ impl Catalogue {
         let tolerance = |n| Tolerance::of(n).ok_or_else(|| Error::corrupt(format!("tolerance {n} is unknown")));
         out.tolerance = tolerance(get.u8()?)?;
         out.guaranteed = tolerance(get.u8()?)?;
-        out.mixed = match get.u8()? {
-            0 => false,
-            1 => true,
-            n => return Err(Error::corrupt(format!("mixed sets: {n} is neither yes nor no"))),
-        };
+        out.mixed = get.flag().context("mixed sets")?;
+        out.clock_s = get.below(COUNTER_LIMIT, "time")?;
+        for _ in 0..get.count(Setting::SIZE_MIN)? {
+            out.settings.push(Setting::decode(&mut get)?);
+        }
         get.finish()?;
         if let Some(disk) = out.disks.iter().find(|d| d.id.0 >= DISK_IDS) {
             return Err(Error::corrupt(format!("disk {}: there is no such number", disk.id)));
@@ -303,6 +311,9 @@ impl Catalogue {
         }
         if !self.segments.is_sorted_by(|a, b| a.id < b.id) || !self.volumes.is_sorted_by(|a, b| a.id < b.id) {
             return Err(Error::corrupt("segments or volumes are out of order"));
+        }
+        if !self.settings.is_sorted_by(|a, b| a.name < b.name) || self.settings.iter().any(|s| s.value.is_empty()) {
+            return Err(Error::corrupt("settings are out of order, or one is empty"));
         }
         Ok(())
     }

@@ -5,7 +5,8 @@
 //! open segments beyond that which the records need.
 
 use super::cursor::{COUNTER_LIMIT, Get, Put, check_version, counter};
-use super::page::{Location, MAP_BLOCKS_MAX, MAP_FANOUT, MAP_LEVELS_MAX, VIRTUAL_BLOCKS_MAX};
+use super::page::{Location, MAP_BLOCKS_MAX, MAP_FANOUT, VIRTUAL_BLOCKS_MAX};
+use super::volume::{Setting, VolumeRecord, get_volume};
 use crate::codec::{Codec, FRAME_BLOCKS_MAX, FRAME_MAX};
 use crate::error::{Error, Result};
 use crate::units::{ChunkIndex, DiskId, Epoch, Lba, SegmentId, Seqno, Uuid, VirtualBlock, VolumeId};
@@ -147,115 +148,6 @@ impl SegmentRecord {
     }
 }
 
-/// A volume in the catalogue and in [`Op::PutVolume`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VolumeRecord {
-    /// Identity.
-    pub id: VolumeId,
-    /// Name.
-    pub name: String,
-    /// Blocks hosts see.
-    pub blocks: u64,
-    /// Root page of the map; none while nothing is mapped.
-    pub root: VirtualBlock,
-    /// Levels of the map below and including the root.
-    pub levels: u8,
-    /// Mapped blocks.
-    pub mapped: u64,
-    /// Generation given to entries written now; raised by snapshots.
-    pub generation: u32,
-    /// Whether it is being deleted in the background.
-    pub deleting: bool,
-    /// Seconds since 1970.
-    pub created_s: u64,
-    /// How it is presented; empty when it is not.
-    pub attachment: String,
-    /// The volume this is a snapshot of; 0 for a volume.
-    pub snapshot_of: VolumeId,
-    /// The snapshot it goes on from; 0 when it began empty.
-    pub parent: VolumeId,
-    /// The first volume of all that have pages in common: stands in the pages of their maps.
-    pub family: VolumeId,
-    /// Generation in which the root page came into being.
-    pub root_birth: u32,
-    /// Blocks before this one were handed over to its child, or given back, while it is being deleted.
-    pub handed: u64,
-}
-
-impl VolumeRecord {
-    /// Fewest encoded bytes.
-    pub(super) const SIZE_MIN: usize = 15;
-
-    /// A volume of which nothing is mapped, of a family of its own.
-    pub fn empty(id: VolumeId, name: &str, blocks: u64, levels: u8) -> Self {
-        Self {
-            id,
-            name: name.into(),
-            blocks,
-            root: VirtualBlock::NONE,
-            levels,
-            mapped: 0,
-            generation: 1,
-            deleting: false,
-            created_s: 0,
-            attachment: String::new(),
-            snapshot_of: VolumeId(0),
-            parent: VolumeId(0),
-            family: id,
-            root_birth: 0,
-            handed: 0,
-        }
-    }
-
-    /// Whether it is a snapshot.
-    pub fn is_snapshot(&self) -> bool {
-        self.snapshot_of != VolumeId(0)
-    }
-
-    /// Appends the record.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        out.put_varint(self.id.0.into());
-        out.put_bytes(self.name.as_bytes());
-        out.put_varint(self.blocks);
-        out.put_varint(self.root.0);
-        out.put_u8(self.levels);
-        out.put_varint(self.mapped);
-        out.put_varint(self.generation.into());
-        out.put_u8(self.deleting.into());
-        out.put_varint(self.created_s);
-        out.put_bytes(self.attachment.as_bytes());
-        for v in [self.snapshot_of.0, self.parent.0, self.family.0, self.root_birth] {
-            out.put_varint(v.into());
-        }
-        out.put_varint(self.handed);
-    }
-
-    /// Decodes.
-    pub fn decode(get: &mut Get<'_>) -> Result<Self> {
-        let out = Self {
-            id: get_volume(get)?,
-            name: get.string(255)?,
-            blocks: get.below(MAP_BLOCKS_MAX + 1, "volume size")?,
-            root: VirtualBlock(get.below(VIRTUAL_BLOCKS_MAX, "virtual block")?),
-            levels: get.u8()?,
-            mapped: get.below(MAP_BLOCKS_MAX + 1, "mapped blocks")?,
-            generation: get.varint32()?,
-            deleting: get.flag()?,
-            created_s: get.varint()?,
-            attachment: get.string(255)?,
-            snapshot_of: get_volume(get)?,
-            parent: get_volume(get)?,
-            family: get_volume(get)?,
-            root_birth: get.varint32()?,
-            handed: get.below(MAP_BLOCKS_MAX + 1, "blocks handed over")?,
-        };
-        if out.levels == 0 || out.levels > MAP_LEVELS_MAX {
-            return Err(Error::corrupt(format!("volume {}: a map of {} levels is impossible", out.name, out.levels)));
-        }
-        Ok(out)
-    }
-}
-
 /// A frame that a record puts into a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -383,6 +275,10 @@ pub enum Op {
         /// Which entries of the leaf.
         slots: Vec<u16>,
     },
+    /// What whoever manages the pool keeps in it: takes the place of a setting of the same name.
+    Set(Setting),
+    /// What the pool's clock showed, in seconds since 1970.
+    Clock(u64),
 }
 
 /// A committed batch.
@@ -416,11 +312,6 @@ fn get_block(get: &mut Get<'_>) -> Result<VirtualBlock> {
         0 => Err(Error::corrupt("virtual block 0 where one must be")),
         block => Ok(VirtualBlock(block)),
     }
-}
-
-/// Identities are given in order: the next one must fit, too.
-fn get_volume(get: &mut Get<'_>) -> Result<VolumeId> {
-    Ok(VolumeId(get.below(u32::MAX.into(), "volume identity")? as u32))
 }
 
 /// The LBA of a volume, and a number of blocks from there on that ends within the largest volume.
@@ -581,6 +472,14 @@ impl Op {
                 out.put_varint(slots.len() as u64);
                 slots.iter().for_each(|s| out.put_varint((*s).into()));
             }
+            Self::Set(setting) => {
+                out.put_u8(14);
+                setting.encode(out);
+            }
+            Self::Clock(time_s) => {
+                out.put_u8(15);
+                out.put_varint(*time_s);
+            }
         }
     }
 
@@ -665,6 +564,8 @@ impl Op {
                 }
                 Self::Clear { volume, lba, slots }
             }
+            14 => Self::Set(Setting::decode(get)?),
+            15 => Self::Clock(get.below(COUNTER_LIMIT, "time")?),
             k => return Err(Error::corrupt(format!("log record: operation {k} is unknown"))),
         })
     }

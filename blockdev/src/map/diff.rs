@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Need;
 use super::tree::{VolumeMaps, page_end};
 use crate::format::page::{MAP_FANOUT, MapPage};
-use crate::format::record::VolumeRecord;
+use crate::format::volume::VolumeRecord;
 use crate::units::VirtualBlock;
 
 /// Pages that are there twice and hold the same, looked at in one go.

@@ -7,7 +7,7 @@
 use super::cache::PageCache;
 use super::{Miss, Need};
 use crate::format::page::{MAP_FANOUT, MapPage};
-use crate::format::record::VolumeRecord;
+use crate::format::volume::VolumeRecord;
 use crate::units::{Lba, VirtualBlock, VolumeId};
 
 const BITS: u32 = MAP_FANOUT.trailing_zeros();

@@ -3,7 +3,7 @@
 use super::Need;
 use super::tree::{Floor, VolumeMaps, entry, page_end};
 use crate::format::page::MAP_FANOUT;
-use crate::format::record::VolumeRecord;
+use crate::format::volume::VolumeRecord;
 use crate::units::VirtualBlock;
 
 /// Pages of a version that are its own, that no child has at the same place, and of which nothing is left to look at but this.

@@ -11,7 +11,7 @@ use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::label::Label;
 use crate::format::page::{BlockEntry, BlockKind, MAP_FANOUT, PagePtr, TABLE_FANOUT};
-use crate::format::record::VolumeRecord;
+use crate::format::volume::VolumeRecord;
 use crate::log::replay::Replay;
 use crate::map::tree::page_end;
 use crate::redundancy::array::DiskArray;

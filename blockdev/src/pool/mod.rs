@@ -2,6 +2,7 @@
 
 pub mod check;
 mod disks;
+mod protection;
 mod snapshots;
 mod status;
 #[cfg(test)]
@@ -22,7 +23,8 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::catalogue::{Catalogue, ScrubRecord};
 use crate::format::label::Label;
 use crate::format::layout::{EDGE, PoolGeometry};
-use crate::format::record::{Op, VolumeRecord};
+use crate::format::record::Op;
+use crate::format::volume::VolumeRecord;
 use crate::frontend::BlockDevice;
 use crate::map::tree::{VOLUME_BLOCKS_MAX, levels_for};
 use crate::redundancy::array::{DiskArray, Member};
@@ -35,6 +37,7 @@ use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
 use crate::volume::recovery::{next_epoch, read_label, write_labels};
 
+pub use protection::{KEPT_MAX_S, Kept, Managed};
 use snapshots::{AT_ONCE, detached};
 
 /// Most disks of a pool.
@@ -42,7 +45,7 @@ pub const DISKS_MAX: usize = 96;
 /// Chunks a disk must have at least.
 const CHUNKS_MIN: u32 = 16;
 /// Bytes of a volume record beside its name and attachment, at most.
-const VOLUME_RECORD_BYTES: usize = 110;
+const VOLUME_RECORD_BYTES: usize = 136;
 
 /// How to create a pool.
 #[derive(Clone, Debug)]
@@ -307,8 +310,13 @@ impl Pool {
                 format!("volume '{name}' has {} snapshots: delete them first, or with it", snapshots.len()),
             ));
         }
+        if record.protection.group != 0 {
+            let message = format!("volume '{name}' is in a group: take it out first (ashlar group remove)");
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
         for s in &snapshots {
             detached(s, &format!("{name}@{}", s.name))?;
+            self.check_not_secure(s)?;
         }
         let id = record.id;
         let handle = self.handle(id, name)?;
@@ -373,15 +381,23 @@ impl Pool {
 
     /// Fails when the catalogue, which all volumes and segments share, has no room for one more volume record: the rest is for segments.
     fn check_catalogue(&self, record: &VolumeRecord) -> Result<()> {
+        self.check_catalogue_bytes(VOLUME_RECORD_BYTES + record.name.len() + record.attachment.len())
+    }
+
+    /// Fails when the catalogue has no room for so many more bytes.
+    fn check_catalogue_bytes(&self, added: usize) -> Result<()> {
         let engine = &self.0.engine;
-        let added = (VOLUME_RECORD_BYTES + record.name.len() + record.attachment.len()) as u64;
+        let added = added as u64;
         let region = u64::from(engine.array.geometry.catalogue_size);
         // Counted from the last checkpoint on, uncompressed; the checkpoint brings the true size.
         if engine.catalogue_bytes.fetch_add(added, Ordering::Relaxed) + added > region / 2 {
             engine.catalogue_bytes.fetch_sub(added, Ordering::Relaxed);
             return Err(Error::new(
                 ErrorKind::NoSpace,
-                format!("the catalogue of pool {} has no room for more volumes: delete some", engine.name),
+                format!(
+                    "the catalogue of pool {} has no room for more volumes and snapshots: delete some",
+                    engine.name
+                ),
             ));
         }
         Ok(())
@@ -411,6 +427,8 @@ impl Pool {
             created_s: v.created_s,
             snapshots,
             origin,
+            group_id: v.protection.group,
+            policy_id: v.protection.policy,
         }
     }
 

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Pool, check_name};
+use super::{Kept, Managed, Pool, check_name};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::record::{Op, VolumeRecord};
+use crate::format::record::Op;
+use crate::format::volume::{Protection, VolumeRecord};
 use crate::frontend::Extent;
 use crate::report::{ChangedRange, Changes, SnapshotInfo, VolumeInfo};
 use crate::units::{BLOCK_BYTES, VolumeId};
@@ -15,30 +16,30 @@ pub(super) const AT_ONCE: usize = 256;
 impl Pool {
     /// Takes a snapshot of each of several volumes, given as `VOLUME@SNAPSHOT`, all of the same instant: after every write that was answered
     /// before, and in the order of all writes.
-    pub async fn create_snapshots(&self, names: &[String]) -> Result<Vec<SnapshotInfo>> {
+    pub async fn create_snapshots(&self, names: &[String], kept: &Kept) -> Result<Vec<SnapshotInfo>> {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        if names.is_empty() || names.len() > AT_ONCE {
-            return Err(Error::invalid(format!("1 to {AT_ONCE} snapshots are taken at once, not {}", names.len())));
-        }
+        check_several("snapshots are taken", names)?;
         self.check_room().await?;
+        let protection = kept.protection(engine)?;
         let mut records = Vec::with_capacity(names.len());
         for (i, name) in names.iter().enumerate() {
             let (volume, snapshot) = split(name)?;
-            if names[..i].contains(name) {
-                return Err(Error::invalid(format!("snapshot '{name}' is named twice")));
-            }
             let id = VolumeId(engine.state.read().next_volume + i as u32);
             let record = self.new_snapshot(id, volume, snapshot)?;
             engine.check_volume(record.snapshot_of)?;
-            records.push(record);
+            records.push(VolumeRecord { protection, ..record });
         }
         for record in &records {
             self.check_catalogue(record)?;
         }
         let ops = records.into_iter().map(Op::Snapshot).collect();
-        engine.commit_ops(ops).await.context(format!("taking snapshot {}", names.join(", ")))?;
+        let taken = match protection.expires_s {
+            0 => engine.commit_ops(ops).await,
+            _ => self.commit_kept(ops).await,
+        };
+        taken.context(format!("taking snapshot {}", names.join(", ")))?;
         names.iter().map(|name| Ok(self.describe(&self.record(name)?))).collect()
     }
 
@@ -73,35 +74,70 @@ impl Pool {
 
     /// Makes a volume that begins with what a snapshot (`VOLUME@SNAPSHOT`) holds, and takes no space until it is written to.
     pub async fn clone_snapshot(&self, snapshot: &str, name: &str) -> Result<VolumeInfo> {
-        check_name("volume", name)?;
-        split(snapshot)?;
+        let mut made = self.clone_snapshots(&[(snapshot.into(), name.into())], 0, Vec::new()).await?;
+        made.pop().ok_or_else(|| Error::io(format!("cloning '{snapshot}'")))
+    }
+
+    /// Makes several such volumes at once, all of one group, given as snapshot and name; and `changes` with them.
+    pub async fn clone_snapshots(
+        &self,
+        clones: &[(String, String)],
+        group: u32,
+        changes: Vec<Managed>,
+    ) -> Result<Vec<VolumeInfo>> {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        let from = self.record(snapshot)?;
-        let id = {
-            let state = engine.state.read();
-            if state.volume_named(name).is_some() {
+        let names: Vec<String> = clones.iter().map(|(_, name)| name.clone()).collect();
+        check_several("clones are made", &names)?;
+        let mut ops = self.managed(changes)?;
+        let first = engine.state.read().next_volume;
+        for (id, (snapshot, name)) in (first..).zip(clones) {
+            check_name("volume", name)?;
+            split(snapshot)?;
+            let from = self.record(snapshot)?;
+            if engine.state.read().volume_named(name).is_some() {
                 return Err(Error::new(ErrorKind::AlreadyExists, format!("volume '{name}' exists already")));
             }
-            VolumeId(state.next_volume)
-        };
+            let protection = Protection { group, ..Protection::default() };
+            let described = self.description(VolumeId(id), name, VolumeId(0));
+            ops.push(Op::Clone(VolumeRecord { parent: from.id, protection, ..described }));
+        }
         self.check_room().await?;
-        let record = VolumeRecord { parent: from.id, ..self.description(id, name, VolumeId(0)) };
-        self.check_catalogue(&record)?;
-        engine.commit_ops(vec![Op::Clone(record)]).await.context(format!("cloning '{snapshot}'"))?;
-        self.volume_info(name).await
+        for op in &ops {
+            if let Op::Clone(record) = op {
+                self.check_catalogue(record)?;
+            }
+        }
+        engine.commit_ops(ops).await.context(format!("cloning to {}", names.join(", ")))?;
+        let mut made = Vec::with_capacity(names.len());
+        for name in &names {
+            made.push(self.volume_info(name).await?);
+        }
+        Ok(made)
     }
 
     /// Gives a volume the content, and the size, that a snapshot holds: one of its own, or of a volume that it has an ancestor in common with. What
     /// it was before is kept as a snapshot of the name `keep`, or given back.
     pub async fn restore_volume(&self, volume: &str, snapshot: &str, keep: Option<&str>) -> Result<VolumeInfo> {
-        split(snapshot)?;
+        self.restore_volumes(&[(volume.into(), snapshot.into())], keep, 0).await?;
+        self.volume_info(volume).await
+    }
+
+    /// The same for several volumes at once, given as volume and snapshot: all of them, or none. What they were is kept as snapshots of a group.
+    pub async fn restore_volumes(&self, restored: &[(String, String)], keep: Option<&str>, group: u32) -> Result<()> {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        let (record, from) = (self.volume_record(volume)?, self.record(snapshot)?);
-        self.restore_from(record, &from, Vec::new(), [volume, snapshot], keep).await
+        let names: Vec<String> = restored.iter().map(|(volume, _)| volume.clone()).collect();
+        check_several("volumes are restored", &names)?;
+        let mut exchanges = Vec::with_capacity(restored.len());
+        for (volume, snapshot) in restored {
+            split(snapshot)?;
+            let (to, from) = (self.volume_record(volume)?, self.record(snapshot)?);
+            exchanges.push(Exchange { volume, other: snapshot, to, from });
+        }
+        self.exchange(exchanges, Vec::new(), keep, group).await
     }
 
     /// Gives a volume the content that another one, which it has an ancestor in common with, holds now: a clone that of its parent, or the other way round.
@@ -109,76 +145,99 @@ impl Pool {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        let (record, other) = (self.volume_record(volume)?, self.record(from)?);
-        if other.is_snapshot() {
-            return self.restore_from(record, &other, Vec::new(), [volume, from], keep).await;
+        let (to, other) = (self.volume_record(volume)?, self.record(from)?);
+        let (mut ops, mut taken) = (Vec::new(), other.clone());
+        if !other.is_snapshot() {
+            if other.id == to.id {
+                return Err(Error::invalid(format!("volume '{volume}' cannot be refreshed from itself")));
+            }
+            engine.check_volume(other.id)?;
+            // Nobody asked for the snapshot in between: it goes when only one of the two goes on from it.
+            let id = VolumeId(engine.state.read().next_volume);
+            ops.push(Op::Snapshot(VolumeRecord { deleting: true, ..self.description(id, "", other.id) }));
+            taken.id = id;
         }
-        if other.id == record.id {
-            return Err(Error::invalid(format!("volume '{volume}' cannot be refreshed from itself")));
-        }
-        engine.check_volume(other.id)?;
-        // Nobody asked for the snapshot in between: it goes when only one of the two goes on from it.
-        let id = VolumeId(engine.state.read().next_volume);
-        let between = VolumeRecord { deleting: true, ..self.description(id, "", other.id) };
-        let taken = VolumeRecord { id, ..other };
-        self.restore_from(record, &taken, vec![Op::Snapshot(between)], [volume, from], keep).await
+        self.exchange(vec![Exchange { volume, other: from, to, from: taken }], ops, keep, 0).await?;
+        self.volume_info(volume).await
     }
 
-    /// Makes a volume go on from a snapshot, after `ops`.
-    async fn restore_from(
+    /// Makes volumes go on from snapshots, after `ops`.
+    async fn exchange(
         &self,
-        record: VolumeRecord,
-        from: &VolumeRecord,
+        exchanges: Vec<Exchange<'_>>,
         mut ops: Vec<Op>,
-        [volume, other]: [&str; 2],
         keep: Option<&str>,
-    ) -> Result<VolumeInfo> {
+        group: u32,
+    ) -> Result<()> {
         let engine = &self.0.engine;
-        related(&record, from, volume, other)?;
-        if !record.attachment.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!(
-                    "volume '{volume}' is attached via {}: unmount it on its hosts and detach it first",
-                    record.attachment
-                ),
-            ));
+        if keep.is_some() {
+            self.check_room().await?;
         }
-        let id = VolumeId(engine.state.read().next_volume + ops.len() as u32);
-        let before = match keep {
-            Some(name) => {
-                self.check_room().await?;
-                let before = self.new_snapshot(id, volume, name)?;
-                self.check_catalogue(&before)?;
-                before
+        let first = engine.state.read().next_volume + ops.len() as u32;
+        let mut handles = Vec::with_capacity(exchanges.len());
+        for (id, Exchange { volume, other, to, from }) in (first..).zip(&exchanges) {
+            related(to, from, volume, other)?;
+            if !to.attachment.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "volume '{volume}' is attached via {}: unmount it on its hosts and detach it first",
+                        to.attachment
+                    ),
+                ));
             }
-            None => VolumeRecord { deleting: true, ..self.description(id, "", record.id) },
-        };
-        let handle = self.handle(record.id, volume)?;
-        let _quiet = handle.exclude_writes().await;
-        let restored = record.id;
-        let to = VolumeRecord { parent: from.id, ..record };
-        ops.extend([Op::Snapshot(before), Op::Clone(to)]);
-        engine.commit_ops(ops).await.context(format!("restoring '{volume}'"))?;
-        handle.set_blocks(from.blocks);
-        // What could not be read of its map is not its any more.
-        engine.broken.lock().remove(&restored);
+            let before = match keep {
+                Some(name) => {
+                    let before = self.new_snapshot(VolumeId(id), volume, name)?;
+                    self.check_catalogue(&before)?;
+                    VolumeRecord { protection: Protection { group, ..before.protection }, ..before }
+                }
+                None => VolumeRecord { deleting: true, ..self.description(VolumeId(id), "", to.id) },
+            };
+            ops.extend([Op::Snapshot(before), Op::Clone(VolumeRecord { parent: from.id, ..to.clone() })]);
+            handles.push(self.handle(to.id, volume)?);
+        }
+        let mut quiet = Vec::with_capacity(handles.len());
+        for handle in &handles {
+            quiet.push(handle.exclude_writes().await);
+        }
+        let names: Vec<&str> = exchanges.iter().map(|e| e.volume).collect();
+        engine.commit_ops(ops).await.context(format!("restoring {}", names.join(", ")))?;
+        for (handle, Exchange { to, from, .. }) in handles.iter().zip(&exchanges) {
+            handle.set_blocks(from.blocks);
+            // What could not be read of its map is not its any more.
+            engine.broken.lock().remove(&to.id);
+        }
         engine.reap();
-        self.volume_info(volume).await
+        Ok(())
     }
 
     /// Deletes a snapshot. Its space comes back in the background.
     pub async fn delete_snapshot(&self, name: &str) -> Result<()> {
-        split(name)?;
+        self.delete_snapshots(&[name.to_owned()]).await
+    }
+
+    /// Deletes several snapshots: all of them, or none.
+    pub async fn delete_snapshots(&self, names: &[String]) -> Result<()> {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        let record = self.record(name)?;
-        detached(&record, name)?;
-        let id = record.id;
-        engine.commit_ops(vec![Op::PutVolume(VolumeRecord { deleting: true, ..record })]).await?;
-        if let Some(handle) = self.0.volumes.lock().remove(&id) {
-            handle.retire();
+        check_several("snapshots are deleted", names)?;
+        let mut ops = Vec::with_capacity(names.len());
+        let mut ids = Vec::with_capacity(names.len());
+        for name in names {
+            split(name)?;
+            let record = self.record(name)?;
+            detached(&record, name)?;
+            self.check_not_secure(&record)?;
+            ids.push(record.id);
+            ops.push(Op::PutVolume(VolumeRecord { deleting: true, ..record }));
+        }
+        engine.commit_ops(ops).await?;
+        for id in ids {
+            if let Some(handle) = self.0.volumes.lock().remove(&id) {
+                handle.retire();
+            }
         }
         engine.reap();
         Ok(())
@@ -256,6 +315,8 @@ impl Pool {
     }
 
     fn describe(&self, s: &VolumeRecord) -> SnapshotInfo {
+        let protection = s.protection;
+        let (clock_s, wall_s) = (self.0.engine.clock_s(), self.0.engine.env.wall_clock_s());
         let state = self.0.engine.state.read();
         // A clone that has snapshots goes on from the newest of them, and the oldest from here.
         let volume = |v: &VolumeRecord| if v.is_snapshot() { v.snapshot_of } else { v.id };
@@ -271,6 +332,10 @@ impl Pool {
             created_s: s.created_s,
             clones: clones.map(|v| v.name.clone()).collect(),
             held: None,
+            expires_s: (protection.expires_s > 0).then(|| wall_s + protection.expires_s.saturating_sub(clock_s)),
+            secure: protection.secure,
+            rule_id: protection.rule,
+            group_id: protection.group,
         }
     }
 
@@ -280,6 +345,25 @@ impl Pool {
             return Err(Error::invalid(format!("'{name}' is a snapshot: name a volume")));
         }
         self.record(name)
+    }
+}
+
+/// A volume that is to go on from another version.
+struct Exchange<'a> {
+    volume: &'a str,
+    other: &'a str,
+    to: VolumeRecord,
+    from: VolumeRecord,
+}
+
+/// Fails unless these are as many as may be done at once, each once.
+fn check_several(what: &str, names: &[String]) -> Result<()> {
+    if names.is_empty() || names.len() > AT_ONCE {
+        return Err(Error::invalid(format!("1 to {AT_ONCE} {what} at once, not {}", names.len())));
+    }
+    match (0..names.len()).find(|&i| names[..i].contains(&names[i])) {
+        Some(twice) => Err(Error::invalid(format!("'{}' is named twice", names[twice]))),
+        None => Ok(()),
     }
 }
 

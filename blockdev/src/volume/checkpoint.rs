@@ -20,7 +20,7 @@ use super::Engine;
 use super::commit::Draft;
 use super::frame::ReducedFrame;
 use super::group_commit::Queued;
-use super::state::map_page_entry;
+use super::state::{Settings, map_page_entry};
 use crate::codec::Compressor;
 use crate::disk::{AlignedBuf, Disk, IO_ALIGN};
 use crate::env::compute;
@@ -30,8 +30,9 @@ use crate::format::label::Label;
 use crate::format::layout::LABEL_SIZE;
 use crate::format::page::{DIRECTORY_FANOUT, DirectoryPage, Location, MapPage, PagePtr, TablePage};
 use crate::format::part::Content;
-use crate::format::record::{Frame, Op, Record, Stream, VolumeRecord};
+use crate::format::record::{Frame, Op, Record, Stream};
 use crate::format::superblock::Superblock;
+use crate::format::volume::{Setting, VolumeRecord};
 use crate::map::table::{page_of, slot_of};
 use crate::planted::{self, Bug};
 use crate::redundancy::array::DiskArray;
@@ -77,6 +78,7 @@ struct Frozen {
     record: u64,
     seqno: Seqno,
     next_volume: u32,
+    settings: Settings,
     unique_bytes: u64,
     stored_bytes: u64,
     referenced_bytes: u64,
@@ -107,6 +109,10 @@ impl Engine {
             if self.checkpoint().await.is_err() {
                 // The pool has stopped and says why.
                 return;
+            }
+            if self.clock_is_to_be_kept() {
+                // Without it snapshots are kept for longer.
+                let _ = self.commit_ops(vec![Op::Clock(self.clock_s())]).await;
             }
             // What goes on from a deleted snapshot may see less of it by now.
             if self.env.now() - reaped > REAP_AGAIN && self.state.read().volumes.values().any(|v| v.deleting) {
@@ -203,6 +209,7 @@ impl Engine {
             now if !held && now == frozen.tolerance && !frozen.less_parity => now,
             _ => self.array.guaranteed(),
         };
+        let clock_s = self.clock_s();
         let catalogue = Catalogue {
             record: frozen.record,
             seqno: frozen.seqno.0,
@@ -220,6 +227,12 @@ impl Engine {
             tolerance: self.array.tolerance(),
             guaranteed,
             mixed,
+            clock_s,
+            settings: frozen
+                .settings
+                .iter()
+                .map(|(name, value)| Setting { name: name.clone(), value: value.clone() })
+                .collect(),
         };
         self.check_fence().await?;
         // A task that ended half-way must not become the truth.
@@ -349,6 +362,7 @@ impl Engine {
             record: state.record,
             seqno: state.seqno,
             next_volume: state.next_volume,
+            settings: state.settings.clone(),
             unique_bytes: state.unique_bytes,
             stored_bytes: state.stored_bytes,
             referenced_bytes: state.referenced_bytes,

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{MAP_FANOUT, MapPage};
-use crate::format::record::VolumeRecord;
+use crate::format::volume::VolumeRecord;
 use crate::map::Miss;
 use crate::report::{Damage, DamagedRange};
 use crate::units::{BLOCK_BYTES, Lba, SegmentId, Seqno, VirtualBlock, VolumeId};

@@ -13,7 +13,7 @@ use crate::carry::{self, Operation, Ring};
 use crate::env::BoxFuture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::MAP_FANOUT;
-use crate::format::record::VolumeRecord;
+use crate::format::volume::VolumeRecord;
 use crate::frontend::{BlockDevice, Extent, Geometry};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lba, VolumeId};
 

@@ -8,6 +8,7 @@ pub mod balance;
 mod carry;
 pub mod checkpoint;
 pub mod cleaner;
+mod clock;
 pub mod commit;
 pub mod damage;
 pub mod destage;
@@ -34,8 +35,8 @@ mod versions;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -56,6 +57,7 @@ use crate::segment::appender::Appender;
 use crate::units::{Epoch, SegmentId, Uuid, VolumeId};
 
 use checkpoint::Checkpoints;
+use clock::PoolClock;
 use commit::Committer;
 use frame_cache::FrameCache;
 use gate::Gate;
@@ -308,6 +310,8 @@ pub struct Engine {
     failure: Mutex<Option<Error>>,
     /// Time of opening.
     pub opened: Duration,
+    /// Set when it is first read.
+    clock: OnceLock<PoolClock>,
 }
 
 impl Engine {

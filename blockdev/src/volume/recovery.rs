@@ -4,8 +4,8 @@
 //! that neither the old checkpoint nor the log refers to, or the very bytes that the log says belong there.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -384,6 +384,7 @@ impl Engine {
             rebuild: Mutex::new(Rank::Progress, None),
             stopping: false.into(),
             failure: Mutex::new(Rank::Failure, None),
+            clock: OnceLock::new(),
             env,
             array,
             config,

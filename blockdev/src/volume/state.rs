@@ -1,18 +1,23 @@
 //! The committed state of the pool and its one transition function, [`State::apply`]: used alike by commits and by replay.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format::catalogue::Catalogue;
 use crate::format::page::{BlockEntry, BlockKind, Location, MAP_FANOUT};
 use crate::format::part::{Content, Item};
-use crate::format::record::{BlockRef, Frame, Op, Record, VolumeRecord};
+use crate::format::record::{BlockRef, Frame, Op, Record};
+use crate::format::volume::{Setting, VolumeRecord};
 use crate::map::table::{BlockTable, page_of};
 use crate::map::tree::{PageKey, VolumeMaps, by_leaf, page_index};
 use crate::map::{Miss, Need};
 use crate::planted::{self, Bug};
 use crate::segment::table::SegmentTable;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
+
+/// What whoever manages the pool keeps in it, by name.
+pub type Settings = Arc<BTreeMap<String, Vec<u8>>>;
 
 /// Everything that commits change. Pages that are not resident are loaded by the engine on a [`Miss`].
 pub struct State {
@@ -40,6 +45,12 @@ pub struct State {
     pub(super) children: BTreeSet<(VolumeId, VolumeId)>,
     /// Versions that are not being deleted, by name: volumes below 0, snapshots below their volume.
     pub(super) names: BTreeMap<(VolumeId, String), VolumeId>,
+    /// Snapshots that expire, are not being deleted, by the time at which they do.
+    pub expiring: BTreeSet<(u64, VolumeId)>,
+    /// See [`Setting`].
+    pub settings: Settings,
+    /// What the pool's clock showed at the newest record or checkpoint that says so.
+    pub clock_s: u64,
 }
 
 /// Why a record cannot be applied: a page must be loaded, or the record does not fit the state.
@@ -63,9 +74,12 @@ pub(super) fn bad(message: impl Into<String>) -> Blocked {
 impl State {
     /// The state of a checkpoint.
     pub fn of(catalogue: &Catalogue, segments: SegmentTable, checkpoint: u64) -> Self {
-        let live = catalogue.volumes.iter().filter(|v| !v.deleting);
+        let live = || catalogue.volumes.iter().filter(|v| !v.deleting);
         Self {
-            names: live.map(|v| ((v.snapshot_of, v.name.clone()), v.id)).collect(),
+            names: live().map(|v| ((v.snapshot_of, v.name.clone()), v.id)).collect(),
+            expiring: live().filter_map(expiry).collect(),
+            settings: Arc::new(catalogue.settings.iter().map(|s| (s.name.clone(), s.value.clone())).collect()),
+            clock_s: catalogue.clock_s,
             volumes: catalogue.volumes.iter().map(|v| (v.id, v.clone())).collect(),
             maps: VolumeMaps::default(),
             table: BlockTable::new(catalogue.directory.clone(), catalogue.table_len, checkpoint),
@@ -304,6 +318,14 @@ impl State {
             Op::Clone(clone) => self.clone_snapshot(clone)?,
             Op::HandOver { volume, to, blocks } => self.hand_over(*volume, *to, blocks)?,
             Op::Clear { volume, lba, slots } => self.clear(*volume, *lba, slots)?,
+            Op::Set(Setting { name, value }) => {
+                let settings = Arc::make_mut(&mut self.settings);
+                match value.is_empty() {
+                    true => drop(settings.remove(name)),
+                    false => drop(settings.insert(name.clone(), value.clone())),
+                }
+            }
+            Op::Clock(time_s) => self.clock_s = *time_s,
             Op::MoveColumns { segment, incarnation, columns } => {
                 self.segments.move_columns(*segment, *incarnation, columns);
             }
@@ -536,6 +558,12 @@ impl Created {
     fn count(&self) -> usize {
         self.earlier + self.pages.len()
     }
+}
+
+/// When a version expires, if it does.
+pub(super) fn expiry(version: &VolumeRecord) -> Option<(u64, VolumeId)> {
+    let expires_s = version.protection.expires_s;
+    (expires_s > 0).then_some((expires_s, version.id))
 }
 
 /// LBAs from `lba` to the end of its leaf page, or to `end`.

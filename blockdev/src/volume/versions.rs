@@ -1,8 +1,8 @@
 //! Volumes and snapshots as a tree of versions: what is whose, how versions come into being and go. See `docs/design/0015-snapshots.md`.
 
-use super::state::{Blocked, State, bad};
+use super::state::{Blocked, State, bad, expiry};
 use crate::format::page::MAP_FANOUT;
-use crate::format::record::VolumeRecord;
+use crate::format::volume::VolumeRecord;
 use crate::map::Need;
 use crate::map::tree::{Floor, page_index};
 use crate::map::versions::{Event, Leaving};
@@ -84,13 +84,18 @@ impl State {
         self.children.insert((version.parent, version.id));
         if !version.deleting {
             self.names.insert((version.snapshot_of, version.name.clone()), version.id);
+            self.expiring.extend(expiry(&version));
         }
         self.volumes.insert(version.id, version);
     }
 
-    /// A version has this name from now on, or is being deleted.
+    /// A version has this name and is kept like this from now on, or is being deleted.
     pub(super) fn describe_version(&mut self, new: &VolumeRecord) {
         let Some(old) = self.volumes.get_mut(&new.id) else { return };
+        if let Some(expiry) = expiry(old) {
+            self.expiring.remove(&expiry);
+        }
+        old.protection = new.protection;
         let key = (old.snapshot_of, std::mem::replace(&mut old.name, new.name.clone()));
         old.deleting = new.deleting;
         let (of, id) = (old.snapshot_of, old.id);
@@ -100,6 +105,7 @@ impl State {
         }
         if !new.deleting {
             self.names.insert((of, new.name.clone()), id);
+            self.expiring.extend(expiry(new));
         }
     }
 
@@ -125,6 +131,7 @@ impl State {
             attachment: String::new(),
             snapshot_of: of,
             handed: 0,
+            protection: snapshot.protection,
             ..volume.clone()
         };
         volume.generation = next;
@@ -174,6 +181,9 @@ impl State {
         children.into_iter().for_each(|child| self.set_parent(child, parent));
         self.children.remove(&(parent, id));
         if let Some(gone) = self.volumes.remove(&id) {
+            if let Some(expiry) = expiry(&gone) {
+                self.expiring.remove(&expiry);
+            }
             let key = (gone.snapshot_of, gone.name);
             if self.names.get(&key) == Some(&id) {
                 self.names.remove(&key);

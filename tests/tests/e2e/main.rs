@@ -14,6 +14,7 @@ mod images;
 mod lab_faults;
 mod memory;
 mod nbd;
+mod protection;
 mod replace;
 mod restart;
 mod scrub;

@@ -19,6 +19,7 @@ mod imports {
     pub use blockdev::format::part::{Content, Item, Part};
     pub use blockdev::format::record::*;
     pub use blockdev::format::superblock::Superblock;
+    pub use blockdev::format::volume::*;
     pub use blockdev::format::{FORMAT_VERSION, checksum};
     pub use blockdev::report::Tolerance;
     pub use blockdev::units::*;

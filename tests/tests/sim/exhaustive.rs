@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blockdev::disk::{CrashPlan, CrashTrigger, Disk, FaultBudget, SimDisk};
 use blockdev::env::{Rng, SimScope};
-use blockdev::pool::{CreateOptions, Pool, PoolConfig};
+use blockdev::pool::{CreateOptions, Kept, Pool, PoolConfig};
 use blockdev::report::Tolerance;
 use blockdev::units::BLOCK_BYTES;
 use bytes::Bytes;
@@ -99,7 +99,7 @@ fn fresh(snapshot: bool) -> Result<(Vec<Arc<SimDisk>>, Model), String> {
         model.issue(Step::Resize { volume: 0, blocks: BLOCKS });
         write(&pool, &mut model, 0, &[7, 7]).await?;
         if snapshot {
-            pool.create_snapshots(&["v0@0".into()]).await?;
+            pool.create_snapshots(&["v0@0".into()], &Kept::default()).await?;
             model.issue(Step::Snapshot { of: vec![(0, "v0@0".into())] });
             write(&pool, &mut model, 1, &[8]).await?;
         }
@@ -165,7 +165,7 @@ async fn perform(pool: &Pool, model: &Mutex<Model>, letter: Letter, place: u64) 
             let name = format!("v0@{}", place + 1);
             model().issue(Step::Snapshot { of: vec![(0, name.clone())] });
             let steps = model().len();
-            pool.create_snapshots(&[name]).await?;
+            pool.create_snapshots(&[name], &Kept::default()).await?;
             model().flushed(steps);
             Ok(())
         }

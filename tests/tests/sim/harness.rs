@@ -371,7 +371,7 @@ impl Appliance {
     }
 
     /// Cuts the power of everything.
-    fn cut_power(&mut self) {
+    pub fn cut_power(&mut self) {
         let mut rng = self.rng.fork();
         self.disks.iter().for_each(|d| d.crash(&mut rng));
         self.memory.cut_power();
@@ -397,8 +397,13 @@ impl Appliance {
     pub fn next_life(&mut self) -> SimScope {
         self.lives += 1;
         let scope = SimScope::new(self.scenario.seed.wrapping_mul(1_000_003) ^ self.lives);
-        self.disks.iter().for_each(|d| d.attach(&scope));
+        self.attach(&scope);
         scope
+    }
+
+    /// All disks are in this environment from now on.
+    pub fn attach(&self, scope: &SimScope) {
+        self.disks.iter().for_each(|d| d.attach(scope));
     }
 
     /// One life: open, compare with the model, work, crash at the `crash`-th disk write (or at the end).
@@ -540,8 +545,17 @@ pub async fn read_all(pool: &Pool) -> Result<Image, String> {
     let mut image = Image::default();
     let names: Vec<String> = {
         let state = pool.engine().state.read();
+        for v in state.volumes.values().filter(|v| !v.deleting) {
+            let (name, p) = (state.name_of(v), v.protection);
+            match name.strip_prefix('v').and_then(|number| number.parse().ok()) {
+                Some(number) if p.group != 0 => drop(image.groups.insert(number, p.group)),
+                None if p.secure || p.rule != 0 => drop(image.kept.insert(name, (p.secure, p.rule))),
+                _ => {}
+            }
+        }
         state.volumes.values().filter(|v| !v.deleting).map(|v| state.name_of(v)).collect()
     };
+    image.settings = pool.settings("").into_iter().map(|s| (s.name, s.value)).collect();
     for name in names {
         let device = pool.open_volume(&name).map_err(|e| e.to_string())?;
         let blocks = device.geometry().size / BLOCK_BYTES;

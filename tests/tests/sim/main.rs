@@ -16,6 +16,7 @@ mod large_reads;
 mod model;
 mod overfull;
 mod planted;
+mod protection;
 mod rebuild;
 mod regressions;
 mod scrub;

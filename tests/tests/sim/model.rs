@@ -45,6 +45,10 @@ pub enum Step {
     Refresh { from: usize, volume: usize },
     /// A volume goes, with its snapshots.
     DropVolume { volume: usize },
+    /// A group a volume is in from now on, and a setting, which goes when it has no value; at once.
+    Manage { volume: usize, group: u32, setting: String, value: Vec<u8> },
+    /// Snapshots are kept in this way from now on: whether they are secure, and the rule that took them.
+    Keep { names: Vec<String>, secure: bool, rule: u32 },
     /// Several steps at once.
     Both(Box<[Step; 2]>),
 }
@@ -77,6 +81,11 @@ pub struct Image {
     pub volumes: BTreeMap<usize, Vec<u64>>,
     /// By the name they have with their volume.
     pub snapshots: BTreeMap<String, Vec<u64>>,
+    /// Volumes that are in a group.
+    pub groups: BTreeMap<usize, u32>,
+    pub settings: BTreeMap<String, Vec<u8>>,
+    /// Snapshots that are not just kept: whether they are secure, and the rule that took them.
+    pub kept: BTreeMap<String, (bool, u32)>,
 }
 
 impl Image {
@@ -92,13 +101,27 @@ impl Image {
                     self.snapshots.insert(name.clone(), self.volumes[volume].clone());
                 }
             }
-            Step::DropSnapshot { name } => drop(self.snapshots.remove(name)),
+            Step::DropSnapshot { name } => {
+                self.snapshots.remove(name);
+                self.kept.remove(name);
+            }
+            Step::Manage { volume, group, setting, value } => {
+                self.groups.insert(*volume, *group);
+                self.groups.retain(|_, group| *group != 0);
+                self.settings.insert(setting.clone(), value.clone());
+                self.settings.retain(|_, value| !value.is_empty());
+            }
+            Step::Keep { names, secure, rule } => {
+                self.kept.extend(names.iter().map(|name| (name.clone(), (*secure, *rule))));
+                self.kept.retain(|_, kept| *kept != (false, 0));
+            }
             Step::Clone { from, volume } => drop(self.volumes.insert(*volume, self.snapshots[from].clone())),
             Step::Refresh { from, volume } => drop(self.volumes.insert(*volume, self.volumes[from].clone())),
             Step::DropVolume { volume } => {
                 self.volumes.remove(volume);
                 let own = format!("v{volume}@");
                 self.snapshots.retain(|name, _| !name.starts_with(&own));
+                self.kept.retain(|name, _| !name.starts_with(&own));
             }
             Step::Both(steps) => steps.iter().for_each(|step| self.apply(step)),
         }
@@ -133,7 +156,10 @@ impl Image {
                 let wrong = (0..blocks.len()).find(|&i| theirs.get(i) != Some(&blocks[i]));
                 format!("snapshot {name}: {} blocks, expected {}, first wrong {wrong:?}", theirs.len(), blocks.len())
             }
-            None => "nothing".into(),
+            None => {
+                let managed = |i: &Self| format!("{:?} {:?} {:?}", i.groups, i.settings, i.kept);
+                format!("managed as {}, expected {}", managed(other), managed(self))
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use blockdev::disk::{AlignedBuf, Disk};
 use blockdev::env::Rng;
 use blockdev::error::ErrorKind;
-use blockdev::pool::Pool;
+use blockdev::pool::{Kept, Pool};
 use blockdev::report::{DiskState, Tolerance};
 use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE};
 use bytes::Bytes;
@@ -437,7 +437,7 @@ fn one_disk_with(seed: u64, snapshot: bool, spoil: impl Fn(&Appliance, u64, u64)
                 device.write(0, data.into(), true).await.expect("written");
             }
             if snapshot {
-                pool.create_snapshots(&["v0@good".into()]).await.expect("taken");
+                pool.create_snapshots(&["v0@good".into()], &Kept::default()).await.expect("taken");
                 let device = pool.open_volume("v0").expect("a volume");
                 device.write(BLOCK_BYTES, Bytes::from(vec![1; BLOCK_SIZE]), true).await.expect("written");
             }
@@ -510,7 +510,8 @@ fn a_volume_with_a_lost_map_page_is_restored_from_its_snapshot() {
             let device = pool.open_volume("v0").expect("there");
             device.write(0, Bytes::from(vec![9; BLOCK_SIZE]), false).await.expect("buffered");
             assert_eq!(device.flush().await.expect_err("the write was dropped").kind(), ErrorKind::Io);
-            let refused = pool.create_snapshots(&["v0@late".into()]).await.expect_err("of what cannot be read");
+            let refused =
+                pool.create_snapshots(&["v0@late".into()], &Kept::default()).await.expect_err("of what cannot be read");
             assert!(refused.to_string().contains("takes no writes"), "{refused}");
             pool.restore_volume("v0", "v0@good", keep).await.expect("restored");
             assert_eq!(device.read(0, 64 * BLOCK_SIZE).await.expect("read"), expected);

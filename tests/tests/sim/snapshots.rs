@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use blockdev::env::Rng;
 use blockdev::error::{Error, ErrorKind};
-use blockdev::pool::Pool;
+use blockdev::format::volume::Setting;
+use blockdev::pool::{Kept, Managed, Pool};
 use blockdev::units::BLOCK_BYTES;
 use bytes::Bytes;
 
@@ -20,6 +21,8 @@ use super::work::{Mix, Worker, failed, pick};
 
 /// Volumes there are at most.
 const VOLUMES_MAX: usize = 6;
+/// Seconds after which snapshots expire that do, at most.
+const EXPIRE_S: u64 = 60;
 /// Looks at the reaper until it must be done.
 const ROUNDS: u32 = 3000;
 
@@ -36,11 +39,21 @@ impl Worker<'_> {
                 let of = now.volumes.keys().filter(|v| all || **v == one);
                 let of: Vec<(usize, String)> = of.map(|v| (*v, format!("{}@s{tag:x}", name(*v)))).collect();
                 let names: Vec<String> = of.iter().map(|(_, name)| name.clone()).collect();
-                self.change(Step::Snapshot { of }, self.pool.create_snapshots(&names)).await
+                let kept = kept(rng);
+                let keep = Step::Keep { names: names.clone(), secure: kept.secure, rule: kept.rule };
+                let step = Step::Both(Box::new([Step::Snapshot { of }, keep]));
+                self.change(step, self.pool.create_snapshots(&names, &kept)).await
             }
             4..=6 => {
                 let Some(name) = pick(rng, &now.snapshots) else { return Ok(true) };
-                self.change(Step::DropSnapshot { name: name.clone() }, self.pool.delete_snapshot(name)).await
+                let until = held_until(self.pool, name);
+                let step = Step::DropSnapshot { name: name.clone() };
+                self.change(step, self.pool.delete_snapshot(name)).await?;
+                let gone = self.pool.snapshot_info(name).await.is_err();
+                match gone && self.pool.engine().clock_s() < until {
+                    true => Err(format!("{name} is secure, and could be deleted")),
+                    false => Ok(true),
+                }
             }
             7..=8 => {
                 let Some(from) = pick(rng, &now.snapshots) else { return Ok(true) };
@@ -64,7 +77,44 @@ impl Worker<'_> {
             }
             12 if now.volumes.len() > 1 => {
                 let volume = some_volume(rng);
-                self.change(Step::DropVolume { volume }, self.pool.delete_volume(&name(volume), true)).await
+                let own = format!("{}@", name(volume));
+                let own = now.snapshots.keys().filter(|s| s.starts_with(&own));
+                let until = own.map(|s| held_until(self.pool, s)).max().unwrap_or(0);
+                self.change(Step::DropVolume { volume }, self.pool.delete_volume(&name(volume), true)).await?;
+                let gone = self.pool.volume_info(&name(volume)).await.is_err();
+                match gone && self.pool.engine().clock_s() < until {
+                    true => Err(format!("volume {volume} was deleted with what is secure")),
+                    false => Ok(true),
+                }
+            }
+            16 => {
+                let (volume, group, setting) = (some_volume(rng), rng.below(3) as u32, format!("s{}", rng.below(4)));
+                let value = vec![rng.below(256) as u8; rng.below(40) as usize];
+                let new = Setting { name: setting.clone(), value: value.clone() };
+                let changes = vec![Managed::Group(name(volume), group), Managed::Setting(new)];
+                self.change(Step::Manage { volume, group, setting, value }, self.pool.manage(changes)).await
+            }
+            17 => {
+                let Some(name) = pick(rng, &now.snapshots) else { return Ok(true) };
+                let (before, kept) = (now.kept.get(name).copied().unwrap_or_default(), kept(rng));
+                // What is secure stays so for as long as it is kept; not while that ends.
+                let (until, now_s) = (held_until(self.pool, name), self.pool.engine().clock_s());
+                if (now_s..now_s + EXPIRE_S / 4).contains(&until) {
+                    return Ok(true);
+                }
+                let secure = kept.secure || until > now_s;
+                let step = Step::Keep { names: vec![name.clone()], secure, rule: before.1 };
+                self.change(step, self.pool.keep_snapshot(name, kept.expires_in_s, kept.secure)).await
+            }
+            18 if now.snapshots.len() > 1 && now.volumes.len() > 1 => {
+                // Several at once.
+                let (one, other) = (some_volume(rng), some_volume(rng));
+                let (Some(a), Some(b)) = (pick(rng, &now.snapshots), pick(rng, &now.snapshots)) else {
+                    return Ok(true);
+                };
+                let steps = [(one, a), (other, b)].map(|(volume, from)| Step::Clone { from: from.clone(), volume });
+                let restored = [(name(one), a.clone()), (name(other), b.clone())];
+                self.change(Step::Both(Box::new(steps)), self.pool.restore_volumes(&restored, None, 0)).await
             }
             13 => {
                 let steps = self.model().len();
@@ -90,11 +140,26 @@ impl Worker<'_> {
         let steps = self.model().len();
         match work.await {
             Ok(_) => self.model().flushed(steps),
-            Err(e) if matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::NoSpace) => self.model().withdraw(),
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::NoSpace | ErrorKind::Busy) => {
+                self.model().withdraw();
+            }
             Err(e) => return Err(failed(&format!("{step:?}"), e)),
         }
         Ok(true)
     }
+}
+
+/// How snapshots are kept, at random.
+fn kept(rng: &mut Rng) -> Kept {
+    let expires_in_s = rng.chance(1, 3).then(|| rng.between(1, EXPIRE_S));
+    let secure = expires_in_s.is_some() && rng.chance(1, 2);
+    Kept { expires_in_s, secure, rule: rng.below(3) as u32, group: rng.below(3) as u32 }
+}
+
+/// Until when nobody can delete a snapshot; 0 when anybody can.
+fn held_until(pool: &Pool, name: &str) -> u64 {
+    let state = pool.engine().state.read();
+    state.volume_named(name).filter(|s| s.protection.secure).map_or(0, |s| s.protection.expires_s)
 }
 
 fn keeping(step: Step, volume: usize, keep: Option<&str>) -> Step {
@@ -194,6 +259,10 @@ fn nothing_is_left(appliance: &mut Appliance, silent: bool) -> Result<(), String
             state.volumes.values().filter(|v| !v.deleting).map(|v| state.name_of(v)).collect()
         };
         rng.shuffle(&mut names);
+        // Until everything has expired that does, by a clock that may be slow.
+        env.sleep(Duration::from_secs(EXPIRE_S * 2)).await;
+        let changes = names.iter().filter(|name| !name.contains('@')).map(|name| Managed::Group(name.clone(), 0));
+        pool.manage(changes.collect()).await.map_err(|e| failed("leaving groups", e))?;
         for name in &names {
             match name.contains('@') {
                 true => pool.delete_snapshot(name).await.or_else(absent).map_err(|e| failed(name, e))?,
@@ -281,7 +350,7 @@ fn a_full_pool_gets_room_from_a_snapshot() {
         let mut tag = 1;
         let mut round = 0;
         let full = loop {
-            let mut full = pool.create_snapshots(&[format!("v0@s{round}")]).await.err();
+            let mut full = pool.create_snapshots(&[format!("v0@s{round}")], &Kept::default()).await.err();
             round += 1;
             for lba in (0..500).take_while(|_| full.is_none()) {
                 tag += 1;
@@ -335,14 +404,14 @@ fn changes_are_told_since_the_snapshot_that_was_meant() {
         let pool = Pool::open(env, disks, config).await.expect("opened");
         let device = pool.open_volume("v0").expect("there");
         let names = ["v0@daily".to_owned()];
-        let first = pool.create_snapshots(&names).await.expect("taken")[0].id;
+        let first = pool.create_snapshots(&names, &Kept::default()).await.expect("taken")[0].id;
         device.write(3 * BLOCK_BYTES, Bytes::from(content(77)), false).await.expect("written");
         let told = |id: u32| pool.changed_extents("v0", ("v0@daily", id), 0, 8 * BLOCK_BYTES, 10);
         let extents = told(first).await.expect("told");
         let changed: Vec<(u64, u64)> = extents.iter().filter(|e| e.mapped).map(|e| (e.offset, e.len)).collect();
         assert_eq!((changed, extents.len()), (vec![(3 * BLOCK_BYTES, BLOCK_BYTES)], 3));
         pool.delete_snapshot("v0@daily").await.expect("deleted");
-        let second = pool.create_snapshots(&names).await.expect("taken")[0].id;
+        let second = pool.create_snapshots(&names, &Kept::default()).await.expect("taken")[0].id;
         let refused = told(first).await.expect_err("it is another one");
         assert!(refused.kind() == ErrorKind::NotFound && refused.to_string().contains("later one"), "{refused}");
         assert!(told(second).await.expect("told").iter().all(|e| !e.mapped));
@@ -374,7 +443,7 @@ fn what_a_snapshot_holds_comes_back() {
                 let tag = if rng.chance(1, 5) { rng.below(30) + 1 } else { tag };
                 device.write(rng.below(900) * BLOCK_BYTES, Bytes::from(content(tag)), false).await.expect("written");
             }
-            pool.create_snapshots(&[format!("v0@s{round}")]).await.expect("taken");
+            pool.create_snapshots(&[format!("v0@s{round}")], &Kept::default()).await.expect("taken");
         }
         pool.clone_snapshot("v0@s2", "v1").await.expect("cloned");
         pool.engine().checkpoint().await.expect("all pages have their places");
@@ -414,7 +483,7 @@ fn a_map_that_grew_and_its_snapshot() {
         let block = |tag: u64| Bytes::from(content(tag));
         let device = pool.open_volume("v0").expect("there");
         device.write(5 * BLOCK_BYTES, block(55), false).await.expect("written");
-        pool.create_snapshots(&["v0@small".into()]).await.expect("taken");
+        pool.create_snapshots(&["v0@small".into()], &Kept::default()).await.expect("taken");
         pool.resize_volume("v0", 1000 * BLOCK_BYTES).await.expect("grown");
         device.write(900 * BLOCK_BYTES, block(77), false).await.expect("written");
         device.write(6 * BLOCK_BYTES, block(66), false).await.expect("written");

@@ -14,9 +14,12 @@ mod config;
 mod disk;
 mod doctor;
 mod event;
+mod group;
 mod job;
 mod lab;
+mod policy;
 mod pool;
+mod rule;
 mod serve;
 mod snapshot;
 mod upgrade;
@@ -101,6 +104,15 @@ enum Command {
     /// Snapshots of volumes: take, list, delete
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    /// Groups of volumes whose snapshots are of one instant
+    #[command(subcommand)]
+    Group(group::Command),
+    /// Rules: when snapshots are taken, and for how long they are kept
+    #[command(subcommand)]
+    Rule(rule::Command),
+    /// Protection policies: rules for volumes and groups
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Drives of the pool
     #[command(subcommand)]
     Disk(disk::Command),
@@ -154,6 +166,9 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Pool(command) => pool::run(command, global),
         Command::Volume(command) => volume::run(command, global),
         Command::Snapshot(command) => snapshot::run(command, global),
+        Command::Group(command) => group::run(command, global),
+        Command::Rule(command) => rule::run(command, global),
+        Command::Policy(command) => policy::run(command, global),
         Command::Disk(command) => disk::run(command, global),
         Command::Alert(command) => alert::run(command, global),
         Command::Event(command) => event::run(command, global),

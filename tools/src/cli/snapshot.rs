@@ -8,7 +8,8 @@ use super::volume::done;
 use crate::client::segment;
 use crate::exit::{CommandResult, Exit};
 use crate::output::{Align, Table, pairs, show, size, timestamp};
-use crate::wire::snapshots::SnapshotCreate;
+use crate::values::parse_span;
+use crate::wire::snapshots::{Snapshot, SnapshotCreate, SnapshotKeep};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -23,6 +24,25 @@ pub enum Command {
         /// VOLUME@SNAPSHOT, one or more
         #[arg(required = true, value_name = "VOLUME@SNAPSHOT")]
         names: Vec<String>,
+        #[command(flatten)]
+        kept: KeptArguments,
+    },
+    /// Change how long snapshots are kept
+    ///
+    /// Secure ones can be kept for longer, never for less. Time is counted by the pool's own clock, which follows the machine's slowly: to set that
+    /// does not make snapshots expire.
+    #[command(
+        after_help = "Examples:\n  ashlar snapshot keep data@monday --for 30d\n  ashlar snapshot keep data@monday --for 30d --secure\n  ashlar snapshot keep data@monday --forever"
+    )]
+    Keep {
+        /// VOLUME@SNAPSHOT, one or more
+        #[arg(required = true, value_name = "VOLUME@SNAPSHOT")]
+        names: Vec<String>,
+        #[command(flatten)]
+        kept: KeptArguments,
+        /// Until somebody deletes them
+        #[arg(long, conflicts_with_all = ["keep_for", "secure"], required_unless_present = "keep_for")]
+        forever: bool,
     },
     /// Snapshots, oldest first
     #[command(visible_alias = "ls", after_help = "Example:\n  ashlar snapshot list data -o json | jq -r '.[].name'")]
@@ -45,6 +65,17 @@ pub enum Command {
     },
 }
 
+/// How long snapshots are kept.
+#[derive(Debug, clap::Args)]
+pub struct KeptArguments {
+    /// They expire after so long, such as 12h, 7d, 4w; without it they stay until somebody deletes them
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_span)]
+    pub keep_for: Option<u64>,
+    /// Nobody can delete them before that: no user, no command, no rule
+    #[arg(long, requires = "keep_for")]
+    pub secure: bool,
+}
+
 fn path(name: &str) -> String {
     format!("/v1/snapshots/{}", segment(name))
 }
@@ -53,21 +84,30 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     let client = global.client();
     let format = global.output;
     match command {
-        Command::Create { names } => {
-            let request = SnapshotCreate { names };
-            let taken: Vec<SnapshotInfo> = super::talk(client.call(Method::POST, "/v1/snapshots", Some(&request)))?;
+        Command::Create { names, kept } => {
+            let request = SnapshotCreate { names, expires_in_s: kept.keep_for, secure: kept.secure };
+            let taken: Vec<Snapshot> = super::talk(client.call(Method::POST, "/v1/snapshots", Some(&request)))?;
             show(format, &taken, |all| {
-                let lines: Vec<String> = all.iter().map(|s| format!("snapshot {} taken", s.name)).collect();
+                let lines: Vec<String> = all.iter().map(|s| format!("snapshot {} taken", s.info.name)).collect();
                 lines.join("\n")
             })?;
         }
+        Command::Keep { names, kept, forever: _ } => {
+            for name in names {
+                let request = SnapshotKeep { expires_in_s: kept.keep_for, secure: kept.secure };
+                let kept: Snapshot = super::talk(client.call(Method::PATCH, &path(&name), Some(&request)))?;
+                show(format, &kept, |s| {
+                    format!("snapshot {name} expires: {}", expiry(s.info.expires_s, s.info.secure))
+                })?;
+            }
+        }
         Command::List { volume } => {
             let query = volume.map_or(String::new(), |name| format!("?volume={}", segment(&name)));
-            let all: Vec<SnapshotInfo> = super::talk(client.get(&format!("/v1/snapshots{query}")))?;
+            let all: Vec<Snapshot> = super::talk(client.get(&format!("/v1/snapshots{query}")))?;
             show(format, &all, |all| list(all))?;
         }
         Command::Show { name } => {
-            let snapshot: SnapshotInfo = super::talk(client.get(&path(&name)))?;
+            let snapshot: Snapshot = super::talk(client.get(&path(&name)))?;
             show(format, &snapshot, describe)?;
         }
         Command::Delete { names } => {
@@ -80,7 +120,7 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     Ok(Exit::Ok)
 }
 
-fn list(snapshots: &[SnapshotInfo]) -> String {
+fn list(snapshots: &[Snapshot]) -> String {
     if snapshots.is_empty() {
         return "no snapshots; take one with `ashlar snapshot create VOLUME@NAME`".into();
     }
@@ -89,15 +129,19 @@ fn list(snapshots: &[SnapshotInfo]) -> String {
         ("SIZE", Align::Right),
         ("MAPPED", Align::Right),
         ("CREATED", Align::Left),
+        ("EXPIRES", Align::Left),
+        ("RULE", Align::Left),
         ("ATTACHED", Align::Left),
         ("CLONES", Align::Left),
     ]);
-    for s in snapshots {
+    for Snapshot { info: s, rule, .. } in snapshots {
         table.row([
             s.name.clone(),
             size(s.size),
             size(s.mapped),
             timestamp(s.created_s),
+            expiry(s.expires_s, s.secure),
+            rule.clone().unwrap_or_else(|| "-".into()),
             s.attached.clone().unwrap_or_else(|| "-".into()),
             clones(s),
         ]);
@@ -109,7 +153,15 @@ fn clones(s: &SnapshotInfo) -> String {
     if s.clones.is_empty() { "-".into() } else { s.clones.join(" ") }
 }
 
-fn describe(s: &SnapshotInfo) -> String {
+/// When a snapshot expires.
+pub fn expiry(expires_s: Option<u64>, secure: bool) -> String {
+    let when = expires_s.map_or_else(|| "-".into(), timestamp);
+    if secure { format!("{when} (secure)") } else { when }
+}
+
+fn describe(snapshot: &Snapshot) -> String {
+    let s = &snapshot.info;
+    let or_none = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".into());
     pairs(
         &[
             ("name", s.name.clone()),
@@ -118,6 +170,9 @@ fn describe(s: &SnapshotInfo) -> String {
             ("mapped", size(s.mapped)),
             ("held", s.held.map_or_else(|| "-".into(), |held| format!("{} come back when it is deleted", size(held)))),
             ("created", timestamp(s.created_s)),
+            ("expires", expiry(s.expires_s, s.secure)),
+            ("rule", or_none(&snapshot.rule)),
+            ("group", or_none(&snapshot.group)),
             ("attached", s.attached.clone().unwrap_or_else(|| "-".into())),
             ("clones", clones(s)),
         ],
@@ -131,7 +186,7 @@ mod tests {
 
     #[test]
     fn snapshots_are_listed() {
-        let snapshot = SnapshotInfo {
+        let info = SnapshotInfo {
             name: "data@monday".into(),
             volume: "data".into(),
             id: 7,
@@ -141,12 +196,17 @@ mod tests {
             created_s: 0,
             clones: vec!["a".into(), "b".into()],
             held: Some(5 << 20),
+            expires_s: Some(3600),
+            secure: true,
+            rule_id: 3,
+            group_id: 0,
         };
+        let snapshot = Snapshot { info, rule: Some("hourly".into()), group: None };
         let text = list(std::slice::from_ref(&snapshot));
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("NAME           SIZE  MAPPED  CREATED"), "{text}");
         assert!(lines[1].starts_with("data@monday  10 GiB   1 GiB  1970-01-01"), "{text}");
-        assert!(lines[1].ends_with("-         a b"), "{text}");
+        assert!(lines[1].ends_with("1970-01-01 01:00:00Z (secure)  hourly  -         a b"), "{text}");
         assert!(list(&[]).contains("snapshot create"));
         assert!(describe(&snapshot).contains("clones:    a b"), "{}", describe(&snapshot));
         assert!(describe(&snapshot).contains("held:      5 MiB come back"), "{}", describe(&snapshot));

@@ -178,7 +178,7 @@ pub struct KeepArguments {
 }
 
 impl KeepArguments {
-    fn wanted(self) -> Keep {
+    pub fn wanted(self) -> Keep {
         match (self.keep, self.no_keep) {
             (Some(name), _) => Keep::As(name),
             (None, true) => Keep::Nothing,
@@ -354,6 +354,8 @@ fn describe(volume: &Volume) -> String {
         ("reduction", ratio(reduction(volume))),
         ("created", timestamp(info.created_s)),
         ("snapshots", info.snapshots.to_string()),
+        ("group", volume.group.clone().unwrap_or_else(|| "-".into())),
+        ("policy", volume.policy.clone().unwrap_or_else(|| "-".into())),
         ("origin", info.origin.clone().unwrap_or_else(|| "-".into())),
         ("attached", attached_word(volume)),
     ];
@@ -386,8 +388,10 @@ mod tests {
             created_s: 0,
             snapshots: 2,
             origin: None,
+            group_id: 0,
+            policy_id: 0,
         };
-        Volume { info, attachment: None }
+        Volume::new(info)
     }
 
     #[test]

@@ -30,7 +30,9 @@ use crate::wire::{
 };
 
 mod events;
+mod groups;
 mod lab;
+mod policies;
 mod snapshots;
 mod upgrade;
 
@@ -121,7 +123,9 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(jobs))
         .routes(routes!(job))
         .merge(events::routes())
+        .merge(groups::routes())
         .merge(lab::routes())
+        .merge(policies::routes())
         .merge(snapshots::routes())
         .merge(upgrade::routes())
         .routes(routes!(shutdown))
@@ -403,7 +407,7 @@ async fn volume_create(
         Ok(info)
     });
     let info = info.await?;
-    Ok((StatusCode::CREATED, Json(Volume { info, attachment: None })))
+    Ok((StatusCode::CREATED, Json(Volume::new(info))))
 }
 
 /// One volume.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use blockdev::error::{Error, Result};
 use blockdev::frontend::ublk::Shape;
 use blockdev::report::{Compression, Priority};
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use crate::values::{check_name, parse_size};
@@ -103,6 +104,9 @@ pub struct File {
     /// See [`Config::health_interval`], in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_interval: Option<u64>,
+    /// See [`Config::zone`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
     /// See [`Config::rebuild_priority`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebuild_priority: Option<Priority>,
@@ -281,6 +285,8 @@ pub struct Config {
     pub error_limit: Setting<u64>,
     /// Drives are asked for their health every so many seconds; never when 0.
     pub health_interval: Setting<u64>,
+    /// Time zone of the times at which rules take snapshots.
+    pub zone: Setting<Zone>,
     /// Whether nothing is to be changed.
     pub read_only: bool,
     /// How much rebuilds, scrubs and the cleaner may slow hosts down.
@@ -516,6 +522,12 @@ impl Config {
                 None,
                 parse_seconds,
             )?,
+            zone: pick.text(
+                pick.value(file.timezone.as_deref().map(parse_zone).transpose()?, Zone(TimeZone::system())),
+                ("ASHLAR_TIMEZONE", ""),
+                None,
+                parse_zone,
+            )?,
             read_only: flags.read_only,
             rebuild_priority: pick.text(
                 pick.value(file.rebuild_priority, Priority::default()),
@@ -606,6 +618,7 @@ impl Config {
             row("scrub_days", &self.scrub_days, ToString::to_string),
             row("error_limit", &self.error_limit, ToString::to_string),
             row("health_interval", &self.health_interval, |s| format!("{s} s")),
+            row("timezone", &self.zone, |z| z.0.iana_name().unwrap_or("system").into()),
             row("rebuild_priority", &self.rebuild_priority, |p| format!("{p:?}").to_lowercase()),
             row("lab", &self.lab, ToString::to_string),
             row("nbd.socket", &self.nbd_socket, path),
@@ -623,6 +636,16 @@ impl Config {
             row("log.file", &self.log_file, optional_path),
         ]
     }
+}
+
+/// A time zone.
+#[derive(Clone, Debug)]
+pub struct Zone(pub TimeZone);
+
+fn parse_zone(text: &str) -> Result<Zone> {
+    let zone = TimeZone::get(text);
+    zone.map(Zone)
+        .map_err(|e| Error::invalid(format!("the time zone '{text}': {e}; write for example Europe/Berlin or UTC")))
 }
 
 /// Name of the lock and pid file.

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use async_trait::async_trait;
 use blockdev::disk::Disk;
 use blockdev::error::{Error, ErrorKind, Result};
+use blockdev::format::volume::Setting;
 use blockdev::frontend::memory::MemoryDevice;
 use blockdev::frontend::{BlockDevice, Extent};
+use blockdev::pool::{Kept, Managed};
 use blockdev::report::{
-    Changes, CheckReport, Damage, DiskInfo, Finding, PoolStats, PoolStatus, Reduction, Redundancy, Scrub, SnapshotInfo,
-    Tolerance, VolumeInfo,
+    Changes, CheckReport, Damage, DiskInfo, Finding, Membership, PoolStats, PoolStatus, Reduction, Redundancy, Scrub,
+    SnapshotInfo, Tolerance, VolumeInfo,
 };
 use blockdev::units::Uuid;
 use parking_lot::Mutex;
@@ -169,6 +171,8 @@ impl Engine for MemoryEngine {
             created_s: 1,
             snapshots: 0,
             origin: None,
+            group_id: 0,
+            policy_id: 0,
         };
         volumes.insert(name.into(), (info.clone(), Arc::new(MemoryDevice::new(size))));
         Ok(info)
@@ -186,8 +190,40 @@ impl Engine for MemoryEngine {
         self.volumes.lock().remove(name).map(drop).ok_or_else(|| missing(name))
     }
 
-    async fn create_snapshots(&self, _: &[String]) -> Result<Vec<SnapshotInfo>> {
+    async fn create_snapshots(&self, _: &[String], _: &Kept) -> Result<Vec<SnapshotInfo>> {
         Err(no_snapshots())
+    }
+
+    async fn keep_snapshot(&self, _: &str, _: Option<u64>, _: bool) -> Result<SnapshotInfo> {
+        Err(no_snapshots())
+    }
+
+    async fn clone_snapshots(&self, _: &[(String, String)], _: u32, _: Vec<Managed>) -> Result<Vec<VolumeInfo>> {
+        Err(no_snapshots())
+    }
+
+    async fn restore_volumes(&self, _: &[(String, String)], _: Option<&str>, _: u32) -> Result<()> {
+        Err(no_snapshots())
+    }
+
+    fn settings(&self, _: &str) -> Vec<Setting> {
+        Vec::new()
+    }
+
+    fn memberships(&self) -> Vec<Membership> {
+        Vec::new()
+    }
+
+    async fn manage(&self, _: Vec<Managed>) -> Result<()> {
+        Err(no_snapshots())
+    }
+
+    fn expired(&self, _: usize) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn clocks(&self) -> Option<(u64, u64)> {
+        None
     }
 
     async fn snapshots(&self, _: Option<&str>) -> Result<Vec<SnapshotInfo>> {
@@ -198,7 +234,7 @@ impl Engine for MemoryEngine {
         Err(no_snapshots())
     }
 
-    async fn delete_snapshot(&self, _: &str) -> Result<()> {
+    async fn delete_snapshots(&self, _: &[String]) -> Result<()> {
         Err(no_snapshots())
     }
 

@@ -13,10 +13,12 @@ use blockdev::disk::{Disk, FaultDisk, FileDisk, OpenOptions};
 use blockdev::env::{Env, RealEnv};
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::format::label::Label;
+use blockdev::format::volume::Setting;
 use blockdev::frontend::{BlockDevice, Extent};
-use blockdev::pool::{CreateOptions, KnownDisk, Pool, PoolConfig};
+use blockdev::pool::{CreateOptions, Kept, KnownDisk, Managed, Pool, PoolConfig};
 use blockdev::report::{
-    Changes, CheckReport, Damage, DiskInfo, PoolStats, PoolStatus, Scrub, SnapshotInfo, Tolerance, VolumeInfo,
+    Changes, CheckReport, Damage, DiskInfo, Membership, PoolStats, PoolStatus, Scrub, SnapshotInfo, Tolerance,
+    VolumeInfo,
 };
 use blockdev::units::Uuid;
 use blockdev::volume::recovery::read_label;
@@ -63,17 +65,38 @@ pub trait Engine: Send + Sync + 'static {
     /// Deletes a volume, with its snapshots if they are to go.
     async fn delete_volume(&self, name: &str, with_snapshots: bool) -> Result<()>;
     /// Takes snapshots (`VOLUME@SNAPSHOT`), all of one instant.
-    async fn create_snapshots(&self, names: &[String]) -> Result<Vec<SnapshotInfo>>;
+    async fn create_snapshots(&self, names: &[String], kept: &Kept) -> Result<Vec<SnapshotInfo>>;
+    /// Changes how long a snapshot is kept, in seconds from now; for ever when None.
+    async fn keep_snapshot(&self, name: &str, expires_in_s: Option<u64>, secure: bool) -> Result<SnapshotInfo>;
     /// All snapshots, or those of one volume.
     async fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>>;
     /// One snapshot.
     async fn snapshot(&self, name: &str) -> Result<SnapshotInfo>;
-    /// Deletes a snapshot.
-    async fn delete_snapshot(&self, name: &str) -> Result<()>;
+    /// Deletes snapshots, all or none.
+    async fn delete_snapshots(&self, names: &[String]) -> Result<()>;
     /// Makes a volume that begins with what a snapshot holds.
     async fn clone_snapshot(&self, snapshot: &str, name: &str) -> Result<VolumeInfo>;
+    /// Makes several, given as snapshot and name, of one group, and changes with them.
+    async fn clone_snapshots(
+        &self,
+        clones: &[(String, String)],
+        group: u32,
+        changes: Vec<Managed>,
+    ) -> Result<Vec<VolumeInfo>>;
     /// Gives a volume the content of a snapshot; `keep` names the snapshot of what it is now.
     async fn restore_volume(&self, volume: &str, snapshot: &str, keep: Option<&str>) -> Result<VolumeInfo>;
+    /// The same for several, given as volume and snapshot; what they are now is kept as snapshots of a group.
+    async fn restore_volumes(&self, restored: &[(String, String)], keep: Option<&str>, group: u32) -> Result<()>;
+    /// What the daemon keeps in the pool, by name, where that begins with `prefix`. Does not block.
+    fn settings(&self, prefix: &str) -> Vec<Setting>;
+    /// Which group and policy volumes have. Does not block.
+    fn memberships(&self) -> Vec<Membership>;
+    /// Changes how volumes are managed, all at once.
+    async fn manage(&self, changes: Vec<Managed>) -> Result<()>;
+    /// Snapshots that have expired, at most `max`. Does not block.
+    fn expired(&self, max: usize) -> Vec<String>;
+    /// The pool's clock and the machine's, where they matter. Does not block.
+    fn clocks(&self) -> Option<(u64, u64)>;
     /// Gives a volume the content that another one has now.
     async fn refresh_volume(&self, volume: &str, from: &str, keep: Option<&str>) -> Result<VolumeInfo>;
     /// Names and identities of the snapshots of a volume. Does not block.
@@ -390,8 +413,12 @@ impl Engine for Pool {
         self.delete_volume(name, with_snapshots).await
     }
 
-    async fn create_snapshots(&self, names: &[String]) -> Result<Vec<SnapshotInfo>> {
-        self.create_snapshots(names).await
+    async fn create_snapshots(&self, names: &[String], kept: &Kept) -> Result<Vec<SnapshotInfo>> {
+        self.create_snapshots(names, kept).await
+    }
+
+    async fn keep_snapshot(&self, name: &str, expires_in_s: Option<u64>, secure: bool) -> Result<SnapshotInfo> {
+        self.keep_snapshot(name, expires_in_s, secure).await
     }
 
     async fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>> {
@@ -402,12 +429,45 @@ impl Engine for Pool {
         self.snapshot_info(name).await
     }
 
-    async fn delete_snapshot(&self, name: &str) -> Result<()> {
-        self.delete_snapshot(name).await
+    async fn delete_snapshots(&self, names: &[String]) -> Result<()> {
+        self.delete_snapshots(names).await
     }
 
     async fn clone_snapshot(&self, snapshot: &str, name: &str) -> Result<VolumeInfo> {
         self.clone_snapshot(snapshot, name).await
+    }
+
+    async fn clone_snapshots(
+        &self,
+        clones: &[(String, String)],
+        group: u32,
+        changes: Vec<Managed>,
+    ) -> Result<Vec<VolumeInfo>> {
+        self.clone_snapshots(clones, group, changes).await
+    }
+
+    async fn restore_volumes(&self, restored: &[(String, String)], keep: Option<&str>, group: u32) -> Result<()> {
+        self.restore_volumes(restored, keep, group).await
+    }
+
+    fn settings(&self, prefix: &str) -> Vec<Setting> {
+        self.settings(prefix)
+    }
+
+    fn memberships(&self) -> Vec<Membership> {
+        self.memberships()
+    }
+
+    async fn manage(&self, changes: Vec<Managed>) -> Result<()> {
+        self.manage(changes).await
+    }
+
+    fn expired(&self, max: usize) -> Vec<String> {
+        self.expired(max)
+    }
+
+    fn clocks(&self) -> Option<(u64, u64)> {
+        self.clocks()
     }
 
     async fn restore_volume(&self, volume: &str, snapshot: &str, keep: Option<&str>) -> Result<VolumeInfo> {

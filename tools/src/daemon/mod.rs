@@ -22,6 +22,7 @@ pub mod instance;
 pub mod jobs;
 pub mod known_disks;
 pub mod notify;
+pub mod protection;
 pub mod rescan;
 pub mod state;
 pub mod ublk;
@@ -38,6 +39,7 @@ use events::origin::Peer;
 use events::{Events, lifetime};
 use faults::Faults;
 use instance::{Instance, clear_socket};
+use protection::runner::{Runs, keep_running};
 use state::Appliance;
 use upgrade::Upgrades;
 
@@ -144,9 +146,12 @@ pub async fn serve_api(
         config: config.rows(),
         stopping,
         upgrades: upgrades.clone(),
+        runs: Runs::new(config.zone.value.0.clone()),
+        protection: tokio::sync::Mutex::default(),
         upgrading: tokio::sync::Mutex::default(),
     });
     let followed = tokio::spawn(follow(appliance.clone()));
+    let kept = (!config.read_only).then(|| tokio::spawn(keep_running(appliance.clone())));
     let (router, _) = api::router(appliance.clone());
     let socket = &config.socket.value;
     let bound = UnixListener::bind(socket).and_then(|listener| {
@@ -186,6 +191,11 @@ pub async fn serve_api(
         Err(e) => Err(Error::io(format!("listening on {}: {e}", socket.display()))),
     };
     followed.abort();
+    if let Some(kept) = kept {
+        kept.abort();
+    }
+    // What rules are in the middle of is done to its end.
+    let _ = tokio::time::timeout(DRAIN, appliance.protection.lock()).await;
     tracing::info!("stopping: front ends first");
     upgrades.leaving();
     appliance.attachments.stop().await;

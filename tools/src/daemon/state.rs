@@ -15,6 +15,8 @@ use super::events::observer::Observer;
 use super::faults::Faults;
 use super::health::Watch;
 use super::jobs::Jobs;
+use super::protection::Objects;
+use super::protection::runner::Runs;
 use super::upgrade::Upgrades;
 use crate::wire::events::{ActiveAlert, Event};
 use crate::wire::{ConfigRow, Disk, Volume};
@@ -47,6 +49,10 @@ pub struct Appliance {
     pub stopping: watch::Sender<bool>,
     /// The program that may take over.
     pub upgrades: Arc<Upgrades>,
+    /// What rules did.
+    pub runs: Runs,
+    /// Held while rules, policies and groups are changed, or done.
+    pub protection: tokio::sync::Mutex<()>,
     /// Held while a program is checked.
     pub upgrading: tokio::sync::Mutex<()>,
 }
@@ -74,6 +80,7 @@ impl Appliance {
         }
         status.alerts.extend(self.health.alerts(&status.disks));
         status.alerts.extend(self.events.alert());
+        status.alerts.extend(self.runs.alerts(&*self.engine));
         status.alerts.sort_by_key(|alert| severity_rank(&alert.severity));
         status
     }
@@ -116,7 +123,8 @@ impl Appliance {
             "deleting" => None,
             _ => attachments.remove(&info.name),
         };
-        let mut all: Vec<Volume> = infos.map(|info| Volume { attachment: attachment(&info), info }).collect();
+        let objects = self.objects();
+        let mut all: Vec<Volume> = infos.map(|info| objects.volume(attachment(&info), info)).collect();
         all.sort_by(|a, b| a.info.name.cmp(&b.info.name));
         all
     }
@@ -124,7 +132,12 @@ impl Appliance {
     /// One volume.
     pub async fn volume(&self, name: &str) -> Result<Volume> {
         let info = self.engine.volume_info(name).await?;
-        Ok(Volume { attachment: self.attachments.get(name).await, info })
+        Ok(self.objects().volume(self.attachments.get(name).await, info))
+    }
+
+    /// Rules, policies and groups.
+    pub fn objects(&self) -> Objects {
+        Objects::load(&*self.engine)
     }
 
     /// Fault injection, or why there is none.

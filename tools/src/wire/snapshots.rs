@@ -1,5 +1,6 @@
 //! What the REST API speaks about snapshots.
 
+use blockdev::report::SnapshotInfo;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -9,6 +10,37 @@ use utoipa::{IntoParams, ToSchema};
 pub struct SnapshotCreate {
     /// `VOLUME@SNAPSHOT` each; all of one instant.
     pub names: Vec<String>,
+    /// Seconds until they expire; never when null.
+    #[serde(default)]
+    pub expires_in_s: Option<u64>,
+    /// Nobody can delete them before that.
+    #[serde(default)]
+    pub secure: bool,
+}
+
+/// How long a snapshot is kept.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotKeep {
+    /// Seconds from now until it expires; never when null.
+    pub expires_in_s: Option<u64>,
+    /// Nobody can delete it before that; what is secure stays so.
+    #[serde(default)]
+    pub secure: bool,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Snapshot {
+    /// The engine's record.
+    #[serde(flatten)]
+    pub info: SnapshotInfo,
+    /// Name of the rule that took it.
+    #[serde(default)]
+    pub rule: Option<String>,
+    /// Name of the group it was taken of.
+    #[serde(default)]
+    pub group: Option<String>,
 }
 
 /// Which snapshots to list.

@@ -279,7 +279,18 @@ pub fn volume(rng: &mut Rng) -> VolumeRecord {
         family: VolumeId(number(rng, u32::MAX.into()) as u32),
         root_birth: number(rng, 1 << 32) as u32,
         handed: number(rng, (1 << 36) + 1),
+        protection: Protection {
+            group: number(rng, 1 << 32) as u32,
+            policy: number(rng, 1 << 32) as u32,
+            rule: number(rng, 1 << 32) as u32,
+            expires_s: number(rng, COUNTER_LIMIT),
+            secure: rng.chance(1, 2),
+        },
     }
+}
+
+fn setting(rng: &mut Rng) -> Setting {
+    Setting { name: format!("{}.", text(rng, 200)), value: text(rng, 300).into_bytes() }
 }
 
 /// See [`KINDS`].
@@ -301,6 +312,10 @@ pub fn catalogue(rng: &mut Rng) -> Catalogue {
         }
         before = Some(volume.clone());
     }
+    let mut settings: Vec<Setting> = (0..rng.index(5)).map(|_| setting(rng)).collect();
+    settings.retain(|s| !s.value.is_empty());
+    settings.sort_by(|a, b| a.name.cmp(&b.name));
+    settings.dedup_by(|a, b| a.name == b.name);
     Catalogue {
         record: number(rng, COUNTER_LIMIT),
         seqno: number(rng, COUNTER_LIMIT),
@@ -336,6 +351,8 @@ pub fn catalogue(rng: &mut Rng) -> Catalogue {
         tolerance: [Tolerance::None, Tolerance::Single, Tolerance::Double][rng.index(3)],
         guaranteed: [Tolerance::None, Tolerance::Single, Tolerance::Double][rng.index(3)],
         mixed: rng.chance(1, 2),
+        clock_s: number(rng, COUNTER_LIMIT),
+        settings,
     }
 }
 
@@ -352,7 +369,7 @@ fn op(rng: &mut Rng, frames: &[Frame]) -> Op {
     let volume_id = VolumeId(number(rng, u32::MAX.into()) as u32);
     let count = rng.below(20);
     let lba = Lba(number(rng, (1 << 36) - count));
-    match rng.below(13) {
+    match rng.below(15) {
         7 => Op::MoveColumns {
             segment: location(rng).segment,
             incarnation: number(rng, COUNTER_LIMIT),
@@ -380,6 +397,8 @@ fn op(rng: &mut Rng, frames: &[Frame]) -> Op {
         5 => Op::PutVolume(volume(rng)),
         6 => Op::DropVolume(volume_id),
         8 => Op::Snapshot(volume(rng)),
+        12 => Op::Set(setting(rng)),
+        13 => Op::Clock(number(rng, COUNTER_LIMIT)),
         9 => Op::Clone(volume(rng)),
         10 => Op::HandOver { volume: volume_id, to: lba, blocks: (0..count).map(|_| block(rng)).collect() },
         11 => {

@@ -32,7 +32,7 @@ fn label() {
         absent: 0,
     }
     .encode();
-    let expected = "4153484c41524c42 05000000 11111111111111111111111111111111 22222222222222222222222222222222
+    let expected = "4153484c41524c42 06000000 11111111111111111111111111111111 22222222222222222222222222222222
         0403 02 0201000000000000 0000004000000000 00000400 00000100 00000200 00000300 04000000 04 74616e6b";
     assert_eq!(hex(&bytes[..88]), digits(expected));
     assert!(bytes[88..4088].iter().all(|&b| b == 0));
@@ -51,7 +51,7 @@ fn superblock() {
         log_epoch: Epoch(9),
     }
     .encode();
-    let expected = "4153484c41525342 05000000 11111111111111111111111111111111
+    let expected = "4153484c41525342 06000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000 05000000 0102030405060708
         0900000000000000";
     assert_eq!(hex(&bytes[..72]), digits(expected));
@@ -95,10 +95,15 @@ fn volume() -> VolumeRecord {
         family: VolumeId(3),
         root_birth: 1,
         handed: 128,
+        protection: Protection { group: 1, policy: 2, rule: 128, expires_s: 300, secure: true },
     }
 }
 
-const VOLUME: &str = "03 026462 808010 8201 02 05 01 00 80a4a7da06 036e6264 00 00 03 01 8001";
+fn setting() -> Setting {
+    Setting { name: "a/1".into(), value: b"{}".to_vec() }
+}
+
+const VOLUME: &str = "03 026462 808010 8201 02 05 01 00 80a4a7da06 036e6264 00 00 03 01 8001 01 02 8001 ac02 01";
 
 #[test]
 fn segment_and_volume_records() {
@@ -144,17 +149,19 @@ fn catalogue() {
         tolerance: Tolerance::Double,
         guaranteed: Tolerance::Single,
         mixed: true,
+        clock_s: 301,
+        settings: vec![setting()],
     };
     let bytes = catalogue.encode().unwrap();
     let body = super::generate::body_of(&bytes);
-    assert_eq!(hex(&bytes[..16]), format!("4153484305000000{}", hex(&(body.len() as u64).to_le_bytes())));
+    assert_eq!(hex(&bytes[..16]), format!("4153484306000000{}", hex(&(body.len() as u64).to_le_bytes())));
     let expected = format!(
         "e807 d00f ad02 04 8002 8040 b817 a846
          03 00 00000000000000000000000000000000 8080808004 08 00 01 01 02 8001
             01 01010101010101010101010101010101 8080808004 08 01 02 01 02 8001
             02 02020202020202020202020202020202 8080808004 08 03 03 01 02 8001
          01 {SEGMENT} 01 {VOLUME} 01 01000000 02000000 0300 02 00 05000000 0400000000000000
-         c801 c901 03 04 05 06 02 01 01"
+         c801 c901 03 04 05 06 02 01 01 ad02 01 03612f31 027b7d"
     );
     assert_eq!(hex(&body), digits(&expected));
 }
@@ -200,6 +207,8 @@ fn log_entry_with_every_operation() {
             Op::Clone(volume()),
             Op::HandOver { volume: VolumeId(3), to: Lba(512), blocks: vec![VirtualBlock(9), VirtualBlock(300)] },
             Op::Clear { volume: VolumeId(3), lba: Lba(512), slots: vec![0, 511] },
+            Op::Set(setting()),
+            Op::Clock(300),
         ],
     };
     let inline = Inline { segment: SegmentId(5), offset: 1024, data: vec![0xaa, 0xbb] };
@@ -216,7 +225,7 @@ fn log_entry_with_every_operation() {
     let fingerprint = "02010000000000000000000000000000";
     let body = digits(&format!(
         "01 05 8008   01 05 8008 02 aabb   01
-         07 8201   01 05 8008 64 01 02 0020   02 8001 02   0d
+         07 8201   01 05 8008 64 01 02 0020   02 8001 02   0f
          01 03 8004 03  00  01 09  02 ac02 00 01 {fingerprint}
          02 03 01 8001
          03 01 0a 04 8002 00 00 ffffffffffffffffffffffffffffffff
@@ -229,10 +238,12 @@ fn log_entry_with_every_operation() {
          0a {VOLUME}
          0b {VOLUME}
          0c 03 8004 02 09 ac02
-         0d 03 8004 02 00 ff03"
+         0d 03 8004 02 00 ff03
+         0e 03612f31 027b7d
+         0f ac02"
     ));
     let len = 64 + body.len() / 2;
-    let header = "4153484c 05000000 11111111111111111111111111111111
+    let header = "4153484c 06000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000";
     assert_eq!(hex(&bytes[..48]), digits(header));
     assert_eq!(hex(&bytes[48..56]), hex(&(len as u64).to_le_bytes()));
@@ -304,7 +315,7 @@ fn pages() {
 }
 
 /// Checksums of the structures above: XXH3 as the reference implementation computes it.
-const LABEL_SUM: &str = "e90adca5084d697f";
-const SUPERBLOCK_SUM: &str = "dac3c98a1ad29296";
-const ENTRY_SUM: &str = "2de532e09db58ff7";
+const LABEL_SUM: &str = "7ad4f35b1c76c084";
+const SUPERBLOCK_SUM: &str = "f9a895d9646d670c";
+const ENTRY_SUM: &str = "074f61d1068b49a2";
 const PART_SUM: &str = "37072583a80d38d5";

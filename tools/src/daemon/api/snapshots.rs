@@ -2,19 +2,21 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use blockdev::report::{Changes, SnapshotInfo};
+use blockdev::pool::Kept;
+use blockdev::report::Changes;
 
 use super::*;
 use crate::output::timestamp;
 use crate::wire::snapshots::{
-    CHANGES_MAX, ChangesQuery, CloneCreate, Keep, SnapshotCreate, SnapshotQuery, VolumeRefresh, VolumeRestore,
+    CHANGES_MAX, ChangesQuery, CloneCreate, Keep, Snapshot, SnapshotCreate, SnapshotKeep, SnapshotQuery, VolumeRefresh,
+    VolumeRestore,
 };
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
     OpenApiRouter::new()
         .routes(routes!(snapshots, snapshot_create))
-        .routes(routes!(snapshot, snapshot_delete))
+        .routes(routes!(snapshot, snapshot_keep, snapshot_delete))
         .routes(routes!(snapshot_clone))
         .routes(routes!(volume_restore))
         .routes(routes!(volume_refresh))
@@ -23,18 +25,16 @@ pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
 
 /// All snapshots, or those of one volume, oldest first.
 #[utoipa::path(get, path = "/v1/snapshots", tag = "snapshots", params(SnapshotQuery),
-    responses((status = 200, body = [SnapshotInfo]), (status = 404, body = ErrorBody)))]
-async fn snapshots(
-    State(app): Shared,
-    query: Result<Query<SnapshotQuery>, QueryRejection>,
-) -> Answer<Vec<SnapshotInfo>> {
+    responses((status = 200, body = [Snapshot]), (status = 404, body = ErrorBody)))]
+async fn snapshots(State(app): Shared, query: Result<Query<SnapshotQuery>, QueryRejection>) -> Answer<Vec<Snapshot>> {
     let Query(query) = query.map_err(|e| Error::invalid(format!("the query: {}", e.body_text())))?;
-    Ok(Json(app.engine.snapshots(query.volume.as_deref()).await?))
+    let (all, objects) = (app.engine.snapshots(query.volume.as_deref()).await?, app.objects());
+    Ok(Json(all.into_iter().map(|s| objects.snapshot(s)).collect()))
 }
 
 /// Takes snapshots, all of one instant.
 #[utoipa::path(post, path = "/v1/snapshots", tag = "snapshots", request_body = SnapshotCreate,
-    responses((status = 201, body = [SnapshotInfo]), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    responses((status = 201, body = [Snapshot]), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody), (status = 507, body = ErrorBody)))]
 async fn snapshot_create(
     State(app): Shared,
@@ -42,21 +42,45 @@ async fn snapshot_create(
     Body(request): Body<SnapshotCreate>,
 ) -> Result<impl IntoResponse, ApiError> {
     let taken = to_the_end(async move {
-        let taken = app.engine.create_snapshots(&request.names).await?;
+        let SnapshotCreate { names, expires_in_s, secure } = request;
+        let kept = Kept { expires_in_s, secure, ..Kept::default() };
+        let taken = app.engine.create_snapshots(&names, &kept).await?;
         for s in &taken {
             let message = format!("snapshot '{}' was taken", s.name);
             app.record(origin.of(told("snapshot.created", snapshot_object(&s.name), message)));
         }
-        Ok(taken)
+        let objects = app.objects();
+        Ok(taken.into_iter().map(|s| objects.snapshot(s)).collect::<Vec<_>>())
     });
     Ok((StatusCode::CREATED, Json(taken.await?)))
 }
 
 /// One snapshot.
 #[utoipa::path(get, path = "/v1/snapshots/{name}", tag = "snapshots", params(("name" = String, Path)),
-    responses((status = 200, body = SnapshotInfo), (status = 404, body = ErrorBody)))]
-async fn snapshot(State(app): Shared, Path(name): Path<String>) -> Answer<SnapshotInfo> {
-    Ok(Json(app.engine.snapshot(&name).await?))
+    responses((status = 200, body = Snapshot), (status = 404, body = ErrorBody)))]
+async fn snapshot(State(app): Shared, Path(name): Path<String>) -> Answer<Snapshot> {
+    Ok(Json(app.objects().snapshot(app.engine.snapshot(&name).await?)))
+}
+
+/// Changes how long a snapshot is kept. One that is secure is kept no shorter than before.
+#[utoipa::path(patch, path = "/v1/snapshots/{name}", tag = "snapshots", params(("name" = String, Path)),
+    request_body = SnapshotKeep,
+    responses((status = 200, body = Snapshot), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
+async fn snapshot_keep(
+    State(app): Shared,
+    origin: Origin,
+    Path(name): Path<String>,
+    Body(request): Body<SnapshotKeep>,
+) -> Answer<Snapshot> {
+    let kept = to_the_end(async move {
+        let kept = app.engine.keep_snapshot(&name, request.expires_in_s, request.secure).await?;
+        let until = kept.expires_s.map_or("for ever".into(), |s| format!("until {}", timestamp(s)));
+        let message = format!("snapshot '{name}' is kept {until}{}", if kept.secure { ", secure" } else { "" });
+        app.record(origin.of(told("snapshot.kept", snapshot_object(&name), message)));
+        Ok(app.objects().snapshot(kept))
+    });
+    Ok(Json(kept.await?))
 }
 
 /// Deletes a snapshot that is not attached. Its space comes back in the background.
@@ -65,7 +89,7 @@ async fn snapshot(State(app): Shared, Path(name): Path<String>) -> Answer<Snapsh
 async fn snapshot_delete(State(app): Shared, origin: Origin, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
     let deleted = to_the_end(async move {
         let _held = app.attachments.hold().await;
-        app.engine.delete_snapshot(&name).await?;
+        app.engine.delete_snapshots(std::slice::from_ref(&name)).await?;
         let message = format!("snapshot '{name}' was deleted");
         app.record(origin.of(told("snapshot.deleted", snapshot_object(&name), message)));
         Ok(())
@@ -92,7 +116,7 @@ async fn snapshot_clone(
         app.record(origin.of(told("volume.cloned", volume_object(&info.name), message).detail("snapshot", &*name)));
         Ok(info)
     });
-    Ok((StatusCode::CREATED, Json(Volume { info: info.await?, attachment: None })))
+    Ok((StatusCode::CREATED, Json(Volume::new(info.await?))))
 }
 
 /// Gives a volume the content and size that a snapshot holds. The volume must not be attached.
@@ -178,7 +202,7 @@ fn snapshot_object(name: &str) -> String {
 }
 
 /// The name of the snapshot that keeps what a volume was.
-fn kept_as(keep: &Keep, why: &str) -> Option<String> {
+pub(super) fn kept_as(keep: &Keep, why: &str) -> Option<String> {
     match keep {
         Keep::Nothing => None,
         Keep::As(name) => Some(name.clone()),
@@ -190,6 +214,6 @@ fn kept_as(keep: &Keep, why: &str) -> Option<String> {
     }
 }
 
-fn kept_in(volume: &str, keep: &Option<String>) -> String {
+pub(super) fn kept_in(volume: &str, keep: &Option<String>) -> String {
     keep.as_ref().map_or(String::new(), |keep| format!("; what it was is '{volume}@{keep}'"))
 }

@@ -13,6 +13,7 @@ use super::*;
 use crate::daemon::attach::Attachments;
 use crate::daemon::double::{Memory, MemoryEngine};
 use crate::daemon::events::Events;
+use crate::daemon::protection::runner::Runs;
 use crate::wire::{JobState, Via};
 
 struct Daemon {
@@ -44,6 +45,8 @@ fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
         stopping: watch::Sender::new(false),
         upgrades: Arc::new(crate::daemon::upgrade::Upgrades::here()),
         upgrading: tokio::sync::Mutex::default(),
+        runs: Runs::new(jiff::tz::TimeZone::UTC),
+        protection: tokio::sync::Mutex::default(),
     });
     let (router, _) = router(appliance.clone());
     Daemon { engine, memory, appliance, router, _state: state }
@@ -452,14 +455,18 @@ async fn the_description_fits_the_api() {
             assert!(operation["summary"].is_string(), "{method} {path} is not described");
             operations.insert(operation["operationId"].as_str().unwrap().to_owned());
             // Everything described is served: neither the resource nor the method is unknown.
-            let url = path.replace("{name}", "nothing").replace("{id}", "1").replace("{disk}", "0");
+            let url = path
+                .replace("{name}", "nothing")
+                .replace("{id}", "1")
+                .replace("{disk}", "0")
+                .replace("{snapshot}", "none");
             let method: Method = method.to_uppercase().parse().unwrap();
             let (status, answer) = d.call(method.clone(), &url, Value::Null).await;
             assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
             assert!(!answer["message"].as_str().unwrap_or("").contains("no such resource"), "{method} {path}");
         }
     }
-    assert_eq!(operations.len(), 44, "{operations:?}");
+    assert_eq!(operations.len(), 67, "{operations:?}");
     for reference in document.to_string().split("\"$ref\":\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
         assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not described");
