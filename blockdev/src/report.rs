@@ -436,6 +436,8 @@ pub struct Membership {
     pub group: u32,
     /// Its policy.
     pub policy: u32,
+    /// Since when it has the policy, in seconds since 1970.
+    pub since_s: u64,
 }
 
 /// One snapshot of a volume.
@@ -460,12 +462,15 @@ pub struct SnapshotInfo {
     /// Stored bytes that only it holds, which come back when it is deleted; not in lists.
     #[serde(default)]
     pub held: Option<u64>,
-    /// When it expires, by the machine's clock: it may be later.
+    /// When it expires if the pool stays open until then; else later by the time for which it does not.
     #[serde(default)]
     pub expires_s: Option<u64>,
     /// Whether nobody can delete it before that.
     #[serde(default)]
     pub secure: bool,
+    /// Whether applications were made ready for it: a hook ran, or mounted file systems were frozen.
+    #[serde(default)]
+    pub quiesced: bool,
     /// Number of the rule that took it; 0 when somebody did.
     #[serde(default)]
     pub rule_id: u32,

@@ -11,6 +11,11 @@ pub mod protection;
 pub mod snapshots;
 pub mod upgrade;
 
+/// A value that may be null but must be there: to leave it out is not to choose nothing.
+fn required<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    Option::deserialize(from)
+}
+
 /// An error, in the body of every answer that is not 2xx.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {

@@ -49,33 +49,49 @@ pub struct Protection {
     pub group: u32,
     /// The policy of a volume.
     pub policy: u32,
+    /// Since when a volume has its policy, in seconds since 1970.
+    pub since_s: u64,
     /// The rule that took a snapshot.
     pub rule: u32,
     /// When a snapshot expires, in seconds of the pool's clock; 0 is never.
     pub expires_s: u64,
     /// Whether the snapshot cannot be deleted before that.
     pub secure: bool,
+    /// Whether applications were made ready for the snapshot.
+    pub quiesced: bool,
 }
+
+/// Bits of the flags of a [`Protection`].
+const SECURE: u8 = 1;
+/// See [`SECURE`].
+const QUIESCED: u8 = 2;
 
 impl Protection {
     fn encode(&self, out: &mut Vec<u8>) {
         for v in [self.group, self.policy, self.rule] {
             out.put_varint(v.into());
         }
+        out.put_varint(self.since_s);
         out.put_varint(self.expires_s);
-        out.put_u8(self.secure.into());
+        out.put_u8(if self.secure { SECURE } else { 0 } | if self.quiesced { QUIESCED } else { 0 });
     }
 
     fn decode(get: &mut Get<'_>) -> Result<Self> {
         let (group, policy, rule) = (get.varint32()?, get.varint32()?, get.varint32()?);
+        let since_s = get.below(COUNTER_LIMIT, "time of assignment")?;
         let expires_s = get.below(COUNTER_LIMIT, "time of expiry")?;
-        Ok(Self { group, policy, rule, expires_s, secure: get.flag()? })
+        let flags = get.u8()?;
+        if flags & !(SECURE | QUIESCED) != 0 {
+            return Err(Error::corrupt(format!("flags {flags:#x} of a snapshot are unknown")));
+        }
+        let (secure, quiesced) = (flags & SECURE != 0, flags & QUIESCED != 0);
+        Ok(Self { group, policy, since_s, rule, expires_s, secure, quiesced })
     }
 }
 
 impl VolumeRecord {
     /// Fewest encoded bytes.
-    pub(super) const SIZE_MIN: usize = 20;
+    pub(super) const SIZE_MIN: usize = 21;
 
     /// A volume of which nothing is mapped, of a family of its own.
     pub fn empty(id: VolumeId, name: &str, blocks: u64, levels: u8) -> Self {

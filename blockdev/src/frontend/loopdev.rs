@@ -358,7 +358,7 @@ pub(super) fn unmount(target: &Path, flags: libc::c_int) -> io::Result<()> {
 
 /// # Safety
 /// `request` must not make the kernel touch memory of this process.
-unsafe fn ioctl_int(fd: RawFd, request: libc::c_ulong, argument: libc::c_ulong) -> io::Result<libc::c_int> {
+pub(super) unsafe fn ioctl_int(fd: RawFd, request: libc::c_ulong, argument: libc::c_ulong) -> io::Result<libc::c_int> {
     // SAFETY: as the caller vouches.
     let result = unsafe { libc::ioctl(fd, request as libc::Ioctl, argument) };
     if result >= 0 { Ok(result) } else { Err(io::Error::last_os_error()) }

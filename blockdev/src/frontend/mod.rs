@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 pub mod errno;
+pub mod freeze;
 pub mod fuse;
 pub mod loopdev;
 pub mod memory;

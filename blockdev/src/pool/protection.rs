@@ -1,7 +1,7 @@
 //! How long snapshots are kept, and what whoever manages the pool keeps in it. See `docs/design/0016-protection.md`.
 
 use super::Pool;
-use super::snapshots::AT_ONCE;
+use super::snapshots::{AT_ONCE, check_several, split};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Op;
 use crate::format::volume::{Protection, SETTING_MAX, SETTING_NAME_MAX, Setting, VolumeRecord};
@@ -25,6 +25,8 @@ pub struct Kept {
     pub rule: u32,
     /// The group they are taken of; 0 is none.
     pub group: u32,
+    /// Whether applications are ready for them.
+    pub quiesced: bool,
 }
 
 /// A change of how volumes are managed.
@@ -48,8 +50,8 @@ impl Kept {
             }
             None => 0,
         };
-        let Self { secure, rule, group, .. } = *self;
-        Ok(Protection { group, policy: 0, rule, expires_s, secure })
+        let Self { secure, rule, group, quiesced, .. } = *self;
+        Ok(Protection { group, rule, expires_s, secure, quiesced, ..Protection::default() })
     }
 }
 
@@ -75,16 +77,14 @@ impl Pool {
         Err(Error::new(ErrorKind::Busy, message))
     }
 
-    /// Changes how long a snapshot is kept: `expires_in_s` from now, for ever when None. One that is secure is kept no shorter than before, and
-    /// stays secure.
+    /// Changes how long a snapshot is kept: `expires_in_s` from now, for ever when None; from now on its rule does not count it. One that is secure is
+    /// kept no shorter than before, and stays secure.
     pub async fn keep_snapshot(&self, name: &str, expires_in_s: Option<u64>, secure: bool) -> Result<SnapshotInfo> {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        let record = self.record(name)?;
-        if !record.is_snapshot() {
-            return Err(Error::invalid(format!("'{name}' names no snapshot: write VOLUME@SNAPSHOT")));
-        }
+        let _bound = engine.bind_clock();
+        let record = self.snapshot_record(name)?;
         let before = record.protection;
         let held = before.secure && before.expires_s > engine.clock_s();
         let kept = Kept { expires_in_s, secure: secure || held, ..Kept::default() };
@@ -95,9 +95,33 @@ impl Pool {
                 format!("snapshot '{name}' is secure: it is kept for another {left}, which can be more but not less");
             return Err(Error::new(ErrorKind::Busy, message));
         }
-        let protection = Protection { expires_s: new.expires_s, secure: new.secure, ..before };
+        let protection = Protection { expires_s: new.expires_s, secure: new.secure, rule: 0, ..before };
         self.commit_kept(vec![Op::PutVolume(VolumeRecord { protection, ..record })]).await?;
         self.snapshot_info(name).await
+    }
+
+    /// Says how snapshots are kept that were just taken, all at once. None of them may be secure yet.
+    pub async fn confirm_snapshots(&self, names: &[String], kept: &Kept) -> Result<Vec<SnapshotInfo>> {
+        let engine = &self.0.engine;
+        engine.check_writable()?;
+        let _turn = self.0.administration.lock().await;
+        check_several("snapshots are kept", names)?;
+        let _bound = engine.bind_clock();
+        let protection = kept.protection(engine)?;
+        let mut ops = Vec::with_capacity(names.len());
+        for name in names {
+            let record = self.snapshot_record(name)?;
+            self.check_not_secure(&record)?;
+            ops.push(Op::PutVolume(VolumeRecord { protection, ..record }));
+        }
+        self.commit_kept(ops).await?;
+        names.iter().map(|name| Ok(self.describe(&self.record(name)?))).collect()
+    }
+
+    /// The record of a snapshot.
+    fn snapshot_record(&self, name: &str) -> Result<VolumeRecord> {
+        split(name)?;
+        self.record(name)
     }
 
     /// Commits what says when snapshots expire, with the time of that.
@@ -105,6 +129,52 @@ impl Pool {
         let engine = &self.0.engine;
         ops.insert(0, Op::Clock(engine.clock_s()));
         engine.commit_ops(ops).await
+    }
+
+    /// Deletes snapshots that have expired and are not attached, at most `max`, first those that did first. Gives their names.
+    pub async fn delete_expired(&self, max: usize) -> Result<Vec<String>> {
+        if self.0.engine.state.read().expiring.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.delete_where(max, |now| {
+            let state = self.0.engine.state.read();
+            let expired = state.expiring.range(..=(now, VolumeId(u32::MAX))).filter_map(|(_, id)| state.live(*id));
+            expired.filter(|s| s.attachment.is_empty()).take(max.min(AT_ONCE)).cloned().collect()
+        })
+        .await
+    }
+
+    /// Deletes snapshots if they are still those that were meant: of this identity, taken by this rule, neither secure nor attached. Gives the names
+    /// of those that were.
+    pub async fn delete_of_rule(&self, meant: &[(u32, u32)]) -> Result<Vec<String>> {
+        self.delete_where(meant.len(), |now| {
+            let state = self.0.engine.state.read();
+            let found = meant.iter().filter_map(|(id, rule)| {
+                let s = state.live(VolumeId(*id))?;
+                let held = s.protection.secure && s.protection.expires_s > now;
+                let meant = s.is_snapshot() && s.protection.rule == *rule && s.attachment.is_empty() && !held;
+                meant.then(|| s.clone())
+            });
+            found.take(AT_ONCE).collect()
+        })
+        .await
+    }
+
+    /// Deletes what is chosen while nothing else is changed; the time of the pool's clock is given.
+    async fn delete_where(&self, max: usize, choose: impl FnOnce(u64) -> Vec<VolumeRecord>) -> Result<Vec<String>> {
+        let engine = &self.0.engine;
+        engine.check_writable()?;
+        let _turn = self.0.administration.lock().await;
+        let chosen = choose(engine.clock_s());
+        if chosen.is_empty() || max == 0 {
+            return Ok(Vec::new());
+        }
+        let names = {
+            let state = engine.state.read();
+            chosen.iter().map(|s| state.name_of(s)).collect()
+        };
+        self.delete_records(chosen).await?;
+        Ok(names)
     }
 
     /// Changes how volumes are managed, all at once.
@@ -134,6 +204,7 @@ impl Pool {
                 Managed::Group(volume, group) => (volume, Some(group), None),
                 Managed::Policy(volume, policy) => (volume, None, Some(policy)),
             };
+            let now_s = self.0.engine.env.wall_clock_s();
             let record = self.volume_record(&volume)?;
             let i = records.iter().position(|r| r.id == record.id).unwrap_or_else(|| {
                 records.push(record);
@@ -141,7 +212,9 @@ impl Pool {
             });
             let protection = &mut records[i].protection;
             protection.group = group.unwrap_or(protection.group);
-            protection.policy = policy.unwrap_or(protection.policy);
+            if let Some(policy) = policy {
+                (protection.policy, protection.since_s) = (policy, if policy == 0 { 0 } else { now_s });
+            }
         }
         ops.extend(records.into_iter().map(Op::PutVolume));
         Ok(ops)
@@ -177,27 +250,12 @@ impl Pool {
         let state = self.0.engine.state.read();
         let volumes = state.volumes.values().filter(|v| !v.is_snapshot() && !v.deleting);
         let described = volumes.map(|v| {
-            let Protection { group, policy, .. } = v.protection;
-            Membership { volume: v.name.clone(), group, policy }
+            let Protection { group, policy, since_s, .. } = v.protection;
+            Membership { volume: v.name.clone(), group, policy, since_s }
         });
         let mut out: Vec<Membership> = described.collect();
         out.sort_by(|a, b| a.volume.cmp(&b.volume));
         out
-    }
-
-    /// Snapshots that have expired and are not attached, first those that did first, at most `max`.
-    pub fn expired(&self, max: usize) -> Vec<String> {
-        let now = self.0.engine.clock_s();
-        let state = self.0.engine.state.read();
-        let expired = state.expiring.range(..=(now, VolumeId(u32::MAX))).filter_map(|(_, id)| state.live(*id));
-        expired.filter(|s| s.attachment.is_empty()).map(|s| state.name_of(s)).take(max).collect()
-    }
-
-    /// The pool's clock and the machine's, in seconds since 1970, when something goes by the pool's.
-    pub fn clocks(&self) -> Option<(u64, u64)> {
-        let engine = &self.0.engine;
-        let bound = !engine.state.read().expiring.is_empty();
-        bound.then(|| (engine.clock_s(), engine.env.wall_clock_s()))
     }
 }
 

@@ -20,27 +20,41 @@ impl Pool {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
-        check_several("snapshots are taken", names)?;
-        self.check_room().await?;
+        let _bound = engine.bind_clock();
         let protection = kept.protection(engine)?;
-        let mut records = Vec::with_capacity(names.len());
-        for (i, name) in names.iter().enumerate() {
-            let (volume, snapshot) = split(name)?;
-            let id = VolumeId(engine.state.read().next_volume + i as u32);
-            let record = self.new_snapshot(id, volume, snapshot)?;
-            engine.check_volume(record.snapshot_of)?;
-            records.push(VolumeRecord { protection, ..record });
-        }
+        let records = self.new_snapshots(names).await?;
         for record in &records {
             self.check_catalogue(record)?;
         }
-        let ops = records.into_iter().map(Op::Snapshot).collect();
+        let ops = records.into_iter().map(|record| Op::Snapshot(VolumeRecord { protection, ..record })).collect();
         let taken = match protection.expires_s {
             0 => engine.commit_ops(ops).await,
             _ => self.commit_kept(ops).await,
         };
         taken.context(format!("taking snapshot {}", names.join(", ")))?;
         names.iter().map(|name| Ok(self.describe(&self.record(name)?))).collect()
+    }
+
+    /// Fails when such snapshots could not be taken now.
+    pub async fn check_snapshots(&self, names: &[String]) -> Result<()> {
+        self.0.engine.check_writable()?;
+        self.new_snapshots(names).await.map(drop)
+    }
+
+    /// The records of snapshots to be taken.
+    async fn new_snapshots(&self, names: &[String]) -> Result<Vec<VolumeRecord>> {
+        let engine = &self.0.engine;
+        check_several("snapshots are taken", names)?;
+        self.check_room().await?;
+        let first = engine.state.read().next_volume;
+        let mut records = Vec::with_capacity(names.len());
+        for (id, name) in (first..).zip(names) {
+            let (volume, snapshot) = split(name)?;
+            let record = self.new_snapshot(VolumeId(id), volume, snapshot)?;
+            engine.check_volume(record.snapshot_of)?;
+            records.push(record);
+        }
+        Ok(records)
     }
 
     /// The record of a snapshot to be taken.
@@ -223,17 +237,23 @@ impl Pool {
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         check_several("snapshots are deleted", names)?;
-        let mut ops = Vec::with_capacity(names.len());
-        let mut ids = Vec::with_capacity(names.len());
+        let mut records = Vec::with_capacity(names.len());
         for name in names {
             split(name)?;
             let record = self.record(name)?;
             detached(&record, name)?;
             self.check_not_secure(&record)?;
-            ids.push(record.id);
-            ops.push(Op::PutVolume(VolumeRecord { deleting: true, ..record }));
+            records.push(record);
         }
-        engine.commit_ops(ops).await?;
+        self.delete_records(records).await
+    }
+
+    /// Deletes snapshots that may be.
+    pub(super) async fn delete_records(&self, records: Vec<VolumeRecord>) -> Result<()> {
+        let engine = &self.0.engine;
+        let ids: Vec<VolumeId> = records.iter().map(|s| s.id).collect();
+        let gone = |s| Op::PutVolume(VolumeRecord { deleting: true, ..s });
+        engine.commit_ops(records.into_iter().map(gone).collect()).await?;
         for id in ids {
             if let Some(handle) = self.0.volumes.lock().remove(&id) {
                 handle.retire();
@@ -314,7 +334,7 @@ impl Pool {
         Ok(out)
     }
 
-    fn describe(&self, s: &VolumeRecord) -> SnapshotInfo {
+    pub(super) fn describe(&self, s: &VolumeRecord) -> SnapshotInfo {
         let protection = s.protection;
         let (clock_s, wall_s) = (self.0.engine.clock_s(), self.0.engine.env.wall_clock_s());
         let state = self.0.engine.state.read();
@@ -334,6 +354,7 @@ impl Pool {
             held: None,
             expires_s: (protection.expires_s > 0).then(|| wall_s + protection.expires_s.saturating_sub(clock_s)),
             secure: protection.secure,
+            quiesced: protection.quiesced,
             rule_id: protection.rule,
             group_id: protection.group,
         }
@@ -357,7 +378,7 @@ struct Exchange<'a> {
 }
 
 /// Fails unless these are as many as may be done at once, each once.
-fn check_several(what: &str, names: &[String]) -> Result<()> {
+pub(super) fn check_several(what: &str, names: &[String]) -> Result<()> {
     if names.is_empty() || names.len() > AT_ONCE {
         return Err(Error::invalid(format!("1 to {AT_ONCE} {what} at once, not {}", names.len())));
     }
@@ -368,7 +389,7 @@ fn check_several(what: &str, names: &[String]) -> Result<()> {
 }
 
 /// Volume and snapshot of a name.
-fn split(name: &str) -> Result<(&str, &str)> {
+pub(super) fn split(name: &str) -> Result<(&str, &str)> {
     name.split_once('@').ok_or_else(|| Error::invalid(format!("'{name}' names no snapshot: write VOLUME@SNAPSHOT")))
 }
 

@@ -54,6 +54,8 @@ pub struct Checkpoints {
     pub number: u64,
     /// Newest record it contains.
     pub record: u64,
+    /// What the pool's clock shows in it.
+    pub clock_s: u64,
     /// The next checkpoint is made even if nothing has changed.
     pub forced: bool,
     /// The next checkpoint closes all segments that are being filled.
@@ -110,10 +112,6 @@ impl Engine {
                 // The pool has stopped and says why.
                 return;
             }
-            if self.clock_is_to_be_kept() {
-                // Without it snapshots are kept for longer.
-                let _ = self.commit_ops(vec![Op::Clock(self.clock_s())]).await;
-            }
             // What goes on from a deleted snapshot may see less of it by now.
             if self.env.now() - reaped > REAP_AGAIN && self.state.read().volumes.values().any(|v| v.deleting) {
                 reaped = self.env.now();
@@ -159,6 +157,7 @@ impl Engine {
                 state.maps.pages.dirty_len() + state.table.pages.dirty_len() + state.table.directory.dirty_len();
             self.array.failures() != own.failures || state.record != own.record || dirty > 0
         };
+        let changed = changed || self.clock_is_to_be_kept(own.clock_s);
         if !changed && !own.forced {
             return Ok(());
         }
@@ -255,6 +254,7 @@ impl Engine {
         own.number = number;
         (own.forced, own.close_segments) = (false, false);
         own.record = frozen.record;
+        own.clock_s = catalogue.clock_s;
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.log.trim(log_start);
         self.retire_appenders();

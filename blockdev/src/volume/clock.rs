@@ -1,16 +1,15 @@
 //! The pool's clock, by which snapshots expire. See `docs/design/0016-protection.md`.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Engine;
 use crate::lock::{Mutex, Rank};
 
-/// Of the time that passes, the clock is at most this part faster or slower.
-const SLEW: u32 = 4;
 /// Seconds after which what it shows is written down again.
 const KEPT_AFTER_S: u64 = 600;
 
-/// Goes with real time while the pool is open and something expires, and follows the machine's clock, which anybody may set, only slowly.
+/// Goes with real time while the pool is open and something expires, whatever the machine's clock shows.
 pub struct PoolClock(Mutex<Reading>);
 
 #[derive(Clone, Copy, Debug)]
@@ -29,37 +28,50 @@ impl PoolClock {
 
     /// Seconds since 1970. `machine_s` is what the machine's clock shows; while nothing expires (`bound` is false) the pool's shows the same.
     pub fn read(&self, machine_s: u64, now: Duration, bound: bool) -> u64 {
-        let machine = Duration::from_secs(machine_s);
         let mut reading = self.0.lock();
-        let passed = now.saturating_sub(reading.taken);
+        // Whoever waited for the lock has an older moment: time is counted once.
+        let now = now.max(reading.taken);
         let time = match bound {
-            false => machine,
-            true => machine.clamp(reading.time + passed - passed / SLEW, reading.time + passed + passed / SLEW),
+            false => Duration::from_secs(machine_s),
+            true => reading.time + (now - reading.taken),
         };
         *reading = Reading { time, taken: now };
         time.as_secs()
     }
 }
 
+/// While one of these lives the pool's clock does not follow the machine's: something is about to expire by it.
+pub struct Bound<'a>(&'a Engine);
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        self.0.clock_bound.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Engine {
     /// What the pool's clock shows, in seconds since 1970.
     pub fn clock_s(&self) -> u64 {
-        let (bound, at_s) = self.clock_kept();
+        let (expires, at_s) = {
+            let state = self.state.read();
+            (!state.expiring.is_empty(), state.clock_s)
+        };
         let now = self.env.now();
         let clock = self.clock.get_or_init(|| PoolClock::new(at_s, now));
-        clock.read(self.env.wall_clock_s(), now, bound)
+        clock.read(self.env.wall_clock_s(), now, expires || self.clock_bound.load(Ordering::Acquire) > 0)
     }
 
-    /// Whether something goes by the pool's clock, and what it showed when that was last written down.
-    fn clock_kept(&self) -> (bool, u64) {
-        let state = self.state.read();
-        (!state.expiring.is_empty(), state.clock_s)
+    /// Keeps the machine's clock from mattering until what expires by the pool's is in the state.
+    pub fn bind_clock(&self) -> Bound<'_> {
+        // What it shows now it goes on from.
+        self.clock_s();
+        self.clock_bound.fetch_add(1, Ordering::AcqRel);
+        Bound(self)
     }
 
-    /// Whether it is time to write down what the pool's clock shows.
-    pub(super) fn clock_is_to_be_kept(&self) -> bool {
-        let (bound, kept_s) = self.clock_kept();
-        bound && self.clock_s() > kept_s + KEPT_AFTER_S
+    /// Whether it is time for a checkpoint to write down what the pool's clock shows, which the last one did at `kept_s`.
+    pub(super) fn clock_is_to_be_kept(&self, kept_s: u64) -> bool {
+        !self.state.read().expiring.is_empty() && self.clock_s() > kept_s + KEPT_AFTER_S
     }
 }
 
@@ -74,40 +86,38 @@ mod tests {
     }
 
     #[test]
-    fn a_right_clock_is_followed() {
+    fn it_goes_with_real_time_whatever_the_machine_shows() {
         let clock = PoolClock::new(1000, s(0));
-        let mut last = 1000;
-        for now in 1..100 * DAY / 997 {
-            let read = clock.read(1000 + now * 997, s(now * 997), true);
-            assert_eq!(read, 1000 + now * 997);
-            assert!(read >= last);
-            last = read;
+        for (now, machine) in [(1, 1001), (DAY, 1 << 40), (2 * DAY, 0), (3 * DAY, 1000)] {
+            assert_eq!(clock.read(machine, s(now), true), 1000 + now);
         }
-    }
-
-    #[test]
-    fn a_clock_that_was_set_is_followed_slowly_and_never_backwards() {
-        let clock = PoolClock::new(1000, s(0));
-        // Set a year ahead: a day is a day and a quarter.
-        for now in 1..=24 {
-            clock.read(1000 + 365 * DAY, s(now * 3600), true);
-        }
-        assert_eq!(clock.read(1000 + 365 * DAY, s(DAY), true), 1000 + DAY + DAY / 4);
-        // Set to long ago: it goes on, slower.
-        let after = clock.read(0, s(2 * DAY), true);
-        assert_eq!(after, 1000 + DAY + DAY / 4 + DAY * 3 / 4);
-        // In the end it is what the machine's clock is.
-        assert_eq!(clock.read(1000 + 3 * DAY, s(3 * DAY), true), 1000 + 3 * DAY);
-    }
-
-    #[test]
-    fn many_short_looks_give_no_more_than_one() {
-        let clock = PoolClock::new(0, s(0));
+        // Fractions add up.
         let mut read = 0;
-        for ms in 0..40_000 {
-            read = clock.read(1 << 40, Duration::from_millis(ms), true);
+        for ms in 0..=10_000 {
+            read = clock.read(0, s(3 * DAY) + Duration::from_millis(ms), true);
         }
-        assert!((49..=50).contains(&read), "{read}");
+        assert_eq!(read, 1000 + 3 * DAY + 10);
+    }
+
+    #[test]
+    fn time_is_counted_once_however_many_look() {
+        let clock = PoolClock::new(0, s(0));
+        let begun = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50_000 {
+                        clock.read(0, begun.elapsed() * 1000, true);
+                    }
+                });
+            }
+        });
+        let passed = (begun.elapsed() * 1000).as_secs();
+        assert!(clock.read(0, begun.elapsed() * 1000, true) <= passed + 1);
+        // A look from before the newest one takes nothing back.
+        let newest = clock.read(0, s(1_000_000), true);
+        assert_eq!(clock.read(0, s(999_000), true), newest);
+        assert_eq!(clock.read(0, s(1_000_000), true), newest);
     }
 
     #[test]
@@ -115,6 +125,6 @@ mod tests {
         let clock = PoolClock::new(1000, s(0));
         assert_eq!(clock.read(77, s(5), false), 77);
         assert_eq!(clock.read(1 << 33, s(6), false), 1 << 33);
-        assert_eq!(clock.read(77, s(10), true), (1 << 33) + 3);
+        assert_eq!(clock.read(77, s(10), true), (1 << 33) + 4);
     }
 }

@@ -312,6 +312,8 @@ pub struct Engine {
     pub opened: Duration,
     /// Set when it is first read.
     clock: OnceLock<PoolClock>,
+    /// Who is about to make something that expires.
+    clock_bound: AtomicUsize,
 }
 
 impl Engine {

@@ -362,6 +362,7 @@ impl Engine {
             checkpoints: tokio::sync::Mutex::new(Checkpoints {
                 number: superblock.checkpoint,
                 record: catalogue.record,
+                clock_s: catalogue.clock_s,
                 forced: true,
                 close_segments: false,
                 open: None,
@@ -385,6 +386,7 @@ impl Engine {
             stopping: false.into(),
             failure: Mutex::new(Rank::Failure, None),
             clock: OnceLock::new(),
+            clock_bound: AtomicUsize::new(0),
             env,
             array,
             config,

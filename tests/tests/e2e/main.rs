@@ -15,6 +15,7 @@ mod lab_faults;
 mod memory;
 mod nbd;
 mod protection;
+mod quiesce;
 mod replace;
 mod restart;
 mod scrub;

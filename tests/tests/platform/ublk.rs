@@ -160,14 +160,17 @@ fn a_snapshot_is_mounted_while_its_volume_goes_on() {
     let (mount, other) = (appliance.mountpoint(), appliance.dir().join("snapshot").display().to_string());
     let script = "mkfs.ext4 -q -b 4096 \"$1\"; mount \"$1\" \"$2\"; cp -r \"$3\" \"$2/tree\"; sync; mkdir \"$4\"";
     shell(script, &[&device, &mount, &tree(), &other]).expect_ok();
-    appliance.ashlar(&["snapshot", "create", "data@then"]);
+    // Of a frozen file system: it is mounted from a device that cannot be written to, where nothing could be repaired.
+    appliance.ashlar(&["snapshot", "create", "data@then", "--freeze"]);
+    assert_eq!(appliance.json(&["snapshot", "show", "data@then"])["quiesced"], true);
     shell("rm -r \"$1/tree\"; dd if=/dev/urandom of=\"$1/more\" bs=1M count=20 status=none; sync", &[&mount])
         .expect_ok();
     for how in [&["ublk"][..], &["fuse", "--loop"]] {
         let attach = [&["volume", "attach", "data@then", "--via"], how].concat();
         let snapshot = appliance.ashlar(&attach).stdout.trim().to_owned();
         settle();
-        let script = "[ $(blockdev --getro \"$1\") = 1 ]; mount -o ro,noload \"$1\" \"$2\"; diff -r \"$2/tree\" \"$3\"; umount \"$2\"";
+        let script =
+            "[ $(blockdev --getro \"$1\") = 1 ]; mount -o ro \"$1\" \"$2\"; diff -r \"$2/tree\" \"$3\"; umount \"$2\"";
         shell(script, &[&snapshot, &other, &tree()]).expect_ok();
         appliance.ashlar(&["volume", "detach", "data@then"]);
     }

@@ -96,14 +96,14 @@ impl Worker<'_> {
             }
             17 => {
                 let Some(name) = pick(rng, &now.snapshots) else { return Ok(true) };
-                let (before, kept) = (now.kept.get(name).copied().unwrap_or_default(), kept(rng));
+                let kept = kept(rng);
                 // What is secure stays so for as long as it is kept; not while that ends.
                 let (until, now_s) = (held_until(self.pool, name), self.pool.engine().clock_s());
                 if (now_s..now_s + EXPIRE_S / 4).contains(&until) {
                     return Ok(true);
                 }
                 let secure = kept.secure || until > now_s;
-                let step = Step::Keep { names: vec![name.clone()], secure, rule: before.1 };
+                let step = Step::Keep { names: vec![name.clone()], secure, rule: 0 };
                 self.change(step, self.pool.keep_snapshot(name, kept.expires_in_s, kept.secure)).await
             }
             18 if now.snapshots.len() > 1 && now.volumes.len() > 1 => {
@@ -153,7 +153,7 @@ impl Worker<'_> {
 fn kept(rng: &mut Rng) -> Kept {
     let expires_in_s = rng.chance(1, 3).then(|| rng.between(1, EXPIRE_S));
     let secure = expires_in_s.is_some() && rng.chance(1, 2);
-    Kept { expires_in_s, secure, rule: rng.below(3) as u32, group: rng.below(3) as u32 }
+    Kept { expires_in_s, secure, rule: rng.below(3) as u32, group: rng.below(3) as u32, ..Kept::default() }
 }
 
 /// Until when nobody can delete a snapshot; 0 when anybody can.
@@ -259,7 +259,7 @@ fn nothing_is_left(appliance: &mut Appliance, silent: bool) -> Result<(), String
             state.volumes.values().filter(|v| !v.deleting).map(|v| state.name_of(v)).collect()
         };
         rng.shuffle(&mut names);
-        // Until everything has expired that does, by a clock that may be slow.
+        // Until everything has expired that does.
         env.sleep(Duration::from_secs(EXPIRE_S * 2)).await;
         let changes = names.iter().filter(|name| !name.contains('@')).map(|name| Managed::Group(name.clone(), 0));
         pool.manage(changes.collect()).await.map_err(|e| failed("leaving groups", e))?;

@@ -2,7 +2,7 @@
 
 use hyper::Method;
 
-use super::snapshot::KeptArguments;
+use super::snapshot::{KeptArguments, QuiesceArguments};
 use super::volume::{KeepArguments, done};
 use super::{Global, snapshot};
 use crate::client::segment;
@@ -68,6 +68,8 @@ pub enum Command {
         name: String,
         #[command(flatten)]
         kept: KeptArguments,
+        #[command(flatten)]
+        quiesce: QuiesceArguments,
     },
     /// Delete the snapshots of this name of all volumes of a group
     DeleteSnapshot {
@@ -154,10 +156,11 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             super::talk(client.send::<()>(Method::DELETE, &path(&name)))?;
             done(format, "group", &name, "deleted")?;
         }
-        Command::Snapshot { name, kept } => {
+        Command::Snapshot { name, kept, quiesce } => {
             let (group, snapshot) = split(&name)?;
             let KeptArguments { keep_for, secure } = kept;
-            let request = GroupSnapshotCreate { name: snapshot.into(), expires_in_s: keep_for, secure };
+            let quiesce = quiesce.wanted();
+            let request = GroupSnapshotCreate { name: snapshot.into(), expires_in_s: keep_for, secure, quiesce };
             let to = format!("{}/snapshots", path(group));
             let taken: GroupSnapshot = super::talk(client.call(Method::POST, &to, Some(&request)))?;
             show(format, &taken, |s| format!("snapshot {} taken: {}", s.name, words(&s.snapshots)))?;

@@ -15,6 +15,7 @@ mod disk;
 mod doctor;
 mod event;
 mod group;
+pub mod hold_frozen;
 mod job;
 mod lab;
 mod policy;
@@ -137,6 +138,9 @@ enum Command {
     Config(config::Command),
     /// What daemons that ended badly left on this machine, and what to do about it
     Doctor(doctor::Arguments),
+    /// What the daemon starts to freeze file systems
+    #[command(hide = true)]
+    HoldFrozen(hold_frozen::Arguments),
     /// Completions for a shell
     #[command(after_help = "Example:\n  ashlar completions bash > /etc/bash_completion.d/ashlar")]
     Completions {
@@ -178,6 +182,7 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Upgrade(arguments) => upgrade::run(&arguments, global),
         Command::Config(command) => config::run(command, global),
         Command::Doctor(arguments) => doctor::run(&arguments, global),
+        Command::HoldFrozen(arguments) => hold_frozen::run(&arguments),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ashlar", &mut text);

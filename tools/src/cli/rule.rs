@@ -78,6 +78,12 @@ pub struct Says {
     /// How they are called: {rule} and {time} stand for the rule's name and the local time
     #[arg(long, value_name = "PATTERN")]
     names: Option<String>,
+    /// Freeze file systems that are mounted on the volumes' devices on this machine meanwhile
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    freeze: Option<bool>,
+    /// Run this program of the daemon's `hooks_dir` before and after; `none` for none
+    #[arg(long, value_name = "NAME")]
+    hook: Option<String>,
 }
 
 /// One day of the week, or all.
@@ -105,7 +111,8 @@ impl Says {
             if every % 60 != 0 {
                 return Err(Failure::usage("an interval is a number of minutes or hours, such as 15m or 1h"));
             }
-            spec.schedule = Schedule { every_min: Some((every / 60) as u32), at: Vec::new(), days };
+            let every = u32::try_from(every / 60).unwrap_or(u32::MAX);
+            spec.schedule = Schedule { every_min: Some(every), at: Vec::new(), days };
         } else if !self.at.is_empty() {
             spec.schedule = Schedule { every_min: None, at: self.at, days };
         }
@@ -126,6 +133,8 @@ impl Says {
         spec.keep_for_s = limit(self.keep_for, spec.keep_for_s);
         spec.secure = self.secure.unwrap_or(spec.secure);
         spec.pattern = self.names.or(spec.pattern);
+        spec.quiesce.freeze = self.freeze.unwrap_or(spec.quiesce.freeze);
+        spec.quiesce.hook = self.hook.or(spec.quiesce.hook).filter(|name| name != "none");
         Ok(spec)
     }
 }
@@ -205,6 +214,14 @@ fn policies(rule: &Rule) -> String {
     if rule.policies.is_empty() { "-".into() } else { rule.policies.join(" ") }
 }
 
+/// How applications are made ready.
+fn quiesced(spec: &RuleSpec) -> String {
+    let hook = spec.quiesce.hook.as_ref().map(|name| format!("hook {name}"));
+    let freeze = spec.quiesce.freeze.then(|| "file systems frozen".to_owned());
+    let words: Vec<String> = [hook, freeze].into_iter().flatten().collect();
+    if words.is_empty() { "no".into() } else { words.join(", ") }
+}
+
 fn describe(rule: &Rule) -> String {
     pairs(
         &[
@@ -212,6 +229,7 @@ fn describe(rule: &Rule) -> String {
             ("when", rule.spec.schedule.describe()),
             ("kept", kept(&rule.spec)),
             ("names", rule.spec.pattern.clone().unwrap_or_else(|| "{rule}-{time}".into())),
+            ("quiesced", quiesced(&rule.spec)),
             ("next", next(rule)),
             ("policies", policies(rule)),
         ],
@@ -224,7 +242,17 @@ mod tests {
     use super::*;
 
     fn says() -> Says {
-        Says { every: None, at: vec![], days: vec![], keep: None, keep_for: None, secure: None, names: None }
+        Says {
+            every: None,
+            at: vec![],
+            days: vec![],
+            keep: None,
+            keep_for: None,
+            secure: None,
+            names: None,
+            freeze: None,
+            hook: None,
+        }
     }
 
     #[test]

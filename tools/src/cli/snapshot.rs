@@ -9,7 +9,7 @@ use crate::client::segment;
 use crate::exit::{CommandResult, Exit};
 use crate::output::{Align, Table, pairs, show, size, timestamp};
 use crate::values::parse_span;
-use crate::wire::snapshots::{Snapshot, SnapshotCreate, SnapshotKeep};
+use crate::wire::snapshots::{Quiesce, Snapshot, SnapshotCreate, SnapshotKeep};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -18,7 +18,7 @@ pub enum Command {
     /// A snapshot takes no time and no space; what it alone holds is kept when its volume changes. Several are of one instant, in the order of all
     /// writes. Attach one to read it (`ashlar volume attach VOLUME@SNAPSHOT --via nbd`), clone it to write to it.
     #[command(
-        after_help = "Examples:\n  ashlar snapshot create data@monday\n  ashlar snapshot create db@before-upgrade logs@before-upgrade   # the same instant"
+        after_help = "Examples:\n  ashlar snapshot create data@monday\n  ashlar snapshot create db@before-upgrade logs@before-upgrade   # the same instant\n  ashlar snapshot create files@clean --freeze     # of the file system that is mounted on it"
     )]
     Create {
         /// VOLUME@SNAPSHOT, one or more
@@ -26,11 +26,13 @@ pub enum Command {
         names: Vec<String>,
         #[command(flatten)]
         kept: KeptArguments,
+        #[command(flatten)]
+        quiesce: QuiesceArguments,
     },
     /// Change how long snapshots are kept
     ///
-    /// Secure ones can be kept for longer, never for less. Time is counted by the pool's own clock, which follows the machine's slowly: to set that
-    /// does not make snapshots expire.
+    /// From then on their rule does not count them. Secure ones can be kept for longer, never for less. Time is counted while the pool is open, whatever
+    /// the machine's clock shows.
     #[command(
         after_help = "Examples:\n  ashlar snapshot keep data@monday --for 30d\n  ashlar snapshot keep data@monday --for 30d --secure\n  ashlar snapshot keep data@monday --forever"
     )]
@@ -76,6 +78,24 @@ pub struct KeptArguments {
     pub secure: bool,
 }
 
+/// How applications are made ready.
+#[derive(Debug, clap::Args)]
+pub struct QuiesceArguments {
+    /// Freeze file systems that are mounted on the volumes' devices on this machine, so that they need no repair
+    #[arg(long)]
+    pub freeze: bool,
+    /// Run this program of the daemon's `hooks_dir` before (`pre`) and after (`post`, or `failed`)
+    #[arg(long, value_name = "NAME")]
+    pub hook: Option<String>,
+}
+
+impl QuiesceArguments {
+    /// As the API wants it.
+    pub fn wanted(self) -> Quiesce {
+        Quiesce { freeze: self.freeze, hook: self.hook }
+    }
+}
+
 fn path(name: &str) -> String {
     format!("/v1/snapshots/{}", segment(name))
 }
@@ -84,12 +104,16 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     let client = global.client();
     let format = global.output;
     match command {
-        Command::Create { names, kept } => {
-            let request = SnapshotCreate { names, expires_in_s: kept.keep_for, secure: kept.secure };
+        Command::Create { names, kept, quiesce } => {
+            let KeptArguments { keep_for, secure } = kept;
+            let freeze = quiesce.freeze;
+            let request = SnapshotCreate { names, expires_in_s: keep_for, secure, quiesce: quiesce.wanted() };
             let taken: Vec<Snapshot> = super::talk(client.call(Method::POST, "/v1/snapshots", Some(&request)))?;
+            let open = freeze && taken.iter().any(|s| !s.info.quiesced);
             show(format, &taken, |all| {
                 let lines: Vec<String> = all.iter().map(|s| format!("snapshot {} taken", s.info.name)).collect();
-                lines.join("\n")
+                let note = if open { "\nnothing was frozen: no file system is mounted on it here" } else { "" };
+                format!("{}{note}", lines.join("\n"))
             })?;
         }
         Command::Keep { names, kept, forever: _ } => {
@@ -171,6 +195,7 @@ fn describe(snapshot: &Snapshot) -> String {
             ("held", s.held.map_or_else(|| "-".into(), |held| format!("{} come back when it is deleted", size(held)))),
             ("created", timestamp(s.created_s)),
             ("expires", expiry(s.expires_s, s.secure)),
+            ("quiesced", if s.quiesced { "yes" } else { "no: as a power cut would leave it" }.into()),
             ("rule", or_none(&snapshot.rule)),
             ("group", or_none(&snapshot.group)),
             ("attached", s.attached.clone().unwrap_or_else(|| "-".into())),
@@ -198,6 +223,7 @@ mod tests {
             held: Some(5 << 20),
             expires_s: Some(3600),
             secure: true,
+            quiesced: true,
             rule_id: 3,
             group_id: 0,
         };

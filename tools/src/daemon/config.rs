@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use blockdev::error::{Error, Result};
 use blockdev::frontend::ublk::Shape;
@@ -12,6 +13,7 @@ use blockdev::report::{Compression, Priority};
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+use super::quiesce::Quiescing;
 use crate::values::{check_name, parse_size};
 use crate::wire::ConfigRow;
 
@@ -107,6 +109,15 @@ pub struct File {
     /// See [`Config::zone`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
+    /// See [`Config::hooks_dir`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks_dir: Option<PathBuf>,
+    /// See [`Config::hook_limit`], in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook_limit: Option<u64>,
+    /// See [`Config::freeze_limit`], in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freeze_limit: Option<u64>,
     /// See [`Config::rebuild_priority`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebuild_priority: Option<Priority>,
@@ -287,6 +298,12 @@ pub struct Config {
     pub health_interval: Setting<u64>,
     /// Time zone of the times at which rules take snapshots.
     pub zone: Setting<Zone>,
+    /// Directory of programs that make applications ready for snapshots.
+    pub hooks_dir: Setting<PathBuf>,
+    /// Seconds after which such a program is killed.
+    pub hook_limit: Setting<u64>,
+    /// Seconds for which writers of a file system are held for a snapshot, at most.
+    pub freeze_limit: Setting<u64>,
     /// Whether nothing is to be changed.
     pub read_only: bool,
     /// How much rebuilds, scrubs and the cleaner may slow hosts down.
@@ -471,6 +488,7 @@ impl Config {
         let (flags, machine) = (sources.flags, sources.machine);
         let state_default = dir.clone().unwrap_or_else(|| "/var/lib/ashlar".into());
         let run = dir.as_ref().map_or_else(|| PathBuf::from("/run/ashlar"), |d| d.join("run"));
+        let hooks = dir.as_ref().map_or_else(|| PathBuf::from("/etc/ashlar/hooks"), |d| d.join("hooks"));
         let mount = dir.as_ref().map_or_else(|| run.join("volumes"), |d| d.join("mnt"));
         let disks = file.disks.map(|all| all.into_iter().map(|p| pick.base.join(p)).collect());
         let memory = file.memory.as_deref().map(parse_size).transpose().map_err(|e| e.context("memory"))?;
@@ -528,6 +546,9 @@ impl Config {
                 None,
                 parse_zone,
             )?,
+            hooks_dir: pick.path(file.hooks_dir, hooks),
+            hook_limit: pick.value(file.hook_limit, 30),
+            freeze_limit: pick.value(file.freeze_limit, 10),
             read_only: flags.read_only,
             rebuild_priority: pick.text(
                 pick.value(file.rebuild_priority, Priority::default()),
@@ -592,10 +613,26 @@ impl Config {
         if self.nbd_tls_ca.value.is_some() && self.nbd_tls_cert.value.is_none() {
             return Err(Error::invalid("nbd.tls_ca needs nbd.tls_cert and nbd.tls_key"));
         }
+        for (key, seconds) in [("hook_limit", self.hook_limit.value), ("freeze_limit", self.freeze_limit.value)] {
+            if seconds == 0 || seconds > LIMIT_MAX {
+                return Err(Error::invalid(format!("{key} is {seconds}: write 1 to {LIMIT_MAX} seconds")));
+            }
+        }
         self.ublk_shape().check().map_err(|e| e.context("section [ublk]"))?;
         tracing_subscriber::EnvFilter::try_new(&self.log_filter.value)
             .map(drop)
             .map_err(|e| Error::invalid(format!("the log filter ({}): {e}", self.log_filter.origin)))
+    }
+
+    /// How applications are made ready for snapshots.
+    pub fn quiescing(&self) -> Quiescing {
+        Quiescing {
+            hooks_dir: self.hooks_dir.value.clone(),
+            hook_limit: Duration::from_secs(self.hook_limit.value),
+            freeze_limit: Duration::from_secs(self.freeze_limit.value),
+            own: self.log_file.value.iter().cloned().chain([PathBuf::from("/proc/self/exe")]).collect(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Every value and its origin.
@@ -619,6 +656,9 @@ impl Config {
             row("error_limit", &self.error_limit, ToString::to_string),
             row("health_interval", &self.health_interval, |s| format!("{s} s")),
             row("timezone", &self.zone, |z| z.0.iana_name().unwrap_or("system").into()),
+            row("hooks_dir", &self.hooks_dir, path),
+            row("hook_limit", &self.hook_limit, |s| format!("{s} s")),
+            row("freeze_limit", &self.freeze_limit, |s| format!("{s} s")),
             row("rebuild_priority", &self.rebuild_priority, |p| format!("{p:?}").to_lowercase()),
             row("lab", &self.lab, ToString::to_string),
             row("nbd.socket", &self.nbd_socket, path),
@@ -637,6 +677,9 @@ impl Config {
         ]
     }
 }
+
+/// Longest limit for hooks and frozen file systems, in seconds.
+const LIMIT_MAX: u64 = 3600;
 
 /// A time zone.
 #[derive(Clone, Debug)]

@@ -218,12 +218,20 @@ impl Engine for MemoryEngine {
         Err(no_snapshots())
     }
 
-    fn expired(&self, _: usize) -> Vec<String> {
-        Vec::new()
+    async fn check_snapshots(&self, _: &[String]) -> Result<()> {
+        Err(no_snapshots())
     }
 
-    fn clocks(&self) -> Option<(u64, u64)> {
-        None
+    async fn confirm_snapshots(&self, _: &[String], _: &Kept) -> Result<Vec<SnapshotInfo>> {
+        Err(no_snapshots())
+    }
+
+    async fn delete_expired(&self, _: usize) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    async fn delete_of_rule(&self, _: &[(u32, u32)]) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     async fn snapshots(&self, _: Option<&str>) -> Result<Vec<SnapshotInfo>> {

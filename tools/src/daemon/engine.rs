@@ -93,10 +93,14 @@ pub trait Engine: Send + Sync + 'static {
     fn memberships(&self) -> Vec<Membership>;
     /// Changes how volumes are managed, all at once.
     async fn manage(&self, changes: Vec<Managed>) -> Result<()>;
-    /// Snapshots that have expired, at most `max`. Does not block.
-    fn expired(&self, max: usize) -> Vec<String>;
-    /// The pool's clock and the machine's, where they matter. Does not block.
-    fn clocks(&self) -> Option<(u64, u64)>;
+    /// Fails when such snapshots could not be taken now.
+    async fn check_snapshots(&self, names: &[String]) -> Result<()>;
+    /// Says how snapshots are kept that were just taken.
+    async fn confirm_snapshots(&self, names: &[String], kept: &Kept) -> Result<Vec<SnapshotInfo>>;
+    /// Deletes snapshots that have expired, at most `max`; gives their names.
+    async fn delete_expired(&self, max: usize) -> Result<Vec<String>>;
+    /// Deletes snapshots of these identities and rules, if they still are; gives their names.
+    async fn delete_of_rule(&self, meant: &[(u32, u32)]) -> Result<Vec<String>>;
     /// Gives a volume the content that another one has now.
     async fn refresh_volume(&self, volume: &str, from: &str, keep: Option<&str>) -> Result<VolumeInfo>;
     /// Names and identities of the snapshots of a volume. Does not block.
@@ -462,12 +466,20 @@ impl Engine for Pool {
         self.manage(changes).await
     }
 
-    fn expired(&self, max: usize) -> Vec<String> {
-        self.expired(max)
+    async fn check_snapshots(&self, names: &[String]) -> Result<()> {
+        self.check_snapshots(names).await
     }
 
-    fn clocks(&self) -> Option<(u64, u64)> {
-        self.clocks()
+    async fn confirm_snapshots(&self, names: &[String], kept: &Kept) -> Result<Vec<SnapshotInfo>> {
+        self.confirm_snapshots(names, kept).await
+    }
+
+    async fn delete_expired(&self, max: usize) -> Result<Vec<String>> {
+        self.delete_expired(max).await
+    }
+
+    async fn delete_of_rule(&self, meant: &[(u32, u32)]) -> Result<Vec<String>> {
+        self.delete_of_rule(meant).await
     }
 
     async fn restore_volume(&self, volume: &str, snapshot: &str, keep: Option<&str>) -> Result<VolumeInfo> {

@@ -23,6 +23,7 @@ pub mod jobs;
 pub mod known_disks;
 pub mod notify;
 pub mod protection;
+pub mod quiesce;
 pub mod rescan;
 pub mod state;
 pub mod ublk;
@@ -148,8 +149,10 @@ pub async fn serve_api(
         upgrades: upgrades.clone(),
         runs: Runs::new(config.zone.value.0.clone()),
         protection: tokio::sync::Mutex::default(),
+        quiescing: config.quiescing(),
         upgrading: tokio::sync::Mutex::default(),
     });
+    quiesce::end_left_over(&appliance);
     let followed = tokio::spawn(follow(appliance.clone()));
     let kept = (!config.read_only).then(|| tokio::spawn(keep_running(appliance.clone())));
     let (router, _) = api::router(appliance.clone());
@@ -195,7 +198,8 @@ pub async fn serve_api(
         kept.abort();
     }
     // What rules are in the middle of is done to its end.
-    let _ = tokio::time::timeout(DRAIN, appliance.protection.lock()).await;
+    appliance.quiescing.wait().await;
+    let _ = tokio::time::timeout(DRAIN, appliance.runs.turn.lock()).await;
     tracing::info!("stopping: front ends first");
     upgrades.leaving();
     appliance.attachments.stop().await;

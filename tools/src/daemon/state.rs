@@ -17,6 +17,7 @@ use super::health::Watch;
 use super::jobs::Jobs;
 use super::protection::Objects;
 use super::protection::runner::Runs;
+use super::quiesce::Quiescing;
 use super::upgrade::Upgrades;
 use crate::wire::events::{ActiveAlert, Event};
 use crate::wire::{ConfigRow, Disk, Volume};
@@ -53,6 +54,8 @@ pub struct Appliance {
     pub runs: Runs,
     /// Held while rules, policies and groups are changed, or done.
     pub protection: tokio::sync::Mutex<()>,
+    /// How applications are made ready for snapshots.
+    pub quiescing: Quiescing,
     /// Held while a program is checked.
     pub upgrading: tokio::sync::Mutex<()>,
 }

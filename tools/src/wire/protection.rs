@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::snapshots::Quiesce;
+
 /// When snapshots are taken: either `every_min` or `at`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +53,9 @@ pub struct RuleSpec {
     /// How they are called: `{rule}` and `{time}` stand for the rule's name and the local time; `{rule}-{time}` when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
+    /// How applications are made ready.
+    #[serde(default)]
+    pub quiesce: Quiesce,
 }
 
 /// A rule.
@@ -92,6 +97,7 @@ pub struct Policy {
 #[serde(deny_unknown_fields)]
 pub struct PolicyChoice {
     /// Name; none when null.
+    #[serde(deserialize_with = "super::required")]
     pub policy: Option<String>,
 }
 
@@ -151,6 +157,9 @@ pub struct GroupSnapshotCreate {
     /// Nobody can delete it before that.
     #[serde(default)]
     pub secure: bool,
+    /// How applications are made ready.
+    #[serde(default)]
+    pub quiesce: Quiesce,
 }
 
 /// Snapshots of one name and one instant of a group's members.

@@ -16,6 +16,21 @@ pub struct SnapshotCreate {
     /// Nobody can delete them before that.
     #[serde(default)]
     pub secure: bool,
+    /// How applications are made ready.
+    #[serde(default)]
+    pub quiesce: Quiesce,
+}
+
+/// How applications are made ready for a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Quiesce {
+    /// File systems that are mounted on the volumes' devices are frozen meanwhile.
+    #[serde(default)]
+    pub freeze: bool,
+    /// Name of a program in the daemon's `hooks_dir` that is run before, with `pre`, and after, with `post` or `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
 }
 
 /// How long a snapshot is kept.
@@ -23,6 +38,7 @@ pub struct SnapshotCreate {
 #[serde(deny_unknown_fields)]
 pub struct SnapshotKeep {
     /// Seconds from now until it expires; never when null.
+    #[serde(deserialize_with = "super::required")]
     pub expires_in_s: Option<u64>,
     /// Nobody can delete it before that; what is secure stays so.
     #[serde(default)]

@@ -282,9 +282,11 @@ pub fn volume(rng: &mut Rng) -> VolumeRecord {
         protection: Protection {
             group: number(rng, 1 << 32) as u32,
             policy: number(rng, 1 << 32) as u32,
+            since_s: number(rng, COUNTER_LIMIT),
             rule: number(rng, 1 << 32) as u32,
             expires_s: number(rng, COUNTER_LIMIT),
             secure: rng.chance(1, 2),
+            quiesced: rng.chance(1, 2),
         },
     }
 }

@@ -95,7 +95,15 @@ fn volume() -> VolumeRecord {
         family: VolumeId(3),
         root_birth: 1,
         handed: 128,
-        protection: Protection { group: 1, policy: 2, rule: 128, expires_s: 300, secure: true },
+        protection: Protection {
+            group: 1,
+            policy: 2,
+            since_s: 5,
+            rule: 128,
+            expires_s: 300,
+            secure: true,
+            quiesced: true,
+        },
     }
 }
 
@@ -103,7 +111,7 @@ fn setting() -> Setting {
     Setting { name: "a/1".into(), value: b"{}".to_vec() }
 }
 
-const VOLUME: &str = "03 026462 808010 8201 02 05 01 00 80a4a7da06 036e6264 00 00 03 01 8001 01 02 8001 ac02 01";
+const VOLUME: &str = "03 026462 808010 8201 02 05 01 00 80a4a7da06 036e6264 00 00 03 01 8001 01 02 8001 05 ac02 03";
 
 #[test]
 fn segment_and_volume_records() {
@@ -317,5 +325,5 @@ fn pages() {
 /// Checksums of the structures above: XXH3 as the reference implementation computes it.
 const LABEL_SUM: &str = "7ad4f35b1c76c084";
 const SUPERBLOCK_SUM: &str = "f9a895d9646d670c";
-const ENTRY_SUM: &str = "074f61d1068b49a2";
+const ENTRY_SUM: &str = "f6a3a24905d1b80f";
 const PART_SUM: &str = "37072583a80d38d5";

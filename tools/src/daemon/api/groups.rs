@@ -5,6 +5,7 @@ use blockdev::pool::Kept;
 use super::policies::chosen;
 use super::snapshots::{kept_as, kept_in};
 use super::*;
+use crate::daemon::quiesce::Take;
 use crate::wire::protection::{
     Group, GroupChange, GroupClone, GroupCreate, GroupRestore, GroupSnapshot, GroupSnapshotCreate,
 };
@@ -118,10 +119,11 @@ async fn group_snapshot_create(
     Body(wanted): Body<GroupSnapshotCreate>,
 ) -> Result<impl IntoResponse, ApiError> {
     let taken = to_the_end(async move {
-        let _turn = app.protection.lock().await;
-        let GroupSnapshotCreate { name: snapshot, expires_in_s, secure } = wanted;
+        let GroupSnapshotCreate { name: snapshot, expires_in_s, secure, quiesce } = wanted;
         let kept = Kept { expires_in_s, secure, ..Kept::default() };
-        app.objects().snapshot_group(&*app.engine, &name, &snapshot, kept).await?;
+        let all = app.engine.snapshots(None).await?;
+        let (names, kept) = app.objects().group_names(&name, &snapshot, kept, &all)?;
+        app.take(&names, &kept, &quiesce, "").await?;
         let message = format!("snapshot '{snapshot}' of group '{name}' was taken");
         app.record(origin.of(told("snapshot.created", group_object(&name), message)));
         app.objects().group_snapshot(&name, &snapshot, &app.engine.snapshots(None).await?)

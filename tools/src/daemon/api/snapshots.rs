@@ -6,6 +6,7 @@ use blockdev::pool::Kept;
 use blockdev::report::Changes;
 
 use super::*;
+use crate::daemon::quiesce::Take;
 use crate::output::timestamp;
 use crate::wire::snapshots::{
     CHANGES_MAX, ChangesQuery, CloneCreate, Keep, Snapshot, SnapshotCreate, SnapshotKeep, SnapshotQuery, VolumeRefresh,
@@ -42,9 +43,9 @@ async fn snapshot_create(
     Body(request): Body<SnapshotCreate>,
 ) -> Result<impl IntoResponse, ApiError> {
     let taken = to_the_end(async move {
-        let SnapshotCreate { names, expires_in_s, secure } = request;
+        let SnapshotCreate { names, expires_in_s, secure, quiesce } = request;
         let kept = Kept { expires_in_s, secure, ..Kept::default() };
-        let taken = app.engine.create_snapshots(&names, &kept).await?;
+        let taken = app.take(&names, &kept, &quiesce, "").await?;
         for s in &taken {
             let message = format!("snapshot '{}' was taken", s.name);
             app.record(origin.of(told("snapshot.created", snapshot_object(&s.name), message)));

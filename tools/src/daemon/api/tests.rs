@@ -14,6 +14,7 @@ use crate::daemon::attach::Attachments;
 use crate::daemon::double::{Memory, MemoryEngine};
 use crate::daemon::events::Events;
 use crate::daemon::protection::runner::Runs;
+use crate::daemon::quiesce::Quiescing;
 use crate::wire::{JobState, Via};
 
 struct Daemon {
@@ -47,6 +48,13 @@ fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
         upgrading: tokio::sync::Mutex::default(),
         runs: Runs::new(jiff::tz::TimeZone::UTC),
         protection: tokio::sync::Mutex::default(),
+        quiescing: Quiescing {
+            hooks_dir: std::path::PathBuf::new(),
+            hook_limit: std::time::Duration::from_secs(1),
+            freeze_limit: std::time::Duration::from_secs(1),
+            own: Vec::new(),
+            turn: tokio::sync::Mutex::default(),
+        },
     });
     let (router, _) = router(appliance.clone());
     Daemon { engine, memory, appliance, router, _state: state }

@@ -85,7 +85,8 @@ impl Objects {
         self.groups.check_free(&wanted.name, None)?;
         let policy = self.policy_number(wanted.policy.as_deref())?;
         let number = self.group_number(engine).await?;
-        let group = StoredGroup { name: wanted.name.clone(), policy, created_s: now_s() };
+        let now_s = now_s();
+        let group = StoredGroup { name: wanted.name.clone(), policy, since_s: now_s, created_s: now_s };
         let mut changes = vec![put(number, &group)?];
         changes.extend(self.join(number, &wanted.name, &wanted.volumes)?);
         engine.manage(changes).await
@@ -104,7 +105,7 @@ impl Objects {
         }
         if let Some(choice) = &change.policy {
             let policy = self.policy_number(choice.policy.as_deref())?;
-            changes.push(put(number, &StoredGroup { policy, ..group.clone() })?);
+            changes.push(put(number, &StoredGroup { policy, since_s: now_s(), ..group.clone() })?);
         }
         engine.manage(changes).await
     }
@@ -144,22 +145,27 @@ impl Objects {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no snapshot '{name}' of group '{group}'")))
     }
 
-    /// Takes a snapshot of all members of a group, of one instant.
-    pub async fn snapshot_group(
+    /// The snapshots (`VOLUME@SNAPSHOT`) that make one of a group, and how they are kept. Fails when there is one of this name already, be it of
+    /// volumes that have left: two instants would be taken for one.
+    pub fn group_names(
         &self,
-        engine: &dyn Engine,
         group: &str,
         snapshot: &str,
         kept: Kept,
-    ) -> Result<Vec<SnapshotInfo>> {
+        all: &[SnapshotInfo],
+    ) -> Result<(Vec<String>, Kept)> {
         let (number, _) = self.groups.get(group)?;
         check_name("snapshot", snapshot)?;
+        if of_group(number, all).contains_key(snapshot) {
+            let message = format!("snapshot '{snapshot}' of group '{group}' exists already");
+            return Err(Error::new(ErrorKind::AlreadyExists, message));
+        }
         let members = self.members_of(number);
         if members.is_empty() {
             return Err(Error::invalid(format!("group '{group}' has no volumes")));
         }
-        let names: Vec<String> = members.iter().map(|volume| format!("{volume}@{snapshot}")).collect();
-        engine.create_snapshots(&names, &Kept { group: number, ..kept }).await
+        let names = members.iter().map(|volume| format!("{volume}@{snapshot}")).collect();
+        Ok((names, Kept { group: number, ..kept }))
     }
 
     /// Gives all volumes of a group the content of one of its snapshots, or none of them.
@@ -195,7 +201,7 @@ impl Objects {
         let found = self.group_snapshot(group, snapshot, &engine.snapshots(None).await?)?;
         self.groups.check_free(&wanted.name, None)?;
         let number = self.group_number(engine).await?;
-        let new = StoredGroup { name: wanted.name.clone(), policy: 0, created_s: now_s() };
+        let new = StoredGroup { name: wanted.name.clone(), policy: 0, since_s: 0, created_s: now_s() };
         let mut clones = Vec::with_capacity(found.snapshots.len());
         for from in &found.snapshots {
             let volume = from.split_once('@').map_or(from.as_str(), |(volume, _)| volume);

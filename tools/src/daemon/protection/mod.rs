@@ -26,6 +26,9 @@ pub struct StoredPolicy {
     name: String,
     /// Numbers of its rules.
     rules: Vec<u32>,
+    /// When it was made or changed, in seconds since 1970.
+    #[serde(default)]
+    changed_s: u64,
 }
 
 /// A group as it is kept.
@@ -35,6 +38,9 @@ pub struct StoredGroup {
     /// Number of its policy; 0 without.
     #[serde(default)]
     policy: u32,
+    /// Since when it has the policy, in seconds since 1970.
+    #[serde(default)]
+    since_s: u64,
     created_s: u64,
 }
 
@@ -234,22 +240,24 @@ pub struct Duty {
     pub spec: RuleSpec,
     /// Name of the policy it is part of.
     pub policy: String,
+    /// Since when it is so, in seconds since 1970.
+    pub since_s: u64,
 }
 
 impl Objects {
     /// All rules that apply to something, in order.
     pub fn duties(&self) -> Vec<Duty> {
         let volumes = self.members.iter().filter(|m| m.group == 0 && m.policy != 0);
-        let volumes = volumes.map(|m| (Target::Volume(m.volume.clone()), vec![m.volume.clone()], m.policy));
+        let volumes = volumes.map(|m| (Target::Volume(m.volume.clone()), vec![m.volume.clone()], m.policy, m.since_s));
         let groups = self.groups.all.iter().filter(|(_, g)| g.policy != 0);
-        let groups = groups.map(|(n, g)| (Target::Group(*n, g.name.clone()), self.members_of(*n), g.policy));
+        let groups = groups.map(|(n, g)| (Target::Group(*n, g.name.clone()), self.members_of(*n), g.policy, g.since_s));
         let mut out = Vec::new();
-        for (target, volumes, policy) in volumes.chain(groups) {
+        for (target, volumes, policy, since_s) in volumes.chain(groups) {
             let Some(policy) = self.policies.all.get(&policy).filter(|_| !volumes.is_empty()) else { continue };
             for rule in &policy.rules {
                 let Some(spec) = self.rules.all.get(rule).cloned() else { continue };
-                let (target, volumes, policy) = (target.clone(), volumes.clone(), policy.name.clone());
-                out.push(Duty { target, volumes, rule: *rule, spec, policy });
+                let (target, volumes, since_s) = (target.clone(), volumes.clone(), since_s.max(policy.changed_s));
+                out.push(Duty { target, volumes, rule: *rule, spec, policy: policy.name.clone(), since_s });
             }
         }
         out
@@ -279,6 +287,9 @@ fn check_rule(spec: &RuleSpec) -> Result<()> {
         _ => {}
     }
     // One more may be needed where there is one of this name.
+    if let Some(hook) = &spec.quiesce.hook {
+        crate::values::check_name("hook", hook)?;
+    }
     let name = runner::snapshot_name(spec, "20261231-235959") + "-9";
     if !pattern.as_ref().is_none_or(|p| p.contains("{time}")) {
         return Err(Error::invalid("the pattern of snapshots' names needs {time}, so that each has its own"));

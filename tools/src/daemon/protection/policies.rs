@@ -5,6 +5,7 @@ use blockdev::pool::Managed;
 
 use super::{Objects, StoredPolicy, check_rule, put, take};
 use crate::daemon::engine::Engine;
+use crate::daemon::state::now_s;
 use crate::wire::protection::{Policy, PolicySpec, Rule, RuleSpec};
 
 /// Most rules of a policy.
@@ -49,9 +50,18 @@ impl Objects {
         engine.manage(vec![put(number, spec)?]).await
     }
 
+    /// Fails while something cannot be read that may refer to what is to be deleted.
+    fn check_readable(&self) -> Result<()> {
+        let Some((setting, why)) = self.unreadable().into_iter().next() else { return Ok(()) };
+        let message =
+            format!("setting '{setting}', which may refer to it, cannot be read ({why}): use the version that made it");
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
     /// Deletes a rule that is part of no policy. Its snapshots stay until they expire.
     pub async fn delete_rule(&self, engine: &dyn Engine, name: &str) -> Result<()> {
         let (number, _) = self.rules.get(name)?;
+        self.check_readable()?;
         let policies = self.policies_with(number);
         if !policies.is_empty() {
             let message =
@@ -93,7 +103,7 @@ impl Objects {
             }
             rules.push(number);
         }
-        Ok(StoredPolicy { name: spec.name.clone(), rules })
+        Ok(StoredPolicy { name: spec.name.clone(), rules, changed_s: now_s() })
     }
 
     /// Makes a policy.
@@ -115,6 +125,7 @@ impl Objects {
     /// Deletes a policy that nothing has.
     pub async fn delete_policy(&self, engine: &dyn Engine, name: &str) -> Result<()> {
         let (number, policy) = self.policies.get(name)?;
+        self.check_readable()?;
         let Policy { volumes, groups, .. } = self.describe_policy(number, policy);
         let users: Vec<String> =
             volumes.iter().map(|v| format!("volume {v}")).chain(groups.iter().map(|g| format!("group {g}"))).collect();

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use blockdev::report::SnapshotInfo;
 
-/// Snapshots beyond the newest that their rule keeps of each volume, oldest first. `keep` gives how many that are, if the rule says so. What is
-/// attached stays, and what is secure until it expires.
-pub fn surplus(snapshots: &[SnapshotInfo], keep: impl Fn(u32) -> Option<u32>, now_s: u64) -> Vec<String> {
+/// Snapshots beyond the newest that their rule keeps of each volume, oldest first: identity and rule. `keep` gives how many that are, if the rule says
+/// so. What is attached stays, and what is secure until it expires.
+pub fn surplus(snapshots: &[SnapshotInfo], keep: impl Fn(u32) -> Option<u32>, now_s: u64) -> Vec<(u32, u32)> {
     let mut by_rule: BTreeMap<(&str, u32), Vec<&SnapshotInfo>> = BTreeMap::new();
     for s in snapshots.iter().filter(|s| s.rule_id != 0) {
         by_rule.entry((&s.volume, s.rule_id)).or_default().push(s);
@@ -20,7 +20,7 @@ pub fn surplus(snapshots: &[SnapshotInfo], keep: impl Fn(u32) -> Option<u32>, no
         out.extend(all[..surplus].iter().copied().filter(|s| !held(s)));
     }
     out.sort_by_key(|s| s.id);
-    out.into_iter().map(|s| s.name.clone()).collect()
+    out.into_iter().map(|s| (s.id, s.rule_id)).collect()
 }
 
 #[cfg(test)]
@@ -40,6 +40,7 @@ mod tests {
             held: None,
             expires_s: None,
             secure: false,
+            quiesced: false,
             rule_id,
             group_id: 0,
         }
@@ -58,7 +59,7 @@ mod tests {
             // A rule that is gone, or that says for how long.
             _ => None,
         };
-        assert_eq!(surplus(&all, keep, 0), ["a@1", "a@2", "a@3", "a@4", "b@7"]);
+        assert_eq!(surplus(&all, keep, 0), [(1, 1), (2, 1), (3, 1), (4, 1), (7, 1)]);
         assert!(surplus(&all[4..9], |_| Some(3), 0).is_empty());
     }
 
@@ -67,7 +68,7 @@ mod tests {
         let mut all: Vec<SnapshotInfo> = (1..=4).map(|id| snapshot(id, "a", 1)).collect();
         all[0].attached = Some("nbd".into());
         (all[1].secure, all[1].expires_s) = (true, Some(100));
-        assert_eq!(surplus(&all, |_| Some(1), 99), ["a@3"]);
-        assert_eq!(surplus(&all, |_| Some(1), 100), ["a@2", "a@3"]);
+        assert_eq!(surplus(&all, |_| Some(1), 99), [(3, 1)]);
+        assert_eq!(surplus(&all, |_| Some(1), 100), [(2, 1), (3, 1)]);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blockdev::error::{ErrorKind, Result};
+use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::pool::Kept;
 use blockdev::report::{Alert, Severity, SnapshotInfo};
 use jiff::Timestamp;
@@ -13,10 +13,12 @@ use parking_lot::Mutex;
 
 use super::{Duty, Objects, Target, retention, schedule};
 use crate::daemon::engine::Engine;
+use crate::daemon::quiesce::Take;
 use crate::daemon::state::Appliance;
 use crate::output::timestamp;
 use crate::wire::events::Event;
 use crate::wire::protection::{RuleSpec, Schedule};
+use crate::wire::snapshots::Quiesce;
 
 /// Pause between two looks at what is due.
 const LOOK: Duration = Duration::from_secs(2);
@@ -29,8 +31,6 @@ const RETRY_MAX: Duration = Duration::from_secs(3600);
 const BATCH: usize = 64;
 /// Names of snapshots that are tried when there is one already.
 const NAMES: u32 = 9;
-/// Difference between the pool's clock and the machine's of which an alert tells.
-const CLOCKS_APART_S: u64 = 3600;
 
 /// One moment, by the machine's clock and by one that nobody sets.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,8 @@ pub struct Now {
 pub struct Runs {
     zone: TimeZone,
     begun: Instant,
+    /// Held by whoever looks at what is due.
+    pub turn: tokio::sync::Mutex<()>,
     table: Mutex<Table>,
 }
 
@@ -74,7 +76,7 @@ pub fn snapshot_name(spec: &RuleSpec, time: &str) -> String {
 impl Runs {
     /// Nothing yet; times of day are those of a zone.
     pub fn new(zone: TimeZone) -> Self {
-        Self { zone, begun: Instant::now(), table: Mutex::default() }
+        Self { zone, begun: Instant::now(), turn: tokio::sync::Mutex::default(), table: Mutex::default() }
     }
 
     /// This moment.
@@ -103,7 +105,9 @@ impl Runs {
                 let own = snapshots.iter().filter(|s| s.rule_id == duty.rule && duty.target.has(s));
                 own.filter_map(|s| Timestamp::from_second(i64::try_from(s.created_s).ok()?).ok()).max()
             };
-            let last = table.last.get(&key(duty)).copied().or_else(taken).unwrap_or(now.wall);
+            // Without a run it counts from when the policy was given: what was missed since then is made up for.
+            let since = || Timestamp::from_second(i64::try_from(duty.since_s).ok()?).ok();
+            let last = table.last.get(&key(duty)).copied().or_else(taken).or_else(since).unwrap_or(now.wall);
             // The machine's clock was set back: what lies ahead counts as now.
             known.insert(key(duty), last.min(now.wall));
         }
@@ -119,35 +123,42 @@ impl Runs {
     }
 
     /// Takes the snapshots of a duty.
-    async fn take(&self, engine: &dyn Engine, duty: &Duty, now: Now) -> Result<Vec<SnapshotInfo>> {
-        let RuleSpec { keep_for_s, secure, .. } = duty.spec;
+    async fn take(&self, taker: &dyn Take, duty: &Duty, now: Timestamp) -> Result<Vec<SnapshotInfo>> {
+        let (keep_for_s, secure) = (duty.spec.keep_for_s, duty.spec.secure);
         let group = match duty.target {
             Target::Group(number, _) => number,
             Target::Volume(_) => 0,
         };
-        let kept = Kept { expires_in_s: keep_for_s, secure, rule: duty.rule, group };
-        let time = now.wall.to_zoned(self.zone.clone()).strftime("%Y%m%d-%H%M%S").to_string();
+        let kept = Kept { expires_in_s: keep_for_s, secure, rule: duty.rule, group, ..Kept::default() };
+        let time = now.to_zoned(self.zone.clone()).strftime("%Y%m%d-%H%M%S").to_string();
         let name = snapshot_name(&duty.spec, &time);
         let mut tries = 1;
         loop {
             let name = if tries == 1 { name.clone() } else { format!("{name}-{tries}") };
             let names: Vec<String> = duty.volumes.iter().map(|volume| format!("{volume}@{name}")).collect();
-            match engine.create_snapshots(&names, &kept).await {
+            match taker.engine().check_snapshots(&names).await {
                 // Somebody took one of this name, or clocks were set back: the hour is there twice.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists && tries < NAMES => tries += 1,
-                other => return other,
+                Err(e) => return Err(e),
+                Ok(()) => return taker.take(&names, &kept, &duty.spec.quiesce, &duty.spec.name).await,
             }
         }
     }
 
     /// Takes the snapshots of a duty, remembers how that went, and gives the event that tells of it.
-    pub async fn run(&self, engine: &dyn Engine, duty: &Duty, now: Now) -> (Result<Vec<SnapshotInfo>>, Option<Event>) {
-        let taken = self.take(engine, duty, now).await;
+    pub async fn run(
+        &self,
+        taker: &dyn Take,
+        duty: &Duty,
+        now: impl Fn() -> Now,
+    ) -> (Result<Vec<SnapshotInfo>>, Option<Event>) {
+        let begun = now().wall;
+        let taken = self.take(taker, duty, begun).await;
         let (key, rule, policy) = (key(duty), &duty.spec.name, &duty.policy);
         let mut table = self.table.lock();
         let event = match &taken {
             Ok(all) => {
-                table.last.insert(key.clone(), now.wall);
+                table.last.insert(key.clone(), begun);
                 table.failed.remove(&key);
                 table.taken = true;
                 let names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
@@ -156,12 +167,12 @@ impl Runs {
             }
             Err(e) => {
                 let before = table.failed.get(&key).map(|f| (f.since, f.tries));
-                let (since, tries) = before.unwrap_or((now.wall, 0));
+                let (since, tries) = before.unwrap_or((begun, 0));
                 let pause = RETRY.saturating_mul(1 << tries.min(10)).min(RETRY_MAX);
                 let failed = Failed {
                     since,
                     tries: tries + 1,
-                    again: now.steady + pause,
+                    again: now().steady + pause,
                     rule: format!("rule '{rule}' of policy '{policy}'"),
                     why: e.to_string(),
                 };
@@ -174,19 +185,31 @@ impl Runs {
         (taken, event)
     }
 
-    /// Runs everything that is due, then deletes what is kept no longer; gives the events that tell of it.
-    pub async fn look(&self, engine: &dyn Engine, now: Now) -> Vec<Event> {
+    /// Deletes what is kept no longer, runs everything that is due, one after another; gives the events that tell of it. `now` is asked for each.
+    pub async fn look(&self, taker: &dyn Take, now: impl Fn() -> Now) -> Vec<Event> {
+        let engine = taker.engine();
         let objects = Objects::load(engine);
         let mut events = Vec::new();
-        let duties = objects.duties();
+        events.extend(self.tidy(engine, &objects, now()).await);
+        let mut duties = objects.duties();
+        // What waits for nobody first.
+        duties.sort_by_key(|d| d.spec.quiesce != Quiesce::default());
         let snapshots = match self.knows(&duties) {
             true => Vec::new(),
             false => engine.snapshots(None).await.unwrap_or_default(),
         };
-        for duty in self.due(duties, &snapshots, now) {
-            events.extend(self.run(engine, &duty, now).await.1);
+        for duty in self.due(duties, &snapshots, now()) {
+            events.extend(self.run(taker, &duty, &now).await.1);
         }
-        let mut gone = delete(engine, engine.expired(BATCH)).await;
+        if self.table.lock().taken {
+            events.extend(self.tidy(engine, &objects, now()).await);
+        }
+        events
+    }
+
+    /// Deletes what is kept no longer.
+    async fn tidy(&self, engine: &dyn Engine, objects: &Objects, now: Now) -> Option<Event> {
+        let mut gone = engine.delete_expired(BATCH).await.unwrap_or_else(|e| put_off(&e));
         let look = {
             let mut table = self.table.lock();
             let look = table.taken || table.retained.is_none_or(|at| now.steady >= at + RETENTION);
@@ -198,14 +221,13 @@ impl Runs {
         if look {
             let all = engine.snapshots(None).await.unwrap_or_default();
             let now_s = u64::try_from(now.wall.as_second()).unwrap_or(0);
-            gone.extend(delete(engine, retention::surplus(&all, |rule| objects.keeps(rule), now_s)).await);
+            for some in retention::surplus(&all, |rule| objects.keeps(rule), now_s).chunks(BATCH) {
+                gone.extend(engine.delete_of_rule(some).await.unwrap_or_else(|e| put_off(&e)));
+            }
         }
-        if !gone.is_empty() {
-            let names: Vec<&str> = gone.iter().map(String::as_str).collect();
-            let message = format!("{} deleted: expired, or more than their rule keeps", told(&names));
-            events.push(Event::new(Severity::Info, "snapshot.expired", "pool", message));
-        }
-        events
+        let names: Vec<&str> = gone.iter().map(String::as_str).collect();
+        let message = format!("{} deleted: expired, or more than their rule keeps", told(&names));
+        (!names.is_empty()).then(|| Event::new(Severity::Info, "snapshot.expired", "pool", message))
     }
 
     /// What is wrong.
@@ -226,15 +248,6 @@ impl Runs {
             );
             out.push(alert("setting.unreadable", "pool".into(), message));
         }
-        if let Some((pool_s, machine_s)) = engine.clocks().filter(|(a, b)| a.abs_diff(*b) > CLOCKS_APART_S) {
-            let message = format!(
-                "the machine's clock shows {}, that of the pool, by which snapshots expire, {}: the machine was off, or its clock was set; \
-                 the pool's follows slowly, and snapshots are kept for longer",
-                timestamp(machine_s),
-                timestamp(pool_s)
-            );
-            out.push(alert("pool.clock", "pool".into(), message));
-        }
         out
     }
 }
@@ -250,23 +263,10 @@ fn key(duty: &Duty) -> (Target, u32) {
     (duty.target.clone(), duty.rule)
 }
 
-/// Deletes snapshots; gives those that could be.
-async fn delete(engine: &dyn Engine, names: Vec<String>) -> Vec<String> {
-    let mut out = Vec::new();
-    for some in names.chunks(BATCH) {
-        if engine.delete_snapshots(some).await.is_ok() {
-            out.extend(some.iter().cloned());
-            continue;
-        }
-        // One of them cannot be: it was attached meanwhile, or somebody deleted it.
-        for name in some {
-            match engine.delete_snapshots(std::slice::from_ref(name)).await {
-                Ok(()) => out.push(name.clone()),
-                Err(e) => tracing::debug!(snapshot = name, error = %e, "not deleted yet"),
-            }
-        }
-    }
-    out
+/// Nothing was deleted, and it is tried again.
+fn put_off(e: &Error) -> Vec<String> {
+    tracing::warn!(error = %e, "deleting snapshots that are kept no longer");
+    Vec::new()
 }
 
 /// Snapshots in a sentence.
@@ -286,8 +286,8 @@ pub async fn keep_running(appliance: Arc<Appliance>) {
         let app = appliance.clone();
         // A task of its own: what was begun is done to its end when the daemon stops meanwhile.
         let looked = tokio::spawn(async move {
-            let _turn = app.protection.lock().await;
-            for event in app.runs.look(&*app.engine, app.runs.now()).await {
+            let _turn = app.runs.turn.lock().await;
+            for event in app.runs.look(&*app, || app.runs.now()).await {
                 app.record(event);
             }
         });
@@ -298,19 +298,27 @@ pub async fn keep_running(appliance: Arc<Appliance>) {
     }
 }
 
-/// Takes snapshots by all rules of a policy now.
+/// Takes snapshots by all rules of a policy now; goes on after what fails, and then tells it.
 pub async fn run_policy(app: &Appliance, name: &str) -> Result<Vec<SnapshotInfo>> {
-    let _turn = app.protection.lock().await;
-    let objects = Objects::load(&*app.engine);
+    let objects = app.objects();
     objects.policy(name)?;
-    let now = app.runs.now();
-    let mut out = Vec::new();
+    let (mut out, mut failed) = (Vec::new(), None);
     for duty in objects.duties().iter().filter(|d| d.policy == name) {
-        let (taken, event) = app.runs.run(&*app.engine, duty, now).await;
+        let (taken, event) = app.runs.run(app, duty, || app.runs.now()).await;
         if let Some(event) = event {
             app.record(event);
         }
-        out.extend(taken?);
+        match taken {
+            Ok(taken) => out.extend(taken),
+            Err(e) => failed = failed.or(Some(e)),
+        }
     }
-    Ok(out)
+    match failed {
+        None => Ok(out),
+        Some(e) if out.is_empty() => Err(e),
+        Some(e) => {
+            let names: Vec<&str> = out.iter().map(|s| s.name.as_str()).collect();
+            Err(e.context(format!("{} taken, but not all", told(&names))))
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use blockdev::disk::{Disk, MemoryDisk};
 use blockdev::env::RealEnv;
 use blockdev::error::ErrorKind;
@@ -15,9 +16,22 @@ use tokio::runtime::Handle;
 
 use super::runner::{Now, Runs};
 use super::*;
+use crate::daemon::quiesce::Take;
 use crate::wire::protection::{GroupChange, GroupClone, GroupCreate, PolicySpec, Schedule};
+use crate::wire::snapshots::Quiesce;
 
 type Disks = Vec<Arc<dyn Disk>>;
+
+#[async_trait]
+impl Take for Pool {
+    fn engine(&self) -> &dyn Engine {
+        self
+    }
+
+    async fn take(&self, names: &[String], kept: &Kept, _: &Quiesce, _: &str) -> Result<Vec<SnapshotInfo>> {
+        self.create_snapshots(names, kept).await
+    }
+}
 
 fn disks() -> Disks {
     (0..3).map(|i| Arc::new(MemoryDisk::new(format!("d{i}"), 64 << 20)) as Arc<dyn Disk>).collect()
@@ -81,11 +95,11 @@ async fn protected(rule: &RuleSpec) -> (Pool, Disks) {
 async fn snapshots_are_taken_when_they_are_due_and_only_the_newest_kept() {
     let (pool, _) = protected(&hourly("hourly")).await;
     let runs = Runs::new(TimeZone::UTC);
-    // It begins with the next time of the schedule.
-    assert!(runs.look(&pool, minute(20)).await.is_empty());
-    let mut taken = 0;
+    // The policy was given long before: what was missed since is made up for once.
+    assert_eq!(runs.look(&pool, || minute(20)).await.len(), 1);
+    let mut taken = 1;
     for at in 21..6 * 60 + 30 {
-        let events = runs.look(&pool, minute(at)).await;
+        let events = runs.look(&pool, || minute(at)).await;
         let new = events.iter().filter(|e| e.kind == "snapshot.created").count();
         assert_eq!(new, usize::from(at % 60 == 0), "at minute {at}");
         taken += new;
@@ -95,12 +109,12 @@ async fn snapshots_are_taken_when_they_are_due_and_only_the_newest_kept() {
         names(&pool),
         ["data@hourly-20270115-120000", "data@hourly-20270115-130000", "data@hourly-20270115-140000"]
     );
-    let deleted = runs.look(&pool, minute(7 * 60)).await;
+    let deleted = runs.look(&pool, || minute(7 * 60)).await;
     assert!(deleted.iter().any(|e| e.kind == "snapshot.expired" && e.message.contains("data@hourly-20270115-120000")));
     // What somebody took is none of the rule's.
     pool.create_snapshots(&["data@mine".into()], &Kept::default()).await.unwrap();
     for at in 8..14 {
-        runs.look(&pool, minute(at * 60)).await;
+        runs.look(&pool, || minute(at * 60)).await;
     }
     assert!(names(&pool).contains(&"data@mine".to_owned()) && names(&pool).len() == 4, "{:?}", names(&pool));
 }
@@ -111,7 +125,7 @@ async fn what_was_missed_is_made_up_for_once() {
     // As a run at a quarter past the present hour: records have the machine's time.
     let here = Runs::new(TimeZone::UTC).now();
     let duty = objects(&pool).duties().remove(0);
-    Runs::new(TimeZone::UTC).run(&pool, &duty, here).await.0.unwrap();
+    Runs::new(TimeZone::UTC).run(&pool, &duty, || here).await.0.unwrap();
     pool.close().await.unwrap();
     let pool = open(&disks).await;
     // Another process, three days later.
@@ -119,20 +133,36 @@ async fn what_was_missed_is_made_up_for_once() {
     let later =
         |s: i64| Now { wall: here.wall + jiff::SignedDuration::from_secs(s), steady: Duration::from_secs(s as u64) };
     let day = 86_400;
-    assert_eq!(runs.look(&pool, later(3 * day)).await.iter().filter(|e| e.kind == "snapshot.created").count(), 1);
-    assert!(runs.look(&pool, later(3 * day + 1)).await.is_empty());
+    assert_eq!(runs.look(&pool, || later(3 * day)).await.iter().filter(|e| e.kind == "snapshot.created").count(), 1);
+    assert!(runs.look(&pool, || later(3 * day + 1)).await.is_empty());
     assert_eq!(names(&pool).len(), 2);
     // Somebody sets the clock back by a day: it goes on from there.
-    assert!(runs.look(&pool, later(2 * day)).await.is_empty());
-    assert_eq!(runs.look(&pool, later(2 * day + 3600)).await.len(), 1);
+    assert!(runs.look(&pool, || later(2 * day)).await.is_empty());
+    assert_eq!(runs.look(&pool, || later(2 * day + 3600)).await.len(), 1);
     assert_eq!(names(&pool).len(), 3);
+}
+
+#[tokio::test]
+async fn a_policy_that_was_just_given_waits_for_its_time() {
+    let (pool, disks) = protected(&hourly("hourly")).await;
+    let runs = Runs::new(TimeZone::UTC);
+    let here = runs.now();
+    let next = runs.next_s(&hourly("").schedule).unwrap();
+    assert!(runs.look(&pool, || here).await.is_empty());
+    // The daemon was down when its time came, and it had never run.
+    pool.close().await.unwrap();
+    let pool = open(&disks).await;
+    let runs = Runs::new(TimeZone::UTC);
+    let then = Now { wall: Timestamp::from_second(next as i64 + 60).unwrap(), ..here };
+    assert_eq!(runs.look(&pool, || then).await.len(), 1);
+    assert_eq!(names(&pool).len(), 1);
 }
 
 #[tokio::test]
 async fn what_fails_is_told_once_and_tried_again_later_and_later() {
     let (pool, _) = protected(&hourly("hourly")).await;
     let runs = Runs::new(TimeZone::UTC);
-    runs.look(&pool, minute(1)).await;
+    runs.look(&pool, || minute(1)).await;
     // All names that it would try are taken.
     let taken: Vec<String> = (1..=9).map(|n| if n == 1 { String::new() } else { format!("-{n}") }).collect();
     for at in [60, 61, 63] {
@@ -143,17 +173,17 @@ async fn what_fails_is_told_once_and_tried_again_later_and_later() {
             pool.create_snapshots(std::slice::from_ref(name), &Kept::default()).await.unwrap();
         }
     }
-    let told = runs.look(&pool, minute(60)).await;
+    let told = runs.look(&pool, || minute(60)).await;
     assert!(told.len() == 1 && told[0].kind == "snapshot.failed" && told[0].object == "volume/data", "{told:?}");
     let alerts = runs.alerts(&pool);
     assert!(alerts.len() == 1 && alerts[0].message.contains("rule 'hourly' of policy 'gold'"), "{alerts:?}");
     assert!(alerts[0].message.contains("exists already"), "{alerts:?}");
     // After a minute, after two more; neither is told of again.
     for at in [61, 62, 63] {
-        assert!(runs.look(&pool, minute(at)).await.is_empty(), "minute {at}");
+        assert!(runs.look(&pool, || minute(at)).await.is_empty(), "minute {at}");
     }
-    assert!(runs.look(&pool, minute(66)).await.is_empty());
-    let healed = runs.look(&pool, minute(67)).await;
+    assert!(runs.look(&pool, || minute(66)).await.is_empty());
+    let healed = runs.look(&pool, || minute(67)).await;
     assert!(healed.iter().any(|e| e.kind == "snapshot.created"), "{healed:?}");
     assert!(runs.alerts(&pool).is_empty());
     assert!(names(&pool).contains(&"data@hourly-20270115-090700".to_owned()), "{:?}", names(&pool));
@@ -165,9 +195,9 @@ async fn secure_snapshots_outlive_their_rule() {
     let (pool, _) = protected(&spec).await;
     let runs = Runs::new(TimeZone::UTC);
     for at in [1, 60, 120, 180] {
-        runs.look(&pool, minute(at)).await;
+        runs.look(&pool, || minute(at)).await;
     }
-    assert_eq!(names(&pool).len(), 3, "more than are to be kept");
+    assert_eq!(names(&pool).len(), 4, "more than are to be kept");
     objects(&pool).assign(&pool, "data", None).await.unwrap();
     objects(&pool).delete_policy(&pool, "gold").await.unwrap();
     objects(&pool).delete_rule(&pool, "vault").await.unwrap();
@@ -236,7 +266,7 @@ async fn a_rule_that_cannot_be_read_is_told_of_and_left_alone() {
     pool.manage(vec![Managed::Setting(newer.clone())]).await.unwrap();
     let runs = Runs::new(TimeZone::UTC);
     for at in [1, 60, 120] {
-        assert!(runs.look(&pool, minute(at)).await.is_empty());
+        assert!(runs.look(&pool, || minute(at)).await.is_empty());
     }
     let alerts = runs.alerts(&pool);
     assert!(
@@ -263,7 +293,8 @@ async fn a_group_goes_back_and_is_cloned_as_one() {
     for (volume, byte) in [("data", 1), ("logs", 2), ("other", 3)] {
         write(&pool, volume, byte).await;
     }
-    objects(&pool).snapshot_group(&pool, "db", "monday", Kept::default()).await.unwrap();
+    let (names_of, kept) = objects(&pool).group_names("db", "monday", Kept::default(), &[]).unwrap();
+    pool.create_snapshots(&names_of, &kept).await.unwrap();
     for (volume, byte) in [("data", 11), ("logs", 12), ("other", 13)] {
         write(&pool, volume, byte).await;
     }
