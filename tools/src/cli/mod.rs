@@ -13,6 +13,7 @@ mod alert;
 mod config;
 mod disk;
 mod doctor;
+mod estimate;
 mod event;
 mod job;
 mod lab;
@@ -38,8 +39,8 @@ Examples:
 
 /// A storage appliance: thin volumes that are deduplicated, compressed and protected against drive failure.
 ///
-/// `ashlar serve` is the daemon. Every other command talks to it over a unix socket; `lab`, `pool create`, `doctor`, `completions` and `config show
-/// --config` work without it.
+/// `ashlar serve` is the daemon. Every other command talks to it over a unix socket; `lab`, `pool create`, `estimate`, `doctor`, `completions` and
+/// `config show --config` work without it.
 #[derive(Debug, Parser)]
 #[command(name = "ashlar", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{HELP}"))]
 struct Cli {
@@ -123,6 +124,8 @@ enum Command {
     /// The configuration and where each value comes from
     #[command(subcommand)]
     Config(config::Command),
+    /// What data would take in a pool, before it is moved there
+    Estimate(estimate::Arguments),
     /// What daemons that ended badly left on this machine, and what to do about it
     Doctor(doctor::Arguments),
     /// Completions for a shell
@@ -162,6 +165,7 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Serve(command) => serve::run(command, global),
         Command::Upgrade(arguments) => upgrade::run(&arguments, global),
         Command::Config(command) => config::run(command, global),
+        Command::Estimate(arguments) => estimate::run(&arguments, global),
         Command::Doctor(arguments) => doctor::run(&arguments, global),
         Command::Completions { shell } => {
             let mut text = Vec::new();
