@@ -16,6 +16,9 @@
 //! *Errors* of drawing regions are those of the delete-a-group jackknife (Kott, Journal of Official Statistics 17, 2001) over [`GROUPS`] random groups of regions,
 //! for each figure by itself; those of sampling fingerprints are known in closed form. A range goes two standard errors beyond either end, on a scale of
 //! logarithms (no figure is negative), but not beyond what is certain: what was seen is there.
+//!
+//! What did not happen in n regions may still happen in 3 of n (the rule of three: Hanley and Lippman-Hand, JAMA 249, 1983). So ranges reach to where three
+//! more regions would have been copies of others, and to so many zeroes, or data, where none was seen.
 
 use serde::Serialize;
 
@@ -26,6 +29,8 @@ use crate::units::BLOCK_BYTES;
 pub const GROUPS: usize = 32;
 /// Standard errors that a range goes beyond its ends: some 95 % of all samples.
 const RANGE: f64 = 2.0;
+/// Regions in which something may happen that was not seen, with a chance of 95 % for no more.
+const UNSEEN: f64 = 3.0;
 
 /// A figure and the range it lies in; all three are the same when it was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -118,6 +123,8 @@ type Figures = [f64; FIGURES];
 enum End {
     Fewest,
     Most,
+    /// As the first, had so many more regions than were seen been copies of another one.
+    FewestWith(f64),
 }
 
 /// All figures of `blocks` blocks, `holes` of which are not among those that were tallied, from the tally of some.
@@ -128,11 +135,12 @@ fn figures(tally: &Tally, blocks: f64, holes: f64, end: End) -> Figures {
     let seen: f64 = tally.contents.iter().sum();
     let unseen = match end {
         _ if q >= 1.0 || once == 0.0 => 0.0,
-        End::Fewest => {
-            let (n, odds) = (tally.regions, q / (1.0 - q));
-            once * once / (2.0 * twice * n / (n - 1.0).max(1.0) + once * odds)
-        }
         End::Most => once / q - once,
+        End::Fewest | End::FewestWith(_) => {
+            let (n, odds) = (tally.regions, q / (1.0 - q));
+            let more = if let End::FewestWith(regions) = end { regions * once / n } else { 0.0 };
+            once * once / (2.0 * (twice + more) * n / (n - 1.0).max(1.0) + once * odds)
+        }
     };
     let unseen = unseen.min((logical - seen).max(0.0));
     let unique = seen + unseen;
@@ -233,8 +241,11 @@ pub(super) fn estimate(read: &[Counts; GROUPS], sample: &DistinctSample, passed:
     let sampled = [0.0, 0.0, by_unique, by_unique, by_stored, 0.0, by_unique, by_both, by_stored];
     // Drawing all regions leaves no error.
     let drawn = passed as f64 / blocks.max(1.0);
-    let ends = [End::Fewest, End::Most].map(|end| {
+    let ends = [End::Fewest, End::Most, End::FewestWith(UNSEEN)].map(|end| {
         let values = figures(&all, blocks, gaps, end);
+        if let End::FewestWith(_) = end {
+            return (values, [0.0; FIGURES]);
+        }
         let errors = jackknife(&without, read, blocks, gaps, end);
         let error = |i: usize| {
             let base = if i == 2 { values[3] } else { values[i] };
@@ -258,13 +269,22 @@ pub(super) fn estimate(read: &[Counts; GROUPS], sample: &DistinctSample, passed:
         let high = ends.iter().map(|end| beyond(end, RANGE)).fold(value, f64::max);
         Figure { value, low: low.max(certain(i)).min(value), high }
     };
+    let unseen = (UNSEEN / all.regions).min(1.0) * drawn * blocks * BLOCK_BYTES as f64;
+    let (no_zeroes, only_zeroes) = (all.zeroes == 0.0, all.zeroes == all.blocks);
     let size = (total + holes) * BLOCK_BYTES;
     let bytes = |i: usize| match read_blocks {
         // Without data there are zeroes only.
         0 if i == 0 => Figure { value: size, low: size, high: size },
         0 => Figure::default(),
         _ => {
-            let Figure { value, low, high } = figure(i);
+            let Figure { value, mut low, mut high } = figure(i);
+            match i {
+                0 if no_zeroes => high += unseen,
+                1 if no_zeroes => low -= unseen,
+                0 if only_zeroes => low -= unseen,
+                1 | 3 | 4 if only_zeroes => high += unseen,
+                _ => {}
+            }
             let whole = |x: f64| (x.round() as u64).min(size);
             Figure { value: whole(value), low: whole(low), high: whole(high) }
         }

@@ -215,6 +215,21 @@ fn zeroes_and_holes_take_no_space() {
 }
 
 #[test]
+fn what_a_sample_did_not_meet_may_still_be_there() {
+    let blocks = 400 * REGION_BLOCKS as u64;
+    let filled = estimate(&(1..=blocks).collect(), 64 * MIB, 100, 1);
+    assert_eq!((filled.zeroes.value, filled.zeroes.low, filled.duplicate.low), (0, 0, 0), "{filled:?}");
+    let one_region = REGION_SIZE as u64;
+    // Three of a hundred of the 300 regions that were not read.
+    assert_eq!(filled.zeroes.high, 9 * one_region, "{filled:?}");
+    assert_eq!(filled.logical.low, 391 * one_region, "{filled:?}");
+    assert!((one_region..200 * one_region).contains(&filled.duplicate.high), "{filled:?}");
+    let empty = estimate(&vec![0; blocks as usize], 64 * MIB, 100, 1);
+    assert_eq!((empty.stored.value, empty.stored.low, empty.stored.high), (0, 0, 9 * one_region), "{empty:?}");
+    assert_eq!((empty.zeroes.low, empty.zeroes.high), (391 * one_region, 400 * one_region), "{empty:?}");
+}
+
+#[test]
 fn new_blocks_in_sequence_are_compressed_together_by_the_engines_compressor() {
     let block = |n: u8| -> Vec<u8> { (0..BLOCK_SIZE).map(|i| (i / 9 % 40) as u8 ^ n).collect() };
     let noise = |seed: u64| {

@@ -203,15 +203,16 @@ fn samples_and_little_memory_tell_ranges_that_hold_the_truth() {
     assert_eq!(little["distinct_known_one_in"].as_u64(), Some(2), "{little}");
     assert_eq!(counted(&little, "zeroes"), zeroes);
     for (name, truth) in [("unique", unique), ("stored", stored)] {
-        holds(&little, name, truth);
-        let (value, ..) = bytes(&little, name);
+        // A range is four standard errors wide: one in twenty is missed by it, and none by as much again.
+        let (value, low, high) = bytes(&little, name);
+        assert!(low < value && value < high && value.abs_diff(truth) < high - low, "{name}: {truth}, {little}");
         assert!((value as f64 / truth as f64 - 1.0).abs() < 0.05, "{name}: {truth}, {little}");
     }
     // For people.
     let told =
         run(Command::new(ashlar()).args(["estimate", &path, "--sample", "40", "--seed", "1"]), LIMIT).expect_ok();
     for expected in
-        ["90 MiB of 224 MiB", "chosen at random (--seed 1)", "estimated", "reduction:", "dedupe", "tolerance double:"]
+        ["90 MiB of 224 MiB", "chosen at random (--seed 1)", "estimated", "reduction:", "dedupe", "double tolerance:"]
     {
         assert!(told.stdout.contains(expected), "{expected:?} is not in {told}");
     }
@@ -254,7 +255,7 @@ fn directories_are_walked_and_duplicates_found_across_files() {
     if !met("directories_are_walked_and_duplicates_found_across_files (unreadable)", &[Need::Tool("setpriv")]) {
         return;
     }
-    std::fs::set_permissions(at("tree/one"), PermissionsExt::from_mode(0)).expect("permissions");
+    std::fs::set_permissions(at("tree/one"), PermissionsExt::from_mode(0o000)).expect("permissions");
     let mut command = Command::new(find("setpriv").expect("setpriv"));
     command.args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]);
     let output = run(command.arg(ashlar()).args(["estimate", "-o", "json"]).arg(at("tree")), LIMIT);
@@ -361,7 +362,7 @@ fn wrong_arguments_are_refused() {
         ("{file} --memory much", 2, "not a size"),
         ("{file} --compression zip", 2, "'zip' is not a compression method"),
         ("{file} --drives 0", 2, "0"),
-        ("{file} --seed -1", 2, "seed"),
+        ("{file} --seed -1", 2, "-1"),
     ] {
         let filled = line.replace("{gone}", &at("gone")).replace("{pipe}", &at("pipe")).replace("{file}", &file);
         let filled = filled.replace("{dir}", &dir.path().display().to_string());

@@ -35,12 +35,13 @@ const MEMORY_MIN: u64 = 1 << 20;
 /// Pause between two looks at the progress.
 const WATCH: Duration = Duration::from_millis(200);
 
-/// What `ashlar estimate` takes.
+/// What a pool would make of data, before it is moved in: devices, files, directories
+///
+/// Zero blocks take no space, duplicates are stored once, the rest is compressed: all of that is done here as a pool would, by the same code,
+/// without a daemon, and nothing is written. Duplicates are found across all that is named. Data in use may change while it is read; a
+/// snapshot of it gives figures of one instant.
 #[derive(Debug, clap::Args)]
-#[command(
-    about = "What data would take in a pool: zeroes left out, duplicates once, the rest compressed; writes nothing",
-    long_about = "What data would take in a pool: zeroes left out, duplicates once, the rest compressed; writes nothing\n\nReads block devices, files, and all regular files below directories, and reduces them as a pool would, by the same code, without a daemon. Duplicates are found across all that is named. Data in use may change while it is read; a snapshot gives figures of one instant.",
-    after_help = "\
+#[command(after_help = "\
 Examples:
   ashlar estimate /dev/sdb
   ashlar estimate disk1.raw disk2.raw -o json | jq .total_ratio.value
@@ -57,8 +58,7 @@ Precision:
 
 Files of a file system are counted as if each began at a block of its own, without the file system's metadata. What a pool takes for its
 own metadata (about 3 %) and keeps as reserve and spare is not counted. Exit code 1 when something could not be read, or when it was
-interrupted (Ctrl-C: the figures of what was read until then are shown)."
-)]
+interrupted (Ctrl-C: the figures of what was read until then are shown).")]
 pub struct Arguments {
     /// Block devices, files, directories
     #[arg(required = true, value_name = "PATH")]
@@ -159,7 +159,7 @@ struct Report {
     compression: Compression,
     #[serde(flatten)]
     estimate: Estimate,
-    /// For the tolerances that so many drives allow.
+    /// For the tolerances that so many drives allow; without one it is what is stored.
     raw: Vec<Raw>,
     unreadable: Unreadable,
     /// Whether it was stopped: then the figures are those of what came before.
@@ -272,7 +272,7 @@ impl Report {
         let Scanned { estimate, files, problems, interrupted } = scanned;
         let Problems { count, blocks, told } = problems;
         let drives = usize::from(arguments.drives);
-        let raw = [Tolerance::None, Tolerance::Single, Tolerance::Double].into_iter().filter_map(|tolerance| {
+        let raw = [Tolerance::Single, Tolerance::Double].into_iter().filter_map(|tolerance| {
             let width = layout::width(drives, tolerance)?;
             let with_parity = |bytes: u64| (bytes as f64 / width.efficiency()).round() as u64;
             let Figure { value, low, high } = estimate.stored;
@@ -350,25 +350,22 @@ fn describe(report: &Report) -> String {
                 ratio_in_range(e.compression_ratio)
             ),
         ),
-        ("with zeroes", ratio_in_range(e.zero_ratio.zip(e.total_ratio).map(|_| all_ratio(e)))),
+        ("savings", format!("{} of {}", ranged(savings(e), size), size(e.size))),
     ];
     for raw in &report.raw {
         let bytes = ranged(raw.bytes, size);
-        let what = match raw.tolerance {
-            Tolerance::None => "tolerance none",
-            Tolerance::Single => "tolerance single",
-            Tolerance::Double => "tolerance double",
-        };
+        let what = if raw.tolerance == Tolerance::Single { "single tolerance" } else { "double tolerance" };
         lines.push((what, format!("{bytes} with parity, {} on {} drives", raw.layout, raw.drives)));
     }
     lines.push(("read", describe_reading(report)));
     table.render(0) + "\n" + &pairs(&lines, 0)
 }
 
-/// Bytes of the data for each that is stored, zeroes counted.
-fn all_ratio(e: &Estimate) -> Figure<f64> {
-    let of = |stored: u64| e.size as f64 / stored.max(1) as f64;
-    Figure { value: of(e.stored.value), low: of(e.stored.high), high: of(e.stored.low) }
+/// Bytes that are not stored: zeroes, duplicates, and what compression takes away.
+fn savings(e: &Estimate) -> Figure<u64> {
+    let Figure { value, low, high } = e.stored;
+    let without = |stored: u64| e.size.saturating_sub(stored);
+    Figure { value: without(value), low: without(high), high: without(low) }
 }
 
 /// What was measured, and what was not.

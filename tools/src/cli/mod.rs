@@ -124,7 +124,6 @@ enum Command {
     /// The configuration and where each value comes from
     #[command(subcommand)]
     Config(config::Command),
-    /// What data would take in a pool, before it is moved there
     Estimate(estimate::Arguments),
     /// What daemons that ended badly left on this machine, and what to do about it
     Doctor(doctor::Arguments),

@@ -18,8 +18,8 @@ use crate::exit::Failure;
 
 /// What cannot be read is told of so many files.
 const PROBLEMS_TOLD: usize = 10;
-/// Regions that wait for each worker.
-const QUEUE: usize = 2;
+/// Most workers: one thread that reads can hardly feed more, and each has two regions in memory.
+const WORKERS_MAX: usize = 16;
 
 /// How far it is, for whoever watches; and whether to stop.
 #[derive(Default)]
@@ -151,8 +151,8 @@ pub fn scan(roots: &Roots, survey: Survey, options: &Options, progress: &Progres
         compression: options.compression,
         progress,
     };
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let (send, receive) = sync_channel(workers * QUEUE);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+    let (send, receive) = sync_channel(workers);
     let receive = Mutex::new(receive);
     let mut reader = Reader::new(selection, send, &shared);
     let stopped = std::thread::scope(|scope| {
