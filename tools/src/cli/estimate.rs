@@ -15,13 +15,15 @@ use tokio::signal::unix::SignalKind;
 use super::Global;
 use crate::daemon::config::parse_compression;
 use crate::exit::{CommandResult, Exit, Failure};
-use crate::output::{Align, Table, pairs, percent, ratio, show, size};
+use crate::output::{ratio, show};
 use crate::values::parse_size;
 
+mod describe;
 mod scan;
 mod source;
 mod walk;
 
+use describe::{describe, left_out};
 use scan::{Options, Problems, Progress, Scanned, Survey};
 
 /// Bytes up to which everything is read unless told otherwise.
@@ -149,7 +151,7 @@ struct Raw {
 /// The answer. Sizes are bytes; a figure has a value and the range it lies in, and was counted when these are the same.
 #[derive(Debug, Serialize)]
 struct Report {
-    paths: Vec<PathBuf>,
+    paths: Vec<String>,
     /// Files and devices.
     files: u64,
     /// How it was read: `full` or `sample`.
@@ -192,7 +194,7 @@ pub fn run(arguments: &Arguments, global: &Global) -> CommandResult<Exit> {
     match (report.interrupted, report.unreadable.files) {
         (true, _) => Err(Failure::other("interrupted: the figures are those of what was read until then")),
         (false, 0) => Ok(Exit::Ok),
-        (false, n) => Err(Failure::other(format!("{} could not be read and {} not counted", files(n), are(n)))),
+        (false, n) => Err(Failure::other(left_out(n))),
     }
 }
 
@@ -237,6 +239,8 @@ fn any_seed() -> u32 {
 fn watch<T: Send + 'static>(progress: &Progress, work: impl FnOnce() -> T + Send + 'static) -> CommandResult<T> {
     super::talk(async {
         let bar = super::job::bar();
+        // Until it is known how much there is.
+        bar.set_length(1);
         bar.set_message("looking for files");
         let mut interrupts = tokio::signal::unix::signal(SignalKind::interrupt())
             .map_err(|e| Failure::other(format!("listening for signals: {e}")))?;
@@ -284,7 +288,7 @@ impl Report {
             })
         });
         Self {
-            paths: arguments.paths.clone(),
+            paths: arguments.paths.iter().map(|path| path.display().to_string()).collect(),
             files,
             precision: if sample.is_some() { "sample" } else { "full" },
             sample,
@@ -295,109 +299,6 @@ impl Report {
             interrupted,
         }
     }
-}
-
-fn files(count: u64) -> String {
-    if count == 1 { "1 file or directory".into() } else { format!("{count} files or directories") }
-}
-
-fn are(count: u64) -> &'static str {
-    if count == 1 { "is" } else { "are" }
-}
-
-/// A figure with its range, if it has one.
-fn ranged<T: PartialEq + Copy>(figure: Figure<T>, text: impl Fn(T) -> String) -> String {
-    let Figure { value, low, high } = figure;
-    let (value, low, high) = (text(value), text(low), text(high));
-    if low == high { value } else { format!("{value} ({low} to {high})") }
-}
-
-fn ratio_in_range(figure: Option<Figure<f64>>) -> String {
-    figure.map_or_else(|| ratio(None), |f| ranged(f, |r| ratio(Some(r))))
-}
-
-fn describe(report: &Report) -> String {
-    let e = &report.estimate;
-    let mut table = Table::new(&[
-        ("", Align::Left),
-        ("SIZE", Align::Right),
-        ("SHARE", Align::Right),
-        ("RANGE", Align::Left),
-        ("KNOWN", Align::Left),
-    ]);
-    let counted = |bytes| Figure { value: bytes, low: bytes, high: bytes };
-    for (what, figure) in [
-        ("data", counted(e.size)),
-        ("zeroes", e.zeroes),
-        ("  of these holes", counted(e.holes)),
-        ("duplicates", e.duplicate),
-        ("distinct", e.unique),
-        ("stored", e.stored),
-    ] {
-        let Figure { value, low, high } = figure;
-        let exact = low == high;
-        let range = if exact { String::new() } else { format!("{} to {}", size(low), size(high)) };
-        let known = if exact { "counted" } else { "estimated" };
-        table.row([what.into(), size(value), format!("{} %", percent(value, e.size)), range, known.into()]);
-    }
-    let mut lines = vec![
-        (
-            "reduction",
-            format!(
-                "{}: dedupe {}, compression {}",
-                ratio_in_range(e.total_ratio),
-                ratio_in_range(e.dedupe_ratio),
-                ratio_in_range(e.compression_ratio)
-            ),
-        ),
-        ("savings", format!("{} of {}", ranged(savings(e), size), size(e.size))),
-    ];
-    for raw in &report.raw {
-        let bytes = ranged(raw.bytes, size);
-        let what = if raw.tolerance == Tolerance::Single { "single tolerance" } else { "double tolerance" };
-        lines.push((what, format!("{bytes} with parity, {} on {} drives", raw.layout, raw.drives)));
-    }
-    lines.push(("read", describe_reading(report)));
-    table.render(0) + "\n" + &pairs(&lines, 0)
-}
-
-/// Bytes that are not stored: zeroes, duplicates, and what compression takes away.
-fn savings(e: &Estimate) -> Figure<u64> {
-    let Figure { value, low, high } = e.stored;
-    let without = |stored: u64| e.size.saturating_sub(stored);
-    Figure { value: without(value), low: without(high), high: without(low) }
-}
-
-/// What was measured, and what was not.
-fn describe_reading(report: &Report) -> String {
-    let e = &report.estimate;
-    let mut text = match &report.sample {
-        None => format!("{}, all of it", size(e.read)),
-        Some(sample) => format!(
-            "{} of {} in regions of 1 MiB, chosen at random (--seed {}); what was not read is inferred",
-            size(e.read),
-            size(e.size - e.holes),
-            sample.seed
-        ),
-    };
-    if e.distinct_known_one_in > 1 {
-        text.push_str(&format!(
-            "; of distinct blocks one in {} is known (--memory), the others are inferred",
-            e.distinct_known_one_in
-        ));
-    }
-    text.push_str(&format!(
-        "; {} of data",
-        if report.files == 1 { "1 file".into() } else { format!("{} files", report.files) }
-    ));
-    if report.unreadable.files > 0 {
-        let n = report.unreadable.files;
-        text.push_str(&format!("; {} could not be read and {} not counted", files(n), are(n)));
-    }
-    if report.interrupted {
-        text.push_str("; interrupted: the rest is not counted");
-    }
-    text
 }
 
 #[cfg(test)]
