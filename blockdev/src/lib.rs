@@ -6,6 +6,7 @@ pub mod dedupe;
 pub mod disk;
 pub mod env;
 pub mod error;
+pub mod estimate;
 pub mod format;
 pub mod frontend;
 pub mod lock;

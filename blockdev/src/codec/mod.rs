@@ -17,6 +17,8 @@ use crate::units::BLOCK_SIZE;
 
 pub use probe::is_zero;
 
+/// Blocks of data that are compressed together; see `docs/design/0003-frame-size.md`.
+pub const FRAME_BLOCKS: usize = 4;
 /// Most blocks of one frame.
 pub const FRAME_BLOCKS_MAX: usize = 8;
 /// Most bytes of one frame before compression.

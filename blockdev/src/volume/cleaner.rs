@@ -15,6 +15,7 @@ use super::Engine;
 use super::commit::Draft;
 use super::frame::{Group, compress};
 use super::space::{LeftTo, Space};
+use crate::codec::FRAME_BLOCKS;
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{BlockEntry, BlockKind};
@@ -343,7 +344,7 @@ impl Engine {
         if good.is_empty() {
             return Ok(complete);
         }
-        let per_frame = self.config.frame_blocks.clamp(1, 4);
+        let per_frame = self.config.frame_blocks.clamp(1, FRAME_BLOCKS);
         let group = |blocks: &[Good]| Group::blocks(blocks.iter().map(|(.., data)| data.clone()).collect(), false);
         let groups: Vec<Group> = good.chunks(per_frame).map(group).collect();
         let compression = self.config.compression;

@@ -16,6 +16,7 @@ use super::Engine;
 use super::frame::{Group, ReducedFrame, compress};
 use super::gate::Pass;
 use super::intake::{BATCH_BLOCKS, HostBlock, HostOp, Numbered};
+use crate::codec::FRAME_BLOCKS;
 use crate::dedupe::{ListId, Lookup};
 use crate::env::compute;
 use crate::error::Error;
@@ -367,7 +368,7 @@ impl Engine {
                 }
             }
         }
-        let per_frame = self.config.frame_blocks.clamp(1, 4);
+        let per_frame = self.config.frame_blocks.clamp(1, FRAME_BLOCKS);
         let mut groups: Vec<Group> = Vec::with_capacity(unique.len() / per_frame + 1);
         for (n, group) in unique.chunks(per_frame).enumerate() {
             for (i, &(w, b)) in group.iter().enumerate() {

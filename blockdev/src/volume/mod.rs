@@ -43,6 +43,7 @@ use futures::FutureExt;
 use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::codec::FRAME_BLOCKS;
 use crate::dedupe::DedupeIndex;
 use crate::disk::Disk;
 use crate::env::Env;
@@ -76,7 +77,7 @@ pub struct PoolConfig {
     pub memory: u64,
     /// How frames are compressed.
     pub compression: Compression,
-    /// Blocks compressed together, 1 to 4.
+    /// Blocks compressed together, 1 to [`FRAME_BLOCKS`].
     pub frame_blocks: usize,
     /// Longest time that buffered writes wait for company before they are reduced.
     pub linger: Duration,
@@ -120,7 +121,7 @@ impl Default for PoolConfig {
         Self {
             memory: 512 << 20,
             compression: Compression::Zstd,
-            frame_blocks: 4,
+            frame_blocks: FRAME_BLOCKS,
             linger: Duration::from_millis(20),
             log_interval: Duration::from_millis(500),
             checkpoint_interval: Duration::from_secs(30),

@@ -6,6 +6,7 @@ mod bad_input;
 mod changes;
 mod crash;
 mod disks;
+mod estimate;
 mod events;
 mod filesystems;
 mod fio;

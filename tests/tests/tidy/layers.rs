@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("env", &["error", "units"]),
     ("codec", &["error", "units", "report"]),
     ("format", &["error", "units", "report", "codec"]),
+    ("estimate", &["units", "report", "env", "codec"]),
     ("carry", &[BASE]),
     ("disk", &[BASE]),
     ("redundancy", &[BASE, "disk"]),

@@ -14,6 +14,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "blockdev/src/redundancy/",
     "blockdev/src/dedupe/prefetch.rs",
     "blockdev/src/frontend/ublk",
+    "blockdev/src/frontend/freeze.rs",
     "blockdev/src/frontend/loopdev.rs",
     "blockdev/examples/diskbench.rs",
     "blockdev/examples/ublk_buffers.rs",

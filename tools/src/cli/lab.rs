@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::Global;
 use super::pool::parse_tolerance;
 use crate::client::segment;
+use crate::daemon::config::parse_compression;
 use crate::exit::{CommandResult, Exit};
 use crate::lab::{self, Report, Wanted};
 use crate::output::tolerance_word;
@@ -127,15 +128,6 @@ pub enum Command {
 
 fn checked_size(text: &str) -> Result<String, blockdev::error::Error> {
     parse_size(text).map(|_| text.to_owned())
-}
-
-fn parse_compression(text: &str) -> Result<Compression, String> {
-    match text {
-        "zstd" => Ok(Compression::Zstd),
-        "lz4" => Ok(Compression::Lz4),
-        "off" => Ok(Compression::Off),
-        _ => Err("use zstd, lz4 or off".into()),
-    }
 }
 
 pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {

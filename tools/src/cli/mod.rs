@@ -13,6 +13,7 @@ mod alert;
 mod config;
 mod disk;
 mod doctor;
+mod estimate;
 mod event;
 mod group;
 pub mod hold_frozen;
@@ -42,8 +43,8 @@ Examples:
 
 /// A storage appliance: thin volumes that are deduplicated, compressed and protected against drive failure.
 ///
-/// `ashlar serve` is the daemon. Every other command talks to it over a unix socket; `lab`, `pool create`, `doctor`, `completions` and `config show
-/// --config` work without it.
+/// `ashlar serve` is the daemon. Every other command talks to it over a unix socket; `lab`, `pool create`, `estimate`, `doctor`, `completions` and
+/// `config show --config` work without it.
 #[derive(Debug, Parser)]
 #[command(name = "ashlar", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{HELP}"))]
 struct Cli {
@@ -136,6 +137,7 @@ enum Command {
     /// The configuration and where each value comes from
     #[command(subcommand)]
     Config(config::Command),
+    Estimate(estimate::Arguments),
     /// What daemons that ended badly left on this machine, and what to do about it
     Doctor(doctor::Arguments),
     /// What the daemon starts to freeze file systems
@@ -181,6 +183,7 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Serve(command) => serve::run(command, global),
         Command::Upgrade(arguments) => upgrade::run(&arguments, global),
         Command::Config(command) => config::run(command, global),
+        Command::Estimate(arguments) => estimate::run(&arguments, global),
         Command::Doctor(arguments) => doctor::run(&arguments, global),
         Command::HoldFrozen(arguments) => hold_frozen::run(&arguments),
         Command::Completions { shell } => {

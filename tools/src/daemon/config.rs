@@ -385,7 +385,8 @@ impl Pick<'_> {
     }
 }
 
-fn parse_compression(text: &str) -> Result<Compression> {
+/// A compression method by its name.
+pub fn parse_compression(text: &str) -> Result<Compression> {
     match text {
         "zstd" => Ok(Compression::Zstd),
         "lz4" => Ok(Compression::Lz4),
