@@ -49,8 +49,13 @@ async fn run(percent: u64, rounds: u64, mib: u64) {
         device.write(at, Bytes::from(data), false).await.expect("written");
     }
     device.flush().await.expect("flushed");
+    let space = pool.engine().space();
+    let (total, free) = (space.total_segments, space.free_segments);
     println!("a volume of {} MiB in a pool that is {percent} % full by it", size >> 20);
-    println!("part  MiB/s  written a byte    p50 ms    p99 ms  p99.9 ms    max ms  RSS MiB  used %");
+    println!("{total} segments of {} KiB, {free} free, {} kept back from hosts", space.segment >> 10, space.reserve());
+    println!(
+        "part  MiB/s  written a byte  cleaned a byte  checkpoints    p50 ms    p99 ms  p99.9 ms    max ms  RSS MiB  used %"
+    );
     let writes = size / BLOCK / PARTS;
     for part in 0..rounds * PARTS {
         let before = pool.stats().await;
@@ -78,10 +83,13 @@ async fn run(percent: u64, rounds: u64, mib: u64) {
         waits.sort_by(f64::total_cmp);
         let amplified =
             (after.disk_written - before.disk_written) as f64 / (after.host_written - before.host_written) as f64;
+        let cleaned =
+            (after.cleaner_moved - before.cleaner_moved) as f64 / (after.host_written - before.host_written) as f64;
         let space = pool.engine().space();
         println!(
-            "{part:4} {:6.1} {amplified:15.2} {:9.2} {:9.2} {:9.2} {:9.2} {:8} {:6}",
+            "{part:4} {:6.1} {amplified:15.2} {cleaned:15.2} {:12} {:9.2} {:9.2} {:9.2} {:9.2} {:8} {:6}",
             (writes * BLOCK) as f64 / seconds / f64::from(1 << 20),
+            after.checkpoints - before.checkpoints,
             quantile(&waits, 0.5),
             quantile(&waits, 0.99),
             quantile(&waits, 0.999),
