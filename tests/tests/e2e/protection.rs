@@ -145,7 +145,7 @@ fn what_was_missed_while_the_daemon_was_down_is_made_up_for_once() {
     create(&lab, "data", "16M");
     // The next minute that is far enough.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
-    let soon = (now + 10).next_multiple_of(60);
+    let soon = (now + 20).next_multiple_of(60);
     let time = run(Command::new("date").args(["-d", &format!("@{soon}"), "+%H:%M"]), Duration::from_secs(10)).stdout;
     lab.ashlar(&["rule", "create", "r", "--at", time.trim(), "--keep", "5"]).expect_ok();
     lab.ashlar(&["policy", "create", "p", "--rules", "r"]).expect_ok();
@@ -155,7 +155,7 @@ fn what_was_missed_while_the_daemon_was_down_is_made_up_for_once() {
     assert_eq!(taken().len(), 1);
     lab.lab("kill", &[]).expect_ok();
     let past = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|n| n.as_secs() > soon + 2);
-    assert!(wait_until(Duration::from_secs(80), past));
+    assert!(wait_until(Duration::from_secs(120), past));
     lab.lab("start", &[]).expect_ok();
     assert!(wait_until(Duration::from_secs(20), || taken().len() == 2), "{:?}", taken());
     std::thread::sleep(Duration::from_secs(5));
