@@ -109,6 +109,19 @@ fn a_frozen_file_system_needs_no_repair() {
     let notes = || shell("ls \"$1\" | grep -c '^frozen-' || true", &[&lab.dir().display().to_string()]).stdout;
     assert!(wait_until(Duration::from_secs(20), || notes().trim() == "0"), "{}", notes());
 
+    // It is stopped while it holds them, and cannot let them go: the daemon does that.
+    let asked = asked_and(&lab, || {
+        let pid = holders(&lab)[0];
+        let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |tasks| tasks.count());
+        assert!(wait_until(Duration::from_secs(20), || threads() > 1), "it does not begin");
+        signal(&pid.to_string(), "STOP");
+    });
+    asked.expect_failure();
+    lab.ashlar(&["snapshot", "show", "data@never"]).expect_failure();
+    assert!(wait_until(Duration::from_secs(60), || holders(&lab).is_empty()), "it is stopped still");
+    shell("echo then > \"$1/then\"; sync -f \"$1\"", &[&mount]).expect_ok();
+    assert!(wait_until(Duration::from_secs(20), || notes().trim() == "0"), "{}", notes());
+
     // The daemon is killed: nobody holds writers any more.
     asked_and(&lab, || {
         lab.lab("kill", &[]).expect_ok();
@@ -121,6 +134,12 @@ fn a_frozen_file_system_needs_no_repair() {
         lab.lab("disk-slow", &[disk, "--delay", "0"]).expect_ok();
     }
     assert!(wait_until(Duration::from_secs(20), || notes().trim() == "0"), "{}", notes());
+    // If there is a snapshot it does not claim what nobody knows, and goes by itself.
+    let left = lab.ashlar(&["snapshot", "show", "data@never", "-o", "json"]);
+    if left.ok() {
+        let left = left.json();
+        assert!(left["quiesced"] == false && left["expires_s"].as_u64().is_some(), "{left}");
+    }
     detach(&lab, "data");
     expect_sound(&lab);
 }

@@ -24,7 +24,9 @@ pub struct Arguments {
     mounts: Vec<OsString>,
 }
 
-/// First line of the answer when all are frozen.
+/// First line: what is dirty is written, and it may begin.
+pub const READY: &str = "ready";
+/// Second line, when all are frozen.
 pub const FROZEN: &str = "frozen";
 /// Last line, with the milliseconds for which writers were held: told to thaw in time.
 pub const THAWED: &str = "thawed";
@@ -117,6 +119,7 @@ pub fn run(arguments: &Arguments) -> CommandResult<Exit> {
     for (_, mounted) in mounts.iter() {
         let _ = mounted.sync();
     }
+    say(READY);
     // One byte to begin; then there is nothing more to read until it is to thaw, or the daemon is gone.
     if std::io::stdin().read(&mut [0]).map_or(0, |n| n) == 0 {
         return Ok(Exit::Failure);

@@ -57,6 +57,8 @@ struct Table {
     /// Something was taken since what rules keep was looked at last.
     taken: bool,
     retained: Option<Duration>,
+    /// Why nothing could be deleted last.
+    put_off: Option<String>,
 }
 
 struct Failed {
@@ -209,7 +211,7 @@ impl Runs {
 
     /// Deletes what is kept no longer.
     async fn tidy(&self, engine: &dyn Engine, objects: &Objects, now: Now) -> Option<Event> {
-        let mut gone = engine.delete_expired(BATCH).await.unwrap_or_else(|e| put_off(&e));
+        let mut gone = engine.delete_expired(BATCH).await.unwrap_or_else(|e| self.put_off(&e));
         let look = {
             let mut table = self.table.lock();
             let look = table.taken || table.retained.is_none_or(|at| now.steady >= at + RETENTION);
@@ -222,12 +224,23 @@ impl Runs {
             let all = engine.snapshots(None).await.unwrap_or_default();
             let now_s = u64::try_from(now.wall.as_second()).unwrap_or(0);
             for some in retention::surplus(&all, |rule| objects.keeps(rule), now_s).chunks(BATCH) {
-                gone.extend(engine.delete_of_rule(some).await.unwrap_or_else(|e| put_off(&e)));
+                gone.extend(engine.delete_of_rule(some).await.unwrap_or_else(|e| self.put_off(&e)));
             }
         }
         let names: Vec<&str> = gone.iter().map(String::as_str).collect();
         let message = format!("{} deleted: expired, or more than their rule keeps", told(&names));
         (!names.is_empty()).then(|| Event::new(Severity::Info, "snapshot.expired", "pool", message))
+    }
+
+    /// Nothing was deleted, and it is tried again every few seconds: the log is told when the reason is another one.
+    fn put_off(&self, e: &Error) -> Vec<String> {
+        let why = e.to_string();
+        let mut table = self.table.lock();
+        if table.put_off.as_ref() != Some(&why) {
+            tracing::warn!(error = why, "deleting snapshots that are kept no longer");
+            table.put_off = Some(why);
+        }
+        Vec::new()
     }
 
     /// What is wrong.
@@ -261,12 +274,6 @@ impl Objects {
 
 fn key(duty: &Duty) -> (Target, u32) {
     (duty.target.clone(), duty.rule)
-}
-
-/// Nothing was deleted, and it is tried again.
-fn put_off(e: &Error) -> Vec<String> {
-    tracing::warn!(error = %e, "deleting snapshots that are kept no longer");
-    Vec::new()
 }
 
 /// Snapshots in a sentence.

@@ -12,10 +12,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 
 use super::mounts::{self, Mount};
-use crate::cli::hold_frozen::{EXPIRED, FROZEN, THAWED};
+use crate::cli::hold_frozen::{EXPIRED, FROZEN, READY, THAWED};
 
 /// Longer than the child takes by itself: it is given up then.
-const GRACE: Duration = Duration::from_secs(20);
+const GRACE: Duration = Duration::from_secs(10);
+/// How long it may take to end when it has answered, or does not.
+const END: Duration = Duration::from_secs(5);
 /// How long what is dirty may take to be written while writers go on.
 const SYNC: Duration = Duration::from_secs(600);
 /// Notes of what is frozen: this, and the child's number.
@@ -50,15 +52,19 @@ impl Frozen {
         let noted = std::fs::write(&note, text_of(mounts));
         noted.map_err(|e| Error::io(format!("writing {}: {e}", note.display())))?;
         let mut out = Self { child, answers: BufReader::new(answers), limit, note };
-        // It begins when it is noted what for.
-        let begun = match out.child.stdin.as_mut() {
-            Some(input) => input.write_all(b"g").await.is_ok(),
-            None => false,
-        };
-        match out.line(SYNC + limit + GRACE).await {
-            Ok(line) if begun && line == FROZEN => Ok(out),
-            _ => Err(out.failure().await),
+        match out.begin().await {
+            true => Ok(out),
+            false => Err(out.failure().await),
         }
+    }
+
+    /// Lets it begin, now that it is noted what for. Whether all is frozen.
+    async fn begin(&mut self) -> bool {
+        if !self.line(SYNC).await.is_ok_and(|line| line == READY) {
+            return false;
+        }
+        let Some(input) = self.child.stdin.as_mut() else { return false };
+        input.write_all(b"g").await.is_ok() && self.line(self.limit + GRACE).await.is_ok_and(|line| line == FROZEN)
     }
 
     async fn line(&mut self, limit: Duration) -> Result<String> {
@@ -71,15 +77,22 @@ impl Frozen {
         }
     }
 
+    /// Waits for the child to end. One that does not, as when somebody has stopped it, is killed: what it leaves frozen is thawed once it is gone.
+    async fn end(&mut self) {
+        if tokio::time::timeout(END, self.child.wait()).await.is_err() {
+            let _ = self.child.start_kill();
+        }
+    }
+
     /// Why nothing is frozen.
     async fn failure(mut self) -> Error {
         drop(self.child.stdin.take());
+        self.end().await;
+        settle(self.note);
         let mut text = String::new();
         if let Some(mut errors) = self.child.stderr.take() {
-            let _ = tokio::time::timeout(GRACE, errors.read_to_string(&mut text)).await;
+            let _ = tokio::time::timeout(END, errors.read_to_string(&mut text)).await;
         }
-        let _ = tokio::time::timeout(GRACE, self.child.wait()).await;
-        settle(self.note);
         let why = text.trim().trim_start_matches("error: ");
         Error::io(if why.is_empty() { "file systems could not be frozen within the limit (freeze_limit)" } else { why })
     }
@@ -88,7 +101,7 @@ impl Frozen {
     pub async fn thaw(mut self) -> Result<Duration> {
         drop(self.child.stdin.take());
         let line = self.line(self.limit + GRACE).await;
-        let _ = tokio::time::timeout(GRACE, self.child.wait()).await;
+        self.end().await;
         let line = line.inspect_err(|_| settle(self.note.clone()))?;
         let (word, ms) = line.split_once(' ').unwrap_or((&line, "0"));
         let held = Duration::from_millis(ms.parse().unwrap_or(0));
