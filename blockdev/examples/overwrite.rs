@@ -1,13 +1,13 @@
 //! Random overwrites of a pool that is nearly full, for long: throughput over time, bytes written for each byte, what writers wait, and memory.
 //!
-//! `overwrite [PERCENT [ROUNDS [MIB]]]`: a volume fills PERCENT (80) of what a pool of six drives of MIB (512) can hold; then ROUNDS (10) times as much as that
+//! `overwrite [PERCENT [ROUNDS [MIB [RATE]]]]`: a volume fills PERCENT (80) of what a pool of six drives of MIB (512) can hold; then ROUNDS (10) times as much as that
 //! is written at random, 4 KiB each, 32 under way. A round is divided in five, and each part has a line. Drives in memory, single tolerance; data does not compress and
-//! nothing occurs twice. A write that fails ends it.
+//! nothing occurs twice. With RATE a drive does so many MiB a second, and takes 0.1 ms longer for each request. A write that fails ends it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use blockdev::disk::{Disk, MemoryDisk};
+use blockdev::disk::{Disk, MemoryDisk, Throttle, ThrottledDisk};
 use blockdev::env::{RealEnv, Rng};
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
 use blockdev::report::{Compression, Tolerance};
@@ -30,9 +30,16 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * q) as usize]
 }
 
-async fn run(percent: u64, rounds: u64, mib: u64) {
+async fn run(percent: u64, rounds: u64, mib: u64, rate: u64) {
     let env = RealEnv::new(tokio::runtime::Handle::current(), 2);
-    let disk = |i| Arc::new(MemoryDisk::new(format!("d{i}"), mib << 20)) as Arc<dyn Disk>;
+    let disk = |i| -> Arc<dyn Disk> {
+        let disk = Arc::new(MemoryDisk::new(format!("d{i}"), mib << 20));
+        if rate == 0 {
+            return disk;
+        }
+        let latency = Duration::from_micros(100);
+        ThrottledDisk::new(disk, env.clone(), Throttle { bytes_per_s: Some(rate << 20), requests_per_s: None, latency })
+    };
     let disks: Vec<Arc<dyn Disk>> = (0..6).map(disk).collect();
     let (name, tolerance) = ("overwrite".into(), Tolerance::Single);
     let options = CreateOptions { name, tolerance, chunk_size: None, strip_size: None, force: true };
@@ -105,5 +112,5 @@ fn main() {
     let given: Vec<u64> = std::env::args().skip(1).map(|a| a.parse().expect("a number")).collect();
     let of = |i: usize, default| given.get(i).copied().unwrap_or(default);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(run(of(0, 80), of(1, 10), of(2, 512)));
+    runtime.block_on(run(of(0, 80), of(1, 10), of(2, 512), of(3, 0)));
 }

@@ -58,6 +58,8 @@ pub struct SegmentTable {
     /// Next [`SegmentRecord::incarnation`].
     pub next_incarnation: u64,
     live: u64,
+    /// Sealed segments in which nothing is live.
+    emptied: u64,
     /// Raised whenever chunks are taken or given back.
     pub version: u64,
     /// Where the search for a free identity goes on.
@@ -85,6 +87,7 @@ impl SegmentTable {
             chunks,
             next_incarnation,
             live: 0,
+            emptied: 0,
             version: 0,
             next_id: 0,
             left: Vec::new(),
@@ -113,6 +116,7 @@ impl SegmentTable {
         self.next_incarnation = self.next_incarnation.max(record.incarnation + 1);
         let extent = Arc::new(Extent::of(&record));
         self.live += record.live;
+        self.emptied += u64::from(record.sealed && record.live == 0);
         self.segments.insert(record.id, Segment { record, extent });
     }
 
@@ -120,6 +124,7 @@ impl SegmentTable {
     pub fn remove(&mut self, id: SegmentId) {
         if let Some(old) = self.segments.remove(&id) {
             self.live -= old.record.live;
+            self.emptied -= u64::from(!old.is_needed());
             self.version += 1;
             self.mark(&old.record.columns, false);
         }
@@ -217,8 +222,10 @@ impl SegmentTable {
     /// Counts stored bytes as live.
     pub fn add_live(&mut self, at: &Location, bytes: u64) {
         if let Some(s) = self.segments.get_mut(&at.segment) {
+            let before = s.is_needed();
             s.record.live += bytes;
             self.live += bytes;
+            self.emptied -= u64::from(!before && s.is_needed());
         }
     }
 
@@ -227,9 +234,25 @@ impl SegmentTable {
         if let Some(s) = self.segments.get_mut(&at.segment) {
             debug_assert!(s.record.live >= bytes, "segment {}: live bytes below zero", at.segment);
             let bytes = bytes.min(s.record.live);
+            let before = s.is_needed();
             s.record.live -= bytes;
             self.live -= bytes;
+            self.emptied += u64::from(before && !s.is_needed());
         }
+    }
+
+    /// Nothing more is appended to a segment.
+    pub fn seal(&mut self, id: SegmentId) {
+        if let Some(s) = self.segments.get_mut(&id) {
+            let before = s.is_needed();
+            s.record.sealed = true;
+            self.emptied += u64::from(before && !s.is_needed());
+        }
+    }
+
+    /// Segments that the next checkpoint gives back: nothing lies in them any more.
+    pub fn emptied(&self) -> u64 {
+        self.emptied
     }
 
     /// Bytes of frames that are referenced, over all segments.

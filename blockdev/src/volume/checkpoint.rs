@@ -23,7 +23,7 @@ use super::group_commit::Queued;
 use super::state::{Settings, map_page_entry};
 use crate::codec::Compressor;
 use crate::disk::{AlignedBuf, Disk, IO_ALIGN};
-use crate::env::compute;
+use crate::env::{BoxFuture, compute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{Catalogue, DiskRecord, Service};
 use crate::format::label::Label;
@@ -67,6 +67,9 @@ pub struct Checkpoints {
     /// Segments that were open at the newest checkpoint, and the first incarnation after it.
     pub unflushed: (Vec<SegmentId>, u64),
 }
+
+/// The end of a checkpoint.
+pub type Awaited = BoxFuture<Result<()>>;
 
 /// The state of one instant.
 struct Frozen {
@@ -137,13 +140,25 @@ impl Engine {
     ///
     /// It is a task of its own: a caller that goes away must not leave pages behind that count as clean and were never written.
     pub async fn checkpoint(self: &Arc<Self>) -> Result<()> {
+        self.begin_checkpoint().await
+    }
+
+    /// The same, not waited for yet.
+    pub(super) fn begin_checkpoint(self: &Arc<Self>) -> Awaited {
         let (send, receive) = oneshot::channel();
         let engine = self.clone();
         self.spawn(async move {
             let _ = send.send(engine.make_checkpoint().await);
         });
-        let ended = |_| Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name));
-        receive.await.map_err(ended)?
+        let ended = Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name));
+        Box::pin(async move { receive.await.unwrap_or(Err(ended)) })
+    }
+
+    /// Asks for a checkpoint that gives segments back, unless one is under way.
+    pub(super) fn ask_for_segments(&self) {
+        if self.checkpoints.try_lock().is_ok() {
+            self.checkpoint_wanted.notify_one();
+        }
     }
 
     async fn make_checkpoint(self: Arc<Self>) -> Result<()> {
@@ -501,11 +516,7 @@ impl Engine {
                                 s.record.last_part = *at;
                             }
                         }
-                        Op::SealSegment(id) => {
-                            if let Some(s) = segments.get_mut(*id) {
-                                s.record.sealed = true;
-                            }
-                        }
+                        Op::SealSegment(id) => segments.seal(*id),
                         _ => {}
                     }
                 }

@@ -9,9 +9,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 
 use super::Engine;
+use super::checkpoint::Awaited;
 use super::commit::Draft;
 use super::frame::{Group, compress};
 use super::space::{LeftTo, Space};
@@ -27,8 +28,10 @@ use crate::units::{SegmentId, VirtualBlock};
 const LIVE_MAX: f64 = 0.95;
 /// Blocks moved by one record.
 const MOVE_BLOCKS: usize = 128;
-/// Segments cleaned before a checkpoint gives them back.
+/// Segments cleaned before a checkpoint gives them back: where hosts are about to need them, and at most.
 const ROUND: usize = 4;
+/// See [`ROUND`].
+const ROUND_MAX: usize = 32;
 /// Rounds that move something and gain nothing, one after another, before cleaning rests: a gain of a few percent of a segment each takes several to show.
 const FRUITLESS_MAX: u32 = 16;
 /// First and longest rest. It ends by itself, as what kept cleaning from gaining may have passed with nobody noticing.
@@ -79,10 +82,29 @@ impl Gain {
     }
 }
 
+/// Segments that are no victims, by incarnation: until which checkpoint.
+#[derive(Default)]
+struct Aside(FxHashMap<u64, u64>);
+
+impl Aside {
+    fn contains(&self, incarnation: u64) -> bool {
+        self.0.contains_key(&incarnation)
+    }
+
+    fn until(&mut self, incarnation: u64, checkpoint: u64) {
+        self.0.insert(incarnation, checkpoint);
+    }
+
+    /// The newest checkpoint is this one.
+    fn look(&mut self, newest: u64) {
+        self.0.retain(|_, checkpoint| *checkpoint > newest);
+    }
+}
+
 impl Engine {
     /// The task that cleans when free segments run low.
     pub(super) async fn clean_loop(self: Arc<Self>) {
-        let (mut aside, mut gain) = (FxHashSet::default(), Gain::default());
+        let (mut aside, mut gain) = (Aside::default(), Gain::default());
         loop {
             let wanted = self.cleaner_wanted.notified();
             let timer = self.env.sleep(PAUSE);
@@ -102,49 +124,69 @@ impl Engine {
         }
     }
 
-    async fn clean_until_enough(self: &Arc<Self>, aside: &mut FxHashSet<u64>, gain: &mut Gain) -> Result<()> {
-        let space = self.space();
+    async fn clean_until_enough(self: &Arc<Self>, aside: &mut Aside, gain: &mut Gain) -> Result<()> {
         // While somebody reads a checkpoint no segment comes back: cleaning would only use up what is free.
-        if space.free_segments >= self.low_water(&space) || self.pins.load(Ordering::Acquire) > 0 {
+        if !self.space().is_low() || self.pins.load(Ordering::Acquire) > 0 {
             return Ok(());
         }
-        loop {
-            let space = self.space();
-            let enough = self.low_water(&space) + space.total_segments / 20 + 2;
-            if space.free_segments >= enough || self.is_dead() || !gain.is_worth_a_round(self) {
-                return Ok(());
-            }
-            let moved = || self.counters.cleaner_moved.load(Ordering::Relaxed);
-            let (mut cleaned, moved_before) = (0, moved());
-            while cleaned < ROUND {
-                let Some(victim) = self.choose_victim(aside).filter(|v| self.has_room_to_empty(v, LeftTo::Checkpoints))
-                else {
-                    break;
-                };
-                match self.clean_segment(&victim, LeftTo::Checkpoints).await {
-                    Ok(true) if self.is_emptied(&victim) => {
-                        self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);
-                    }
-                    // Others took the room. The checkpoint gives back what was emptied so far.
-                    Err(e) if e.kind() == ErrorKind::NoSpace => break,
-                    Err(e) => return Err(e),
-                    Ok(_) => {
-                        tracing::warn!(
-                            segment = victim.id.0,
-                            "a segment has blocks that cannot be read; it is set aside"
-                        );
-                        aside.insert(victim.incarnation);
-                    }
-                }
-                cleaned += 1;
-            }
-            gain.fruitless += u32::from(cleaned > 0 || moved() != moved_before);
+        let mut under_way: Option<Awaited> = None;
+        while !self.space().is_enough() && !self.is_dead() && gain.is_worth_a_round(self) {
+            let cleaned = self.clean_round(aside, gain).await?;
             let before = self.space().free_segments;
-            self.checkpoint().await?;
+            // One at a time. What it gives back is what was emptied before it began.
+            if let Some(checkpoint) = under_way.take() {
+                checkpoint.await?;
+            }
+            let checkpoint = self.begin_checkpoint();
+            if cleaned > 0 && !self.space().is_urgent() {
+                under_way = Some(checkpoint);
+                continue;
+            }
+            checkpoint.await?;
             if cleaned == 0 && self.space().free_segments <= before {
-                return Ok(());
+                break;
             }
         }
+        match under_way {
+            Some(checkpoint) => checkpoint.await,
+            None => Ok(()),
+        }
+    }
+
+    /// Cleans as many segments as one checkpoint is to give back; says how many.
+    async fn clean_round(self: &Arc<Self>, aside: &mut Aside, gain: &mut Gain) -> Result<usize> {
+        let moved = || self.counters.cleaner_moved.load(Ordering::Relaxed);
+        let (mut cleaned, moved_before) = (0, moved());
+        aside.look(*self.checkpointed.borrow());
+        loop {
+            let space = self.space();
+            let least = if space.is_urgent() { ROUND } else { ROUND_MAX };
+            if cleaned >= least || cleaned >= ROUND && space.is_enough() {
+                break;
+            }
+            let victim = self.choose_victim(aside).filter(|v| self.has_room_to_empty(v, LeftTo::Checkpoints));
+            let Some(victim) = victim else { break };
+            match self.clean_segment(&victim, LeftTo::Checkpoints).await {
+                Ok(true) if self.is_emptied(&victim) => {
+                    self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);
+                    if victim.stream == Stream::Meta {
+                        // One that is under way may have begun before.
+                        let first = *self.checkpointed.borrow() + 1 + u64::from(self.checkpoints.try_lock().is_err());
+                        aside.until(victim.incarnation, first);
+                    }
+                }
+                // Others took the room. The checkpoint gives back what was emptied so far.
+                Err(e) if e.kind() == ErrorKind::NoSpace => break,
+                Err(e) => return Err(e),
+                Ok(_) => {
+                    tracing::warn!(segment = victim.id.0, "a segment has blocks that cannot be read; it is set aside");
+                    aside.until(victim.incarnation, u64::MAX);
+                }
+            }
+            cleaned += 1;
+        }
+        gain.fruitless += u32::from(cleaned > 0 || moved() != moved_before);
+        Ok(cleaned)
     }
 
     /// Whether cleaning left nothing behind. Metadata segments empty with the next checkpoint.
@@ -185,7 +227,7 @@ impl Engine {
     }
 
     /// Bytes that fit into the open segment of a stream.
-    fn open_room(&self, stream: Stream) -> u64 {
+    pub(super) fn open_room(&self, stream: Stream) -> u64 {
         let state = self.state.read();
         let is_of =
             |id: &SegmentId| state.segments.get(*id).is_some_and(|s| s.record.stream == stream && !s.record.sealed);
@@ -194,7 +236,7 @@ impl Engine {
     }
 
     /// The sealed segment whose cleaning pays most; where next to nothing is free, the emptiest.
-    fn choose_victim(&self, aside: &FxHashSet<u64>) -> Option<SegmentRecord> {
+    fn choose_victim(&self, aside: &Aside) -> Option<SegmentRecord> {
         // Of a new segment: one that data has just been moved to is no victim for what did not fit at its end.
         let space = self.space();
         let segment = self.certain(space.segment);
@@ -210,7 +252,7 @@ impl Engine {
         };
         let candidates =
             state.segments.iter().map(|s| &s.record).filter(|s| {
-                s.sealed && s.live > 0 && !aside.contains(&s.incarnation) && !appenders.contains_key(&s.id)
+                s.sealed && s.live > 0 && !aside.contains(s.incarnation) && !appenders.contains_key(&s.id)
             });
         let best = candidates.filter_map(|s| Some((score(s)?, s))).max_by(|a, b| a.0.total_cmp(&b.0));
         best.map(|(_, s)| s.clone())

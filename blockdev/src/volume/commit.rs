@@ -105,6 +105,7 @@ impl Engine {
     ) -> Result<()> {
         let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
         self.wait_for_space(bytes).await?;
+        self.back_pressure.stored.fetch_add(bytes as u64, Ordering::Relaxed);
         let mut committer = self.committer.lock().await;
         let pass = self.gate.enter();
         let shared = self.shared_blocks(&writes).await?;

@@ -164,8 +164,12 @@ impl Volume {
             let block = |i: usize| HostBlock::of(piece.slice(i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE));
             let blocks: Vec<HostBlock> = (0..n).map(block).collect();
             engine.check_volume(self.id)?;
+            let takes_space = blocks.iter().any(|b| !b.is_zero());
+            if takes_space {
+                engine.hold_back(&engine.space(), n).await?;
+            }
             let room = engine.intake.reserve(n).await?;
-            if blocks.iter().any(|b| !b.is_zero()) {
+            if takes_space {
                 engine.check_space().await?;
             }
             let place = match carry {

@@ -4,6 +4,7 @@
 //! state) → `group_commit` (log, flush) and, in the background, `checkpoint` and `cleaner`. `recovery` is the way back after a crash.
 
 mod answer;
+mod backpressure;
 pub mod balance;
 mod carry;
 pub mod checkpoint;
@@ -300,6 +301,8 @@ pub struct Engine {
     pub(crate) broken: Mutex<BTreeMap<VolumeId, damage::Broken>>,
     /// Pages that could not be read may be there again: volumes are to be looked at that take no writes.
     pub(crate) mending_wanted: AtomicBool,
+    /// Holds hosts back when space is short.
+    pub(crate) back_pressure: backpressure::BackPressure,
     /// Who works in the background, and how much.
     pub(crate) pace: Pace,
     /// Whether versions are being deleted.

@@ -16,9 +16,6 @@ use crate::report::{HostLatency, Priority};
 use control::{Class, Control, Hosts, Kind, Verdict};
 use grain::GRAIN_MAX;
 
-/// The cleaner gives way no longer when only so many segments more are free than hosts need.
-const CLEANING_URGENT: u64 = 4;
-
 /// The controller of one engine.
 pub struct Pace {
     control: Mutex<Control>,
@@ -135,10 +132,7 @@ impl Engine {
 
     /// What the cleaner's work is worth now: nothing but what is free, or all there is when hosts wait for it.
     pub(super) fn cleaning(&self) -> Class {
-        let space = self.space();
-        let (enough, least) = (self.low_water(&space), space.host_min() + CLEANING_URGENT);
-        let lacking = enough.saturating_sub(space.free_segments) as f64;
-        Class::Cleaning { need: (lacking / enough.saturating_sub(least).max(1) as f64).min(1.0) }
+        Class::Cleaning { need: self.space().need() }
     }
 
     /// What hosts wait of late.

@@ -380,6 +380,7 @@ impl Engine {
             scrub_wanted: Notify::new(),
             broken: Mutex::new(Rank::Broken, BTreeMap::new()),
             mending_wanted: false.into(),
+            back_pressure: Default::default(),
             pace: Pace::new(config.priority),
             reaper: Mutex::new(Rank::Progress, Default::default()),
             rebuild: Mutex::new(Rank::Progress, None),
@@ -594,10 +595,9 @@ impl Engine {
         for (id, end) in open {
             let Some((extent, last_part)) = ({
                 let mut state = self.state.write();
-                state.segments.get_mut(id).filter(|s| s.record.incarnation == end.incarnation).map(|s| {
-                    s.record.sealed = true;
-                    (s.extent.clone(), s.record.last_part)
-                })
+                let same = state.segments.get(id).filter(|s| s.record.incarnation == end.incarnation);
+                let found = same.map(|s| (s.extent.clone(), s.record.last_part));
+                found.inspect(|_| state.segments.seal(id))
             }) else {
                 continue;
             };

@@ -112,7 +112,7 @@ impl Engine {
                 own.forced = true;
                 // What is being filled has its turn as well; in a pool that is nearly full the room is worth more.
                 let space = self.space();
-                own.close_segments = space.free_segments >= self.low_water(&space);
+                own.close_segments = !space.is_low();
             }
             self.checkpoint().await?;
             let end = self.state.read().segments.next_incarnation;
@@ -254,7 +254,7 @@ impl Engine {
             suspect.map(|s| (s.record.incarnation, s.record.id, open(&s.record))).collect()
         };
         let space = self.space();
-        if suspects().iter().any(|(.., open)| *open) && space.free_segments >= self.low_water(&space) {
+        if suspects().iter().any(|(.., open)| *open) && !space.is_low() {
             let mut own = self.checkpoints.lock().await;
             (own.forced, own.close_segments) = (true, true);
             drop(own);

@@ -1,6 +1,7 @@
 //! How much room there is, who may use it, and what hosts are told when there is none.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Engine;
@@ -23,6 +24,16 @@ const HOST_MIN: u64 = 4;
 const LAST_MIN: u64 = 2;
 /// Segments that are open at a time, of two streams and the metadata: a drive that fails makes each be closed and takes another.
 const OPEN_SEGMENTS: u64 = 3;
+/// Share of all segments, and least number of them, within which hosts are slowed down.
+const WINDOW_SHARE: u64 = 24;
+/// See [`WINDOW_SHARE`].
+const WINDOW_MIN: u64 = 8;
+/// The cleaner begins when less of the window is left, gives way to nobody below the second, and ends with the third.
+const CLEAN_BELOW: f64 = 1.25;
+/// See [`CLEAN_BELOW`].
+const CLEAN_FULLY: f64 = 0.75;
+/// See [`CLEAN_BELOW`].
+const CLEAN_UPTO: f64 = 1.5;
 /// Free segments, and share of all, that what is not about hosts or space leaves on top of what the cleaner leaves to checkpoints: for two more drives that
 /// fail, room to begin, and for the metadata of discards until it has begun. A checkpoint that finds none stops the pool.
 const OTHERS_MIN: u64 = 2 * OPEN_SEGMENTS + 2;
@@ -38,6 +49,8 @@ const OVERHEAD: f64 = 0.03;
 const LOG_FULL: f64 = 0.7;
 /// A person is told when the catalogue fills this share of its region.
 const CATALOGUE_ALERT: f64 = 0.6;
+/// Who waits asks for a checkpoint after so many looks though it gives nothing back that is known of.
+const LOOKS_WITHOUT: u32 = 20;
 /// Pause between looks at the free space.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -57,6 +70,8 @@ pub struct Space {
     pub total_segments: u64,
     /// Segments that could be opened now, without the spare.
     pub free_segments: u64,
+    /// Segments that the next checkpoint gives back.
+    pub emptied: u64,
     /// Segments kept free for the rebuild of a disk.
     pub spare_segments: u64,
     /// Data bytes of a segment.
@@ -112,6 +127,41 @@ impl Space {
         self.cleaner_min() + HOST_MIN
     }
 
+    /// Free segments above those hosts must leave within which they are slowed down.
+    fn window(&self) -> u64 {
+        (self.total_segments / WINDOW_SHARE).max(WINDOW_MIN)
+    }
+
+    /// Segments that are free or will be with the next checkpoint.
+    pub fn soon_free(&self) -> u64 {
+        self.free_segments + self.emptied
+    }
+
+    /// How much of the window is left: 0 where hosts can do nothing but wait, 1 and more where nothing holds them back.
+    pub fn left(&self) -> f64 {
+        self.soon_free().saturating_sub(self.host_min()) as f64 / self.window() as f64
+    }
+
+    /// Whether the cleaner is to begin.
+    pub fn is_low(&self) -> bool {
+        self.left() < CLEAN_BELOW
+    }
+
+    /// Whether the cleaner has made enough room.
+    pub fn is_enough(&self) -> bool {
+        self.left() >= CLEAN_UPTO
+    }
+
+    /// Whether hosts will soon need what the next checkpoint gives back.
+    pub fn is_urgent(&self) -> bool {
+        self.free_segments < self.host_min() + self.window() / 4
+    }
+
+    /// From 0 (there is enough) to 1 (hosts are held back): what cleaning is worth.
+    pub fn need(&self) -> f64 {
+        ((CLEAN_UPTO - self.left()) / (CLEAN_UPTO - CLEAN_FULLY)).clamp(0.0, 1.0)
+    }
+
     /// Whether more is stored than there is room for, as when drives went.
     fn is_overfull(&self) -> bool {
         self.used > self.usable
@@ -160,6 +210,9 @@ impl Engine {
         // Those a checkpoint is about to write need room as well, until it has written them.
         let dirty = dirty + pages.0.frozen_len() + pages.1.frozen_len() + pages.2.frozen_len();
         let mut out = self.segment_counts(&state);
+        if self.pins.load(Ordering::Acquire) == 0 {
+            out.emptied = state.segments.emptied();
+        }
         out.dirty = dirty as u64 * PAGE_BYTES;
         out.used = state.segments.live() + out.dirty;
         out.checkpoint = out.dirty.div_ceil(out.segment.max(1));
@@ -231,7 +284,7 @@ impl Engine {
 
     /// How much of its region the catalogue fills.
     fn catalogue_share(&self) -> f64 {
-        let used = self.catalogue_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        let used = self.catalogue_bytes.load(Ordering::Relaxed);
         used as f64 / f64::from(self.array.geometry.catalogue_size)
     }
 
@@ -258,17 +311,21 @@ impl Engine {
 
     /// Waits until there are segments for `bytes` of host data and room in the log. The cleaner and checkpoints make both.
     pub(super) async fn wait_for_space(&self, bytes: usize) -> Result<()> {
-        let mut warned = false;
+        let (mut warned, mut waited) = (false, 0u32);
         loop {
             if let Some(e) = self.failure() {
                 return Err(e);
             }
             let space = self.space();
             let needed = bytes as u64 / space.segment.max(1) + 1;
-            if space.free_segments < self.low_water(&space) {
+            if space.is_low() {
                 self.cleaner_wanted.notify_one();
             }
             let log_full = self.needs_checkpoint();
+            // One that gives nothing back only takes room.
+            if space.is_urgent() && space.emptied > space.checkpoint {
+                self.ask_for_segments();
+            }
             if space.free_segments >= space.taken_min() + needed && !log_full {
                 return Ok(());
             }
@@ -280,14 +337,15 @@ impl Engine {
                 tracing::warn!(pool = self.name, free = space.free_segments, "writes wait for the cleaner");
                 warned = true;
             }
-            self.checkpoint_wanted.notify_one();
+            // What would give something back is not always known.
+            if log_full || waited.is_multiple_of(LOOKS_WITHOUT) {
+                self.checkpoint_wanted.notify_one();
+            } else if space.emptied > 0 {
+                self.ask_for_segments();
+            }
+            waited += 1;
             self.env.sleep(PAUSE).await;
         }
-    }
-
-    /// Below this many free segments the cleaner works.
-    pub(super) fn low_water(&self, space: &Space) -> u64 {
-        (space.total_segments / 10).max(space.host_min() + 2 * BATCH_SEGMENTS + 4)
     }
 
     /// What a person should know about space.

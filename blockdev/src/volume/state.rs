@@ -286,11 +286,7 @@ impl State {
                     s.record.last_part = *at;
                 }
             }
-            Op::SealSegment(id) => {
-                if let Some(s) = self.segments.get_mut(*id) {
-                    s.record.sealed = true;
-                }
-            }
+            Op::SealSegment(id) => self.segments.seal(*id),
             Op::PutVolume(new) => {
                 match self.volumes.get_mut(&new.id) {
                     None => self.add_version(new.clone()),
