@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use super::Engine;
 use super::commit::Draft;
 use super::frame::ReducedFrame;
+use super::space::PAGE_BYTES;
 use super::group_commit::Queued;
 use super::state::{Settings, map_page_entry};
 use crate::codec::Compressor;
@@ -611,7 +612,12 @@ fn pack<F: FnOnce() -> Vec<u8>>(pages: Vec<F>) -> Vec<(ReducedFrame, u64)> {
     let one = |page: F| {
         let raw = page();
         let mut stored = Vec::with_capacity(raw.len());
-        let codec = compressor.compress(Compression::Zstd, &raw, &mut stored);
+        let mut codec = compressor.compress(Compression::Lz4, &raw, &mut stored);
+        // Half of what a checkpoint costs is spent here: what is harder to compress is the exception.
+        if stored.len() as u64 > PAGE_BYTES {
+            stored.clear();
+            codec = compressor.compress(Compression::Zstd, &raw, &mut stored);
+        }
         let checksum = crate::format::checksum(&raw);
         (ReducedFrame { stored: Bytes::from(stored), raw_len: raw.len() as u16, raw: None, codec, blocks: 1 }, checksum)
     };

@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use rustc_hash::FxHashMap;
 
 use super::Engine;
@@ -26,6 +28,8 @@ use crate::units::{SegmentId, VirtualBlock};
 
 /// Segments fuller than this are not worth cleaning.
 const LIVE_MAX: f64 = 0.95;
+/// Segments cleaned at the same time.
+const AT_ONCE: usize = 4;
 /// Blocks moved by one record.
 const MOVE_BLOCKS: usize = 128;
 /// Segments cleaned before a checkpoint gives them back: where hosts are about to need them, and at most.
@@ -95,6 +99,10 @@ impl Aside {
         self.0.insert(incarnation, checkpoint);
     }
 
+    fn no_longer(&mut self, incarnation: u64) {
+        self.0.remove(&incarnation);
+    }
+
     /// The newest checkpoint is this one.
     fn look(&mut self, newest: u64) {
         self.0.retain(|_, checkpoint| *checkpoint > newest);
@@ -156,37 +164,54 @@ impl Engine {
     /// Cleans as many segments as one checkpoint is to give back; says how many.
     async fn clean_round(self: &Arc<Self>, aside: &mut Aside, gain: &mut Gain) -> Result<usize> {
         let moved = || self.counters.cleaner_moved.load(Ordering::Relaxed);
-        let (mut cleaned, moved_before) = (0, moved());
+        let moved_before = moved();
         aside.look(*self.checkpointed.borrow());
+        let (mut cleaned, mut has_room, mut failed) = (0, true, Ok(()));
+        let mut under_way = FuturesUnordered::new();
+        // What those under way may still move.
+        let mut moving = 0;
         loop {
             let space = self.space();
-            let least = if space.is_urgent() { ROUND } else { ROUND_MAX };
-            if cleaned >= least || cleaned >= ROUND && space.is_enough() {
-                break;
+            let most = if space.is_urgent() { ROUND } else { ROUND_MAX };
+            let is_over = cleaned >= most || cleaned >= ROUND && space.is_enough() || !has_room || failed.is_err();
+            if under_way.len() < AT_ONCE && !is_over && !self.is_dead() {
+                let victim = self.choose_victim(aside).filter(|v| self.has_room_to_empty(v, moving, LeftTo::Checkpoints));
+                if let Some(victim) = victim {
+                    cleaned += 1;
+                    moving += victim.live;
+                    aside.until(victim.incarnation, u64::MAX);
+                    let engine = self.clone();
+                    under_way.push(async move {
+                        let result = engine.clean_segment(&victim, LeftTo::Checkpoints).await;
+                        (victim, result)
+                    });
+                    continue;
+                }
             }
-            let victim = self.choose_victim(aside).filter(|v| self.has_room_to_empty(v, LeftTo::Checkpoints));
-            let Some(victim) = victim else { break };
-            match self.clean_segment(&victim, LeftTo::Checkpoints).await {
+            let Some((victim, result)) = under_way.next().await else { break };
+            moving -= victim.live;
+            match result {
                 Ok(true) if self.is_emptied(&victim) => {
                     self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);
-                    if victim.stream == Stream::Meta {
-                        // One that is under way may have begun before.
-                        let first = *self.checkpointed.borrow() + 1 + u64::from(self.checkpoints.try_lock().is_err());
-                        aside.until(victim.incarnation, first);
-                    }
+                    // Pages of a metadata segment are written elsewhere by the next checkpoint. One that is under way may have begun before.
+                    let next = *self.checkpointed.borrow() + 1 + u64::from(self.checkpoints.try_lock().is_err());
+                    aside.until(victim.incarnation, next);
                 }
                 // Others took the room. The checkpoint gives back what was emptied so far.
-                Err(e) if e.kind() == ErrorKind::NoSpace => break,
-                Err(e) => return Err(e),
+                Err(e) if e.kind() == ErrorKind::NoSpace => {
+                    aside.no_longer(victim.incarnation);
+                    cleaned -= 1;
+                    has_room = false;
+                }
+                // The others are not given up in the middle of a commit.
+                Err(e) => failed = Err(e),
                 Ok(_) => {
                     tracing::warn!(segment = victim.id.0, "a segment has blocks that cannot be read; it is set aside");
-                    aside.until(victim.incarnation, u64::MAX);
                 }
             }
-            cleaned += 1;
         }
         gain.fruitless += u32::from(cleaned > 0 || moved() != moved_before);
-        Ok(cleaned)
+        failed.map(|()| cleaned)
     }
 
     /// Whether cleaning left nothing behind. Metadata segments empty with the next checkpoint.
@@ -201,11 +226,12 @@ impl Engine {
     }
 
     /// Whether all that is live in a segment can be moved: one that is half moved would hold its space, and that of the copies as well.
-    pub(super) fn has_room_to_empty(&self, victim: &SegmentRecord, left: LeftTo) -> bool {
+    /// `moving` is what is on its way already.
+    pub(super) fn has_room_to_empty(&self, victim: &SegmentRecord, moving: u64, left: LeftTo) -> bool {
         let space = self.space();
         // Pages are not copied, only written once more by the next checkpoint.
         let bytes = if victim.stream == Stream::Meta { 0 } else { victim.live };
-        self.has_room_to_move(&space, bytes, victim.live, left)
+        self.has_room_to_move(&space, bytes + moving, victim.live + moving, left)
     }
 
     /// Whether so many bytes can be moved, which makes about as many bytes of pages dirty at most. What fits into the segments that are open

@@ -540,14 +540,14 @@ impl Engine {
             }
         }
         if d.wanted == 0
-            || (share < LIVE_MIN || self.fits_no_set(d)) && self.has_room_to_empty(&d.record, LeftTo::Others)
+            || (share < LIVE_MIN || self.fits_no_set(d)) && self.has_room_to_empty(&d.record, 0, LeftTo::Others)
         {
             return self.empty_segment(d).await;
         }
         match self.rewrite_columns(d).await? {
             // Each frame by itself may still be had: reads try all ways to reconstruct it.
             Outcome::Damaged => self.empty_segment(d).await,
-            Outcome::NoRoom if self.has_room_to_empty(&d.record, LeftTo::Others) => self.empty_segment(d).await,
+            Outcome::NoRoom if self.has_room_to_empty(&d.record, 0, LeftTo::Others) => self.empty_segment(d).await,
             outcome => Ok(outcome),
         }
     }

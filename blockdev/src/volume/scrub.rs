@@ -316,7 +316,7 @@ impl Engine {
             let mut outcome = if within { self.rewrite_columns(&d).await? } else { Outcome::Damaged };
             // Each frame by itself finds its way, and its room.
             if outcome == Outcome::Damaged
-                || outcome == Outcome::NoRoom && self.has_room_to_empty(&d.record, LeftTo::Others)
+                || outcome == Outcome::NoRoom && self.has_room_to_empty(&d.record, 0, LeftTo::Others)
             {
                 outcome = self.empty_segment(&d).await?;
             }

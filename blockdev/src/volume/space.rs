@@ -40,7 +40,7 @@ const OTHERS_MIN: u64 = 2 * OPEN_SEGMENTS + 2;
 /// See [`OTHERS_MIN`].
 const OTHERS_SHARE: u64 = 50;
 /// Bytes a dirty metadata page takes in a checkpoint, about.
-const PAGE_BYTES: u64 = 3 << 10;
+pub const PAGE_BYTES: u64 = 3 << 10;
 /// Segments that one piece of a write may fill, and one batch before its last write.
 const BATCH_SEGMENTS: u64 = 2;
 /// Share of a segment that summaries and padding take.
