@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use super::Engine;
 use super::space::Space;
 use crate::error::Result;
-use crate::format::record::Stream;
-use crate::units::BLOCK_SIZE;
+use crate::format::record::{SegmentRecord, Stream};
+use crate::units::{BLOCK_SIZE, SegmentId};
 
 /// Least time between two looks at what was gained, and how long one may be to say something.
 const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -29,7 +29,8 @@ const WAIT_MAX: Duration = Duration::from_millis(250);
 #[derive(Clone, Copy)]
 struct Look {
     at: Duration,
-    /// Bytes that could be written to segments: free ones, those that the next checkpoint gives back, and what is left of the open ones.
+    /// Bytes that could be written to segments: free ones, those that the next checkpoint gives back, what is left of the open ones, and of those that
+    /// are being cleaned as much as has been moved of what was live.
     room: u64,
     /// Bytes hosts have written.
     taken: u64,
@@ -107,6 +108,26 @@ pub struct BackPressure {
     curve: Mutex<Curve>,
     /// Bytes that were stored of what hosts wrote.
     pub stored: AtomicU64,
+    /// Segments that are being cleaned, as they were at first.
+    victims: Mutex<Vec<Victim>>,
+}
+
+struct Victim {
+    id: SegmentId,
+    incarnation: u64,
+    live: u64,
+}
+
+impl BackPressure {
+    /// A segment is being cleaned.
+    pub fn begin(&self, s: &SegmentRecord) {
+        self.victims.lock().push(Victim { id: s.id, incarnation: s.incarnation, live: s.live });
+    }
+
+    /// It no longer is: what was emptied counts by itself.
+    pub fn end(&self, s: &SegmentRecord) {
+        self.victims.lock().retain(|v| v.incarnation != s.incarnation);
+    }
 }
 
 impl Engine {
@@ -129,11 +150,127 @@ impl Engine {
 
     fn look(&self, at: Duration, space: &Space) -> Look {
         let open = self.open_room(Stream::Data) + self.open_room(Stream::Cold) + self.open_room(Stream::Meta);
+        let victims = self.back_pressure.victims.lock();
+        let state = self.state.read();
+        let moved = |v: &Victim| {
+            let now = state.segments.get(v.id).filter(|s| s.record.incarnation == v.incarnation && s.record.live > 0)?;
+            let share = 1.0 - now.record.live as f64 / v.live.max(1) as f64;
+            Some((share.max(0.0) * space.segment as f64) as u64)
+        };
+        let begun: u64 = victims.iter().filter_map(moved).sum();
         Look {
             at,
-            room: space.soon_free() * space.segment + open,
+            room: space.soon_free() * space.segment + open + begun,
             taken: self.counters.host_write_bytes.load(Ordering::Relaxed),
             stored: self.back_pressure.stored.load(Ordering::Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn hosts_get_what_is_gained_where_half_of_the_window_is_left() {
+        let curve = Curve { gain: Some(50e6), ..Curve::default() };
+        assert_eq!(curve.rate(1.0), None);
+        assert_eq!(curve.rate(7.0), None);
+        assert_eq!(curve.rate(0.5), Some(50e6));
+        assert!(curve.rate(0.9).unwrap() > 400e6);
+        assert!(curve.rate(0.1).unwrap() < 6e6);
+        assert_eq!(curve.rate(0.0), Some(RATE_MIN));
+        assert_eq!(Curve::default().rate(0.5), None, "nothing is known");
+    }
+
+    #[test]
+    fn writes_take_their_turns_at_the_rate_and_none_waits_for_long() {
+        let mut curve = Curve::default();
+        let now = ms(1000);
+        let waits: Vec<Duration> = (0..8).map(|_| curve.wait(now, MIB as usize, (10 * MIB) as f64)).collect();
+        assert_eq!(waits, [0, 100, 200, 250, 250, 250, 250, 250].map(ms));
+        // Time that nobody used is not saved up.
+        assert_eq!(curve.wait(ms(9000), MIB as usize, (10 * MIB) as f64), ms(0));
+        assert_eq!(curve.wait(ms(9050), MIB as usize, (10 * MIB) as f64), ms(50));
+    }
+
+    #[test]
+    fn what_is_gained_counts_as_hosts_see_it() {
+        let mut curve = Curve::default();
+        let look = |at, room, taken, stored| Look {
+            at: ms(at),
+            room: room * MIB,
+            taken: taken * MIB,
+            stored: stored * MIB,
+        };
+        curve.look(look(0, 1000, 0, 0), false);
+        curve.look(look(1000, 900, 200, 100), false);
+        assert_eq!(curve.gain, Some((200 * MIB) as f64 * FIRST), "a first guess");
+        // A quarter of a second at least makes a look.
+        curve.look(look(1100, 0, 1000, 1000), true);
+        assert_eq!(curve.last.unwrap().at, ms(1000));
+        // 40 MiB a second are stored and the room grows by 10: 50, or 100 as hosts see it.
+        for second in 1..30 {
+            curve.look(look(1000 + 1000 * second, 900 + 10 * second, 200 + 80 * second, 100 + 40 * second), true);
+        }
+        assert!((curve.gain.unwrap() / (100 * MIB) as f64 - 1.0).abs() < 0.01, "{:?}", curve.gain);
+        // Nobody was there for long: that says nothing.
+        let gain = curve.gain;
+        curve.look(look(100_000, 9000, 3000, 2000), true);
+        assert_eq!(curve.gain, gain);
+    }
+
+    /// A cleaner that gains so much a second, and gives it back every so many milliseconds; hosts that write as fast as they may, up to a limit. Returns
+    /// what they wrote a second in the last of 30 seconds, and the least share of the window that was left from the third on.
+    fn play(gain: u64, every_ms: u64, limit: u64) -> (u64, f64) {
+        const WINDOW: f64 = (64 * MIB) as f64;
+        const PIECE: u64 = 64 << 10;
+        let mut curve = Curve::default();
+        let (mut free, mut emptied, mut taken) = (2.0 * WINDOW, 0.0, 0);
+        let (mut next, mut before, mut least) = (Duration::ZERO, 0, f64::MAX);
+        for step in 0..30_000 {
+            let now = ms(step);
+            let left = (free + emptied) / WINDOW;
+            if left < 1.25 {
+                emptied += gain as f64 / 1e3;
+            }
+            if step % every_ms == 0 {
+                (free, emptied) = (free + emptied, 0.0);
+            }
+            while next <= now && free > 0.0 {
+                let left = (free + emptied) / WINDOW;
+                curve.look(Look { at: now, room: (free + emptied) as u64, taken, stored: taken }, left < 1.0);
+                let wait = curve.rate(left).map_or(Duration::ZERO, |rate| curve.wait(now, PIECE as usize, rate));
+                free -= PIECE as f64;
+                taken += PIECE;
+                next = (now + wait).max(next + Duration::from_secs_f64(PIECE as f64 / limit as f64));
+            }
+            if step == 29_000 {
+                before = taken;
+            }
+            if step > 3000 {
+                least = least.min((free + emptied) / WINDOW);
+            }
+        }
+        (taken - before, least)
+    }
+
+    #[test]
+    fn the_room_settles_within_the_window() {
+        for (gain, every_ms) in [(100 * MIB, 10), (100 * MIB, 100), (50 * MIB, 200), (20 * MIB, 500), (8 * MIB, 1000)] {
+            let (rate, least) = play(gain, every_ms, 1000 * MIB);
+            let share = rate as f64 / gain as f64;
+            assert!((0.85..1.15).contains(&share), "{gain} every {every_ms}: {share}");
+            assert!(least > 0.1, "{gain} every {every_ms}: {least} left");
+        }
+        // Who wants less than is gained gets it.
+        let (rate, least) = play(100 * MIB, 100, 30 * MIB);
+        assert!(rate >= 29 * MIB && least >= 1.0, "{rate} {least}");
     }
 }

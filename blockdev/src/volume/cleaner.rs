@@ -35,7 +35,7 @@ const MOVE_BLOCKS: usize = 128;
 /// Segments cleaned before a checkpoint gives them back: where hosts are about to need them, and at most.
 const ROUND: usize = 4;
 /// See [`ROUND`].
-const ROUND_MAX: usize = 32;
+const ROUND_MAX: usize = 64;
 /// Rounds that move something and gain nothing, one after another, before cleaning rests: a gain of a few percent of a segment each takes several to show.
 const FRUITLESS_MAX: u32 = 16;
 /// First and longest rest. It ends by itself, as what kept cleaning from gaining may have passed with nobody noticing.
@@ -137,6 +137,13 @@ impl Engine {
         if !self.space().is_low() || self.pins.load(Ordering::Acquire) > 0 {
             return Ok(());
         }
+        self.is_cleaning.store(true, Ordering::Release);
+        let result = self.clean_rounds(aside, gain).await;
+        self.is_cleaning.store(false, Ordering::Release);
+        result
+    }
+
+    async fn clean_rounds(self: &Arc<Self>, aside: &mut Aside, gain: &mut Gain) -> Result<()> {
         let mut under_way: Option<Awaited> = None;
         while !self.space().is_enough() && !self.is_dead() && gain.is_worth_a_round(self) {
             let cleaned = self.clean_round(aside, gain).await?;
@@ -180,6 +187,7 @@ impl Engine {
                     cleaned += 1;
                     moving += victim.live;
                     aside.until(victim.incarnation, u64::MAX);
+                    self.back_pressure.begin(&victim);
                     let engine = self.clone();
                     under_way.push(async move {
                         let result = engine.clean_segment(&victim, LeftTo::Checkpoints).await;
@@ -190,6 +198,7 @@ impl Engine {
             }
             let Some((victim, result)) = under_way.next().await else { break };
             moving -= victim.live;
+            self.back_pressure.end(&victim);
             match result {
                 Ok(true) if self.is_emptied(&victim) => {
                     self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);

@@ -301,6 +301,8 @@ pub struct Engine {
     pub(crate) broken: Mutex<BTreeMap<VolumeId, damage::Broken>>,
     /// Pages that could not be read may be there again: volumes are to be looked at that take no writes.
     pub(crate) mending_wanted: AtomicBool,
+    /// Whether the cleaner is at work: it asks for the checkpoints that give segments back.
+    pub(crate) is_cleaning: AtomicBool,
     /// Holds hosts back when space is short.
     pub(crate) back_pressure: backpressure::BackPressure,
     /// Who works in the background, and how much.

@@ -380,6 +380,7 @@ impl Engine {
             scrub_wanted: Notify::new(),
             broken: Mutex::new(Rank::Broken, BTreeMap::new()),
             mending_wanted: false.into(),
+            is_cleaning: false.into(),
             back_pressure: Default::default(),
             pace: Pace::new(config.priority),
             reaper: Mutex::new(Rank::Progress, Default::default()),

@@ -322,8 +322,9 @@ impl Engine {
                 self.cleaner_wanted.notify_one();
             }
             let log_full = self.needs_checkpoint();
-            // One that gives nothing back only takes room.
-            if space.is_urgent() && space.emptied > space.checkpoint {
+            // Who cleans asks himself. One that gives nothing back only takes room.
+            let unasked = !self.is_cleaning.load(Ordering::Acquire);
+            if unasked && space.is_urgent() && space.emptied > space.checkpoint {
                 self.ask_for_segments();
             }
             if space.free_segments >= space.taken_min() + needed && !log_full {

@@ -15,6 +15,7 @@ mod killed;
 mod large_reads;
 mod model;
 mod overfull;
+mod overwrite;
 mod planted;
 mod protection;
 mod rebuild;
