@@ -377,12 +377,21 @@ pub struct PoolStats {
     pub rebuilt: u64,
     /// Segments the cleaner gave back.
     pub cleaner_segments: u64,
+    /// Stored bytes that were compressed harder since nobody had changed them for long.
+    #[serde(default)]
+    pub recompressed: u64,
+    /// Bytes a second that hosts are slowed down to, since room is made no faster; not there when they are not.
+    #[serde(default)]
+    pub held_back_to: Option<u64>,
     /// Segments free / allocated in all.
     pub segments_free: u64,
     /// Segments in use.
     pub segments_used: u64,
     /// Bytes of segments in use that are dead and wait for the cleaner.
     pub dead: u64,
+    /// The same as a share of the segments in use.
+    #[serde(default)]
+    pub fragmentation: f64,
     /// Where memory goes, by owner, in bytes.
     pub memory: std::collections::BTreeMap<String, u64>,
     /// The configured budget in bytes.

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustc_hash::FxHashMap;
 
+use super::ghosts::Ghosts;
+
 struct Slot<P> {
     page: Arc<P>,
     dirty: bool,
@@ -20,6 +22,9 @@ pub struct PageCache<P> {
     dirty: Vec<u64>,
     frozen: usize,
     clock: VecDeque<u64>,
+    ghosts: Ghosts<u64>,
+    /// Evicted pages that are remembered.
+    remembered: usize,
 }
 
 /// Clean pages that are left resident beside those that cannot be evicted: more than any single question or change needs at once.
@@ -27,7 +32,14 @@ const CLEAN_MIN: usize = 2048;
 
 impl<P> Default for PageCache<P> {
     fn default() -> Self {
-        Self { slots: FxHashMap::default(), dirty: Vec::new(), frozen: 0, clock: VecDeque::new() }
+        Self {
+            slots: FxHashMap::default(),
+            dirty: Vec::new(),
+            frozen: 0,
+            clock: VecDeque::new(),
+            ghosts: Ghosts::default(),
+            remembered: 0,
+        }
     }
 }
 
@@ -68,11 +80,18 @@ impl<P: Clone> PageCache<P> {
         self.slots.get_mut(&key).map(|slot| Arc::make_mut(&mut slot.page))
     }
 
-    /// Puts a page in, unless it is there already.
-    pub fn insert_clean(&mut self, key: u64, page: P) {
-        if !self.contains(key) {
-            self.insert(key, page, false);
+    /// So many pages are remembered after they were evicted.
+    pub fn remember(&mut self, pages: usize) {
+        self.remembered = pages;
+    }
+
+    /// Puts a page in, unless it is there already. Says whether it was evicted not long ago.
+    pub fn insert_clean(&mut self, key: u64, page: P) -> bool {
+        if self.contains(key) {
+            return false;
         }
+        self.insert(key, page, false);
+        self.ghosts.take(&key)
     }
 
     /// Puts a new, dirty page in.
@@ -169,8 +188,14 @@ impl<P: Clone> PageCache<P> {
                 }
                 Some(_) => {
                     self.slots.remove(&key);
+                    self.ghosts.add(key, self.remembered);
                 }
             }
         }
+    }
+
+    /// Bytes that what is remembered of evicted pages takes.
+    pub fn ghost_memory(&self) -> usize {
+        self.ghosts.memory()
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod cache;
 pub mod diff;
+pub mod ghosts;
 pub mod table;
 pub mod tree;
 pub mod versions;

@@ -10,6 +10,7 @@ use crate::segment::table::SegmentTable;
 use crate::units::{BLOCK_BYTES, VolumeId};
 use crate::volume::recovery::OLDER_STATE;
 use crate::volume::scrub::ERRORS_MANY;
+use crate::volume::shares::{DIRECTORY_MEMORY, PAGE_MEMORY};
 use crate::volume::space::Space;
 
 impl Pool {
@@ -306,7 +307,9 @@ impl Pool {
     /// Counters and where memory goes.
     pub async fn stats(&self) -> PoolStats {
         let engine = &self.0.engine;
-        let Space { free_segments, segment, .. } = engine.space();
+        let space = engine.space();
+        let held_back_to = engine.held_back_to(&space);
+        let Space { free_segments, segment, .. } = space;
         let c = &engine.counters;
         let get = |v: &std::sync::atomic::AtomicU64| v.load(Ordering::Relaxed);
         // One lock after the other: none is waited for under another.
@@ -317,9 +320,9 @@ impl Pool {
         let state = engine.state.read();
         let memory = [
             ("write buffer", write_buffer),
-            ("map pages", state.maps.pages.len() * 4352),
-            ("block table pages", state.table.pages.len() * 4352),
-            ("directory pages", state.table.directory.len() * 8192),
+            ("map pages", state.maps.pages.len() * PAGE_MEMORY + state.maps.pages.ghost_memory()),
+            ("block table pages", state.table.pages.len() * PAGE_MEMORY + state.table.pages.ghost_memory()),
+            ("directory pages", state.table.directory.len() * DIRECTORY_MEMORY),
             ("frame cache", frames),
             ("dedupe index", index),
             ("open segments", open),
@@ -348,9 +351,12 @@ impl Pool {
             cleaner_moved: get(&c.cleaner_moved),
             rebuilt: get(&c.rebuilt),
             cleaner_segments: get(&c.cleaner_segments),
+            recompressed: get(&c.recompressed),
+            held_back_to,
             segments_free: free_segments,
             segments_used: state.segments.len() as u64,
             dead: capacity.saturating_sub(state.segments.live()),
+            fragmentation: capacity.saturating_sub(state.segments.live()) as f64 / capacity.max(1) as f64,
             memory: memory.into_iter().map(|(k, v)| (k.to_string(), v as u64)).collect(),
             memory_budget: engine.config.memory,
         }

@@ -148,6 +148,11 @@ impl Engine {
         self.check_alive()
     }
 
+    /// Bytes a second that hosts may write now; none when they are not held back.
+    pub fn held_back_to(&self, space: &Space) -> Option<u64> {
+        self.back_pressure.curve.lock().rate(space.left()).map(|rate| rate as u64)
+    }
+
     fn look(&self, at: Duration, space: &Space) -> Look {
         let open = self.open_room(Stream::Data) + self.open_room(Stream::Cold) + self.open_room(Stream::Meta);
         let victims = self.back_pressure.victims.lock();

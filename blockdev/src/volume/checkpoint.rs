@@ -128,8 +128,8 @@ impl Engine {
     pub(super) fn checkpoint_if_due(&self) {
         let due = {
             let state = self.state.read();
-            let dirty = state.maps.pages.dirty_len() > self.config.map_pages() / 2
-                || state.table.pages.dirty_len() > self.config.table_pages() / 2;
+            let dirty = state.maps.pages.dirty_len() > self.map_pages() / 2
+                || state.table.pages.dirty_len() > self.table_pages() / 2;
             dirty || state.record.is_multiple_of(RECORDS_MAX)
         };
         if due {
@@ -171,7 +171,9 @@ impl Engine {
             let state = self.state.read();
             let dirty =
                 state.maps.pages.dirty_len() + state.table.pages.dirty_len() + state.table.directory.dirty_len();
-            self.array.failures() != own.failures || state.record != own.record || dirty > 0
+            // Also when the last one could not give back what is empty, as somebody read it.
+            let idle = state.segments.emptied() > 0 && self.pins.load(Ordering::Acquire) == 0;
+            self.array.failures() != own.failures || state.record != own.record || dirty > 0 || idle
         };
         let changed = changed || self.clock_is_to_be_kept(own.clock_s);
         if !changed && !own.forced {
@@ -294,9 +296,9 @@ impl Engine {
             }
         }
         state.table.release(interval);
-        state.maps.pages.evict(self.config.map_pages());
-        state.table.pages.evict(self.config.table_pages());
-        state.table.directory.evict(self.config.table_pages() / 8 + 16);
+        state.maps.pages.evict(self.map_pages());
+        state.table.pages.evict(self.table_pages());
+        state.table.directory.evict(self.directory_pages());
     }
 
     /// Columns on disks that failed lack what was written since the last checkpoint, and perhaps what was written just before they failed.

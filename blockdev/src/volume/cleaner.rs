@@ -16,10 +16,9 @@ use rustc_hash::FxHashMap;
 use super::Engine;
 use super::checkpoint::Awaited;
 use super::commit::Draft;
-use super::frame::{Group, compress};
+use super::frame::Effort;
+use super::pace::control::Class;
 use super::space::{LeftTo, Space};
-use crate::codec::FRAME_BLOCKS;
-use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{BlockEntry, BlockKind};
 use crate::format::part::{Content, Item};
@@ -47,6 +46,37 @@ const PAUSE: Duration = Duration::from_secs(2);
 type Live = (VirtualBlock, u128, BlockEntry);
 /// One that could be read, with its content.
 type Good = (VirtualBlock, u128, BlockEntry, Bytes);
+
+/// What segments are emptied for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Free segments.
+    Room,
+    /// What is live is to lie elsewhere.
+    Elsewhere,
+    /// What is live is to take less.
+    Tighter,
+}
+
+impl Purpose {
+    /// Who may count on what is left free.
+    fn left(self) -> LeftTo {
+        if self == Self::Room { LeftTo::Checkpoints } else { LeftTo::Others }
+    }
+
+    fn class(self, engine: &Engine) -> Class {
+        if self == Self::Tighter { Class::Upkeep } else { engine.cleaning() }
+    }
+
+    /// What is moved anyway is compressed as well as there is time for.
+    fn effort(self, engine: &Engine) -> Effort {
+        match self {
+            Self::Tighter => Effort::High,
+            Self::Room if engine.recompresses() && engine.space().need() < 0.5 => Effort::High,
+            _ => Effort::Usual,
+        }
+    }
+}
 
 /// Tells cleaning that gains something from moving data about for ever, as in a pool that holds more than it has room for since drives went.
 #[derive(Default)]
@@ -190,7 +220,7 @@ impl Engine {
                     self.back_pressure.begin(&victim);
                     let engine = self.clone();
                     under_way.push(async move {
-                        let result = engine.clean_segment(&victim, LeftTo::Checkpoints).await;
+                        let result = engine.clean_segment(&victim, Purpose::Room).await;
                         (victim, result)
                     });
                     continue;
@@ -294,38 +324,38 @@ impl Engine {
     }
 
     /// Moves everything live out of a segment. False when something cannot be read; `NoSpace` when fewer segments than that would be left free.
-    pub(super) async fn clean_segment(self: &Arc<Self>, victim: &SegmentRecord, left: LeftTo) -> Result<bool> {
+    pub(super) async fn clean_segment(self: &Arc<Self>, victim: &SegmentRecord, purpose: Purpose) -> Result<bool> {
         let mut complete = true;
         let mut at = victim.last_part;
         while at.len > 0 {
             // Before the pass: the checkpoint that makes room waits for all passes.
-            let turn = self.turn(self.cleaning()).await;
+            let turn = self.turn(purpose.class(self)).await;
             self.wait_for_log().await?;
             let pass = self.gate.enter();
             let Some(part) = self.read_part(victim.id, at.offset).await else {
                 // That waits again, for each of its pieces.
                 drop((pass, turn));
-                return Ok(self.clean_by_table(victim, left).await? && complete);
+                return Ok(self.clean_by_table(victim, purpose).await? && complete);
             };
-            complete &= self.clean_items(victim, &part.items, left).await?;
+            complete &= self.clean_items(victim, &part.items, purpose).await?;
             at = part.previous;
         }
         Ok(complete)
     }
 
     /// The same without summaries.
-    async fn clean_by_table(self: &Arc<Self>, victim: &SegmentRecord, left: LeftTo) -> Result<bool> {
+    async fn clean_by_table(self: &Arc<Self>, victim: &SegmentRecord, purpose: Purpose) -> Result<bool> {
         let (items, mut complete) = self.items_by_table(victim.id).await?;
         for items in items.chunks(MOVE_BLOCKS) {
-            let _turn = self.turn(self.cleaning()).await;
+            let _turn = self.turn(purpose.class(self)).await;
             self.wait_for_log().await?;
             let _pass = self.gate.enter();
-            complete &= self.clean_items(victim, items, left).await?;
+            complete &= self.clean_items(victim, items, purpose).await?;
         }
         Ok(complete)
     }
 
-    async fn clean_items(self: &Arc<Self>, victim: &SegmentRecord, items: &[Item], left: LeftTo) -> Result<bool> {
+    async fn clean_items(self: &Arc<Self>, victim: &SegmentRecord, items: &[Item], purpose: Purpose) -> Result<bool> {
         let mut complete = true;
         let mut moving: Vec<Live> = Vec::new();
         for item in items {
@@ -333,11 +363,11 @@ impl Engine {
             while moving.len() >= MOVE_BLOCKS {
                 let rest = moving.split_off(MOVE_BLOCKS);
                 let batch = std::mem::replace(&mut moving, rest);
-                complete &= self.move_blocks(batch, left).await?;
+                complete &= self.move_blocks(batch, purpose).await?;
             }
         }
         if !moving.is_empty() {
-            complete &= self.move_blocks(moving, left).await?;
+            complete &= self.move_blocks(moving, purpose).await?;
         }
         Ok(complete)
     }
@@ -402,8 +432,20 @@ impl Engine {
         }
     }
 
+    /// Blocks of some frames that are still there, as many as are moved at a time.
+    pub(super) async fn live_of(&self, segment: SegmentId, items: &[Item]) -> Result<Vec<BlockEntry>> {
+        let mut live = Vec::new();
+        for item in items.iter().filter(|item| matches!(item.content, Content::Data(_))) {
+            if live.len() >= MOVE_BLOCKS {
+                break;
+            }
+            self.collect_live(segment, item, &mut live).await?;
+        }
+        Ok(live.into_iter().map(|(.., entry)| entry).collect())
+    }
+
     /// Copies blocks to the cold stream. False when some could not be read.
-    async fn move_blocks(self: &Arc<Self>, live: Vec<Live>, left: LeftTo) -> Result<bool> {
+    async fn move_blocks(self: &Arc<Self>, live: Vec<Live>, purpose: Purpose) -> Result<bool> {
         let entries: Vec<BlockEntry> = live.iter().map(|(_, _, e)| *e).collect();
         let content = self.fetch_blocks(&entries).await;
         let mut complete = true;
@@ -421,17 +463,14 @@ impl Engine {
         if good.is_empty() {
             return Ok(complete);
         }
-        let per_frame = self.config.frame_blocks.clamp(1, FRAME_BLOCKS);
-        let group = |blocks: &[Good]| Group::blocks(blocks.iter().map(|(.., data)| data.clone()).collect(), false);
-        let groups: Vec<Group> = good.chunks(per_frame).map(group).collect();
-        let compression = self.config.compression;
-        let stopped = || Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name));
-        let frames = compute(&self.env, move || compress(&groups, compression)).await.ok_or_else(stopped)?;
+        let effort = purpose.effort(self);
+        let per_frame = effort.frame_blocks(&self.config);
+        let frames = self.compress_moved(good.iter().map(|(.., data)| data.clone()).collect(), effort).await?;
         let bytes: usize = frames.iter().map(|f| f.stored.len()).sum();
 
         let mut committer = self.committer.lock().await;
         let space = self.space();
-        if !self.has_room_to_move(&space, bytes as u64, bytes as u64, left) {
+        if !self.has_room_to_move(&space, bytes as u64, bytes as u64, purpose.left()) {
             return Err(Error::new(ErrorKind::NoSpace, "no free segment is left for the cleaner"));
         }
         let mut moves = Vec::with_capacity(good.len());

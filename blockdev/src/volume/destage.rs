@@ -13,7 +13,7 @@ use rustc_hash::FxBuildHasher;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Engine;
-use super::frame::{Group, ReducedFrame, compress};
+use super::frame::{Effort, Group, ReducedFrame, compress};
 use super::gate::Pass;
 use super::intake::{BATCH_BLOCKS, HostBlock, HostOp, Numbered};
 use crate::codec::FRAME_BLOCKS;
@@ -386,13 +386,13 @@ impl Engine {
         let compression = self.config.compression;
         let expected = groups.len();
         let frames: Vec<ReducedFrame> = if unique.len() <= INLINE_BLOCKS {
-            compress(&groups, compression)
+            compress(&groups, compression, Effort::Usual)
         } else {
             let mut jobs = Vec::new();
             while !groups.is_empty() {
                 let rest = groups.split_off(groups.len().min(FRAMES_PER_JOB));
                 let job = std::mem::replace(&mut groups, rest);
-                jobs.push(compute(&self.env, move || compress(&job, compression)));
+                jobs.push(compute(&self.env, move || compress(&job, compression, Effort::Usual)));
             }
             join_all(jobs).await.into_iter().flatten().flatten().collect()
         };

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::codec::{Codec, Compressor};
+use super::PoolConfig;
+use crate::codec::{Codec, Compressor, FRAME_BLOCKS, FRAME_BLOCKS_MAX};
 use crate::report::Compression;
 use crate::units::BLOCK_SIZE;
 
@@ -54,14 +55,42 @@ pub struct ReducedFrame {
     pub blocks: u8,
 }
 
+/// How hard data is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Hosts wait for it.
+    Usual,
+    /// Nobody does, and it is seldom read.
+    High,
+}
+
+impl Effort {
+    /// Blocks of one frame.
+    pub fn frame_blocks(self, config: &PoolConfig) -> usize {
+        match self {
+            Self::Usual => config.frame_blocks.clamp(1, FRAME_BLOCKS),
+            Self::High => FRAME_BLOCKS_MAX,
+        }
+    }
+}
+
+/// Zstandard's level for data that nobody has changed for long: beyond it twice the time saves another part in a hundred.
+const HIGH_LEVEL: i32 = 9;
+
 thread_local! {
     /// A compressor, and room for blocks that do not lie next to each other.
     static COMPRESSOR: RefCell<(Compressor, Vec<u8>)> = RefCell::new((Compressor::new(), Vec::new()));
+    /// The same for what is compressed harder.
+    static HIGH: RefCell<(Compressor, Vec<u8>)> = RefCell::new((Compressor::with_level(HIGH_LEVEL), Vec::new()));
 }
 
 /// Compresses groups of blocks into frames. The frames share one buffer.
-pub fn compress(groups: &[Group], compression: Compression) -> Vec<ReducedFrame> {
-    COMPRESSOR.with_borrow_mut(|(compressor, room)| {
+pub fn compress(groups: &[Group], compression: Compression, effort: Effort) -> Vec<ReducedFrame> {
+    let own = match effort {
+        Effort::Usual => &COMPRESSOR,
+        Effort::High => &HIGH,
+    };
+    own.with_borrow_mut(|(compressor, room)| {
         let mut stored = Vec::with_capacity(groups.iter().map(Group::len).sum());
         let mut ends = Vec::with_capacity(groups.len());
         for group in groups {
@@ -122,7 +151,7 @@ mod tests {
             Group::blocks(vec![block(3)], true),
         ];
         for compression in [Compression::Off, Compression::Lz4, Compression::Zstd] {
-            let frames = compress(&groups, compression);
+            let frames = compress(&groups, compression, Effort::Usual);
             let raw: Vec<Vec<u8>> = frames
                 .iter()
                 .map(|f| {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::Engine;
 use super::damage::is_unreadable;
+use super::shares::{Cache, PAGE_MEMORY};
 use super::state::{Blocked, State};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
@@ -215,8 +216,10 @@ impl Engine {
         let mut state = self.state.write();
         // Only if it still lies where it was read: else somebody else has loaded, changed and written it meanwhile.
         if state.table.entry(block).is_ok_and(|e| e.refcount > 0 && e.frame == entry.frame) {
-            state.maps.pages.insert_clean(block.0, page);
-            state.maps.pages.evict_beyond(self.config.map_pages());
+            if state.maps.pages.insert_clean(block.0, page) {
+                self.missed(Cache::Maps, PAGE_MEMORY);
+            }
+            self.evict_beyond(&mut state);
         }
         Ok(())
     }
@@ -235,8 +238,10 @@ impl Engine {
         }
         let decoded = TablePage::decode(&read?)?;
         if state.table.pointer(page).is_ok_and(|p| p.at == pointer.at) {
-            state.table.pages.insert_clean(page, decoded);
-            state.table.pages.evict_beyond(self.config.table_pages());
+            if state.table.pages.insert_clean(page, decoded) {
+                self.missed(Cache::Table, PAGE_MEMORY);
+            }
+            self.evict_beyond(&mut state);
         }
         Ok(())
     }
@@ -263,7 +268,7 @@ impl Engine {
         let decoded = DirectoryPage::decode(&read?)?;
         if state.table.roots.get(page as usize).is_some_and(|p| p.at == pointer.at) {
             state.table.directory.insert_clean(page, decoded);
-            state.table.directory.evict_beyond(self.config.table_pages() / 8 + 16);
+            state.table.directory.evict_beyond(self.directory_pages());
         }
         Ok(())
     }

@@ -25,9 +25,11 @@ pub mod members;
 pub mod pace;
 pub mod read_path;
 mod reap;
+mod recompress;
 pub mod rebuild;
 pub mod recovery;
 pub mod scrub;
+pub mod shares;
 pub mod space;
 pub mod state;
 pub mod usage;
@@ -68,9 +70,6 @@ use intake::Intake;
 use pace::Pace;
 use state::State;
 
-/// Least number of map and of table pages in memory: more than any record needs at once.
-const PAGES_MIN: u64 = 1024;
-
 /// Settings of an open pool.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
@@ -98,6 +97,8 @@ pub struct PoolConfig {
     pub read_only: bool,
     /// How much background work may slow hosts down.
     pub priority: Priority,
+    /// Data that nobody has changed for so long is compressed harder, if it is compressed by Zstandard; none: never.
+    pub recompress_after: Option<Duration>,
     /// Places of a version that is being deleted that one record deals with.
     pub reap_places: usize,
     /// Fingerprints are cut to this many bits: for tests that force collisions.
@@ -132,6 +133,7 @@ impl Default for PoolConfig {
             error_limit: 64,
             read_only: false,
             priority: Priority::Normal,
+            recompress_after: None,
             reap_places: 64,
             fingerprint_bits: None,
             known_disks: BTreeMap::new(),
@@ -149,21 +151,6 @@ impl PoolConfig {
     /// Bytes of writes that wait for the log and outlive the process.
     pub fn carry_bytes(&self) -> usize {
         (self.memory / 16).clamp(1 << 20, 64 << 20) as usize
-    }
-
-    /// Map pages kept in memory.
-    pub fn map_pages(&self) -> usize {
-        (self.memory / 4 / 4352).max(PAGES_MIN) as usize
-    }
-
-    /// Block table pages kept in memory.
-    pub fn table_pages(&self) -> usize {
-        (self.memory / 4 / 4352).max(PAGES_MIN) as usize
-    }
-
-    /// Bytes of uncompressed frames kept in memory.
-    pub fn frame_cache(&self) -> usize {
-        (self.memory / 8) as usize
     }
 
     /// Bytes of the dedupe index for a pool of `raw` bytes: 128 MiB for a TiB, which is 100 MiB and less for what it can hold, but
@@ -202,6 +189,8 @@ pub struct Counters {
     pub cleaner_moved: AtomicU64,
     /// Segments emptied by the cleaner.
     pub cleaner_segments: AtomicU64,
+    /// Stored bytes that were compressed harder.
+    pub recompressed: AtomicU64,
     /// Bytes of columns written anew.
     pub rebuilt: AtomicU64,
     /// Blocks whose checksum did not match and that redundancy gave back.
@@ -259,6 +248,8 @@ pub struct Engine {
     pub(crate) list_loaded: Notify,
     /// Uncompressed frames.
     pub frames: FrameCache,
+    /// How much memory each cache may have.
+    pub(crate) shares: parking_lot::Mutex<shares::Shares>,
     /// Grace periods of freed space.
     pub gate: Arc<Gate>,
     /// What all labels have in common.
@@ -413,6 +404,7 @@ impl Engine {
     pub fn start_background(self: &Arc<Self>) {
         self.spawn(self.clone().checkpoint_loop());
         self.spawn(self.clone().clean_loop());
+        self.spawn(self.clone().recompress_loop());
         self.spawn(self.clone().rebuild_loop());
         self.spawn(self.clone().scrub_loop());
         self.spawn(self.clone().rebuild_index());

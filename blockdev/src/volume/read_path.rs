@@ -12,6 +12,7 @@ use super::Engine;
 use super::answer::Answer;
 use super::destage::Stamp;
 use super::intake::HostBlock;
+use super::shares::Cache;
 use crate::codec;
 use crate::env::compute;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -297,6 +298,10 @@ impl Engine {
 
     async fn read_run(&self, mut run: Run) -> Answers {
         let (Some(first), Some(last)) = (run.frames.first(), run.frames.last()) else { return Vec::new() };
+        match self.frames.take_missed() {
+            0 => {}
+            bytes => self.missed(Cache::Frames, bytes),
+        }
         let start = first.at.offset;
         let len = (last.at.offset + u32::from(last.at.len) - start) as usize;
         for frame in &mut run.frames {

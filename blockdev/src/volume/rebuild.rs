@@ -16,6 +16,7 @@ use super::Engine;
 use super::commit::Draft;
 use super::pace::control::Class;
 use super::scrub::ERRORS_MANY;
+use super::cleaner::Purpose;
 use super::space::LeftTo;
 use super::state::State;
 use super::verify::{Check, LiveFrames, Verifier};
@@ -626,7 +627,7 @@ impl Engine {
 
     /// Moves everything live out of a segment; its chunks come back with the next checkpoint.
     pub(super) async fn empty_segment(self: &Arc<Self>, d: &Degraded) -> Result<Outcome> {
-        let complete = match self.clean_segment(&d.record, LeftTo::Others).await {
+        let complete = match self.clean_segment(&d.record, Purpose::Elsewhere).await {
             Err(e) if e.kind() == ErrorKind::NoSpace => return Ok(Outcome::NoRoom),
             other => other?,
         };

@@ -16,6 +16,7 @@ use super::carry;
 use super::checkpoint::{Checkpoints, mark_root};
 use super::commit::{Committer, STRIPES_IN_FLIGHT};
 use super::frame_cache::FrameCache;
+use super::shares::{Cache, PAGE_MEMORY, Shares};
 use super::group_commit::LogQueue;
 use super::intake::Intake;
 use super::pace::Pace;
@@ -327,7 +328,11 @@ impl Engine {
             catalogue.segments.clone(),
             catalogue.next_incarnation,
         );
-        let state = State::of(catalogue, segments, superblock.checkpoint);
+        let mut state = State::of(catalogue, segments, superblock.checkpoint);
+        let shares = Shares::new(config.cache_bytes());
+        let remembered = config.remembered_bytes() / PAGE_MEMORY;
+        state.maps.pages.remember(remembered);
+        state.table.pages.remember(remembered);
         let mut index = DedupeIndex::new(config.dedupe_index(catalogue.disks.iter().map(|d| d.size).sum()));
         index.set_truncation(config.fingerprint_bits);
         let opened = env.now();
@@ -349,7 +354,8 @@ impl Engine {
             appenders: RwLock::new(Rank::Appenders, FxHashMap::default()),
             index: Mutex::new(Rank::Index, index),
             list_loaded: Notify::new(),
-            frames: FrameCache::new(config.frame_cache()),
+            frames: FrameCache::new(shares.of(Cache::Frames), config.remembered_bytes()),
+            shares: parking_lot::Mutex::new(shares),
             gate: Arc::default(),
             counters: Counters::default(),
             label: label.clone(),

@@ -295,8 +295,8 @@ impl Engine {
             return true;
         }
         let state = self.state.read();
-        state.maps.pages.dirty_len() > self.config.map_pages()
-            || state.table.pages.dirty_len() > self.config.table_pages()
+        state.maps.pages.dirty_len() > self.map_pages()
+            || state.table.pages.dirty_len() > self.table_pages()
     }
 
     /// Waits until there is room in the log and for dirty pages.

@@ -186,6 +186,41 @@ fn a_map_larger_than_memory_is_walked() {
     });
 }
 
+/// With nothing of the map in memory a read takes a page of directory and table for each page of the map and for the block, and those pages
+/// themselves; each may lie across two strips. What else is stored makes no difference.
+#[test]
+fn a_cold_read_costs_a_bounded_number_of_reads() {
+    run(5, |env| async move {
+        const LEVELS: u64 = 4;
+        let (drives, disks) = make(&env, 64 * MIB).await;
+        let config = PoolConfig { memory: 4 << 20, ..PoolConfig::default() };
+        let pool = Pool::open(env.clone(), disks.clone(), config.clone()).await.expect("opened");
+        pool.create_volume("sparse", 200 << 40).await.expect("a volume");
+        let sparse = pool.open_volume("sparse").expect("a device");
+        let at = |i: u64| i.wrapping_mul(0x9E37_79B9_7F4A_7C15) % (200 << 40) / 4096 * 4096;
+        let count = 1500;
+        for i in 0..count {
+            sparse.write(at(i), noise(i, 4096), false).await.expect("written");
+        }
+        sparse.flush().await.expect("flushed");
+        pool.close().await.expect("closed");
+        drop((sparse, pool));
+        let reads = || drives.iter().map(|d| d.counters().reads).sum::<u64>();
+        let mut most = 0;
+        for i in (0..count).step_by(100) {
+            let pool = Pool::open(env.clone(), disks.clone(), config.clone()).await.expect("opened again");
+            let sparse = pool.open_volume("sparse").expect("a device");
+            // What is done after opening has been done.
+            env.sleep(Duration::from_secs(5)).await;
+            let before = reads();
+            assert_eq!(sparse.read(at(i), 4096).await.expect("read"), noise(i, 4096));
+            most = most.max(reads() - before);
+            pool.close().await.expect("closed");
+        }
+        assert!(most > LEVELS && most <= 2 * 3 * (LEVELS + 1), "{most} reads");
+    });
+}
+
 /// What is flushed after a disk came back is on that disk as well: the log had no copy there until the next checkpoint.
 #[test]
 fn a_disk_that_came_back_has_the_log() {

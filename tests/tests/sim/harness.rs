@@ -91,6 +91,8 @@ impl Scenario {
             checkpoint_interval: Duration::from_millis(rng.between(5, 500)),
             frame_blocks: 1 + rng.index(4),
             fingerprint_bits: rng.chance(1, 4).then_some(8),
+            // Not drawn: seeds that once failed go on as they did.
+            recompress_after: [3, 5].contains(&(seed % 13)).then_some(Duration::from_millis(20)),
             priority: [Priority::High, Priority::Normal, Priority::High, Priority::Low][(seed % 4) as usize],
             ..PoolConfig::default()
         };

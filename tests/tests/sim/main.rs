@@ -19,6 +19,7 @@ mod overwrite;
 mod planted;
 mod protection;
 mod rebuild;
+mod recompress;
 mod regressions;
 mod scrub;
 mod seeds;

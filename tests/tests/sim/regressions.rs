@@ -1,6 +1,6 @@
 //! Seeds that once failed, and what it was.
 
-use super::harness::Scenario;
+use super::harness::{Faults, Scenario};
 use super::seeds::run;
 
 fn ends_well(result: Result<(), String>) {
@@ -135,4 +135,12 @@ fn seed_18722_a_disk_that_dies_while_the_log_is_read() {
 #[test]
 fn seed_700265_what_is_back_is_not_replaced_by_rot() {
     ends_well(super::scrub::run_with_return(700_265));
+}
+
+/// Segments were empty that a checkpoint had not given back, as somebody read the one before; nothing changed any more, so that no other was made, and
+/// writes waited for their space for ever.
+#[test]
+fn killed_full_pool_143_what_is_empty_is_given_back() {
+    let scenario = Scenario { faults: Faults::None, ..super::full::pressure(143) };
+    ends_well(super::killed::run(scenario));
 }

@@ -21,6 +21,7 @@ A configuration file:
   disks = [\"/dev/sdb\", \"/dev/sdc\"]     # in any order: disks are known by their labels
   memory = \"4G\"                        # what the daemon may take: write buffer, caches, index, requests
   compression = \"zstd\"                 # zstd, lz4 or off, for new data
+  recompress_after = 86400             # compress harder what has not changed for a day (zstd only); 0, the default: never
 
   [nbd]
   listen = \"0.0.0.0:10809\"             # TCP besides the unix socket

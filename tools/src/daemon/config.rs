@@ -92,6 +92,9 @@ pub struct File {
     /// See [`Config::compression`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
+    /// See [`Config::recompress_after`], in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompress_after: Option<u64>,
     /// See [`Config::threads`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -284,6 +287,8 @@ pub struct Config {
     ram: u64,
     /// How new data is compressed.
     pub compression: Setting<Compression>,
+    /// Seconds after which data that nobody has changed is compressed harder, when there is time; 0 for never.
+    pub recompress_after: Setting<u64>,
     /// Threads of the front ends, and as many again for compression.
     pub threads: Setting<usize>,
     /// What a drive that failed held is rebuilt on the others after so many seconds.
@@ -515,6 +520,12 @@ impl Config {
                 flags.compression.as_ref(),
                 parse_compression,
             )?,
+            recompress_after: pick.text(
+                pick.value(file.recompress_after, 0),
+                ("ASHLAR_RECOMPRESS_AFTER", ""),
+                None,
+                parse_seconds,
+            )?,
             threads: pick.text(
                 pick.value(file.threads, machine.cores),
                 ("ASHLAR_THREADS", "--threads"),
@@ -650,6 +661,7 @@ impl Config {
             row("socket", &self.socket, path),
             row("memory", &self.memory, |m| crate::output::size(*m)),
             row("compression", &self.compression, |c| format!("{c:?}").to_lowercase()),
+            row("recompress_after", &self.recompress_after, |s| format!("{s} s")),
             row("threads", &self.threads, ToString::to_string),
             row("failed_grace", &self.failed_grace, |s| format!("{s} s")),
             row("missing_grace", &self.missing_grace, |s| format!("{s} s")),

@@ -280,6 +280,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     let options = PoolConfig {
         memory: config.engine_memory(),
         compression: config.compression.value,
+        recompress_after: Some(config.recompress_after.value).filter(|s| *s > 0).map(Duration::from_secs),
         scrub_interval: Duration::from_secs(config.scrub_days.value.saturating_mul(24 * 3600)),
         error_limit: config.error_limit.value.try_into().unwrap_or(u32::MAX),
         priority: config.rebuild_priority.value,

@@ -1,0 +1,136 @@
+//! What nobody has changed for long is compressed harder, while there is time and room. `docs/design/0021-recompression.md` has the rules.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+
+use super::Engine;
+use super::cleaner::Purpose;
+use super::frame::{Effort, Group, ReducedFrame, compress};
+use super::space::LeftTo;
+use crate::env::compute;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::record::{SegmentRecord, Stream};
+use crate::report::Compression;
+use crate::units::SegmentId;
+
+/// Longest time between looks at what is cold.
+const LOOK: Duration = Duration::from_secs(60);
+/// A segment that lost more than one part in so many of its live data is not cold.
+const CHANGED: u64 = 64;
+/// Segments written anew before a checkpoint gives them back.
+const ROUND: usize = 16;
+/// What is compressed harder takes so much less of what it took at most, or is left alone: part in a hundred.
+const WORTH: u64 = 95;
+
+/// What is known of a segment of data.
+struct Seen {
+    id: SegmentId,
+    live: u64,
+    since: Duration,
+    /// Nothing is to be gained.
+    left_alone: bool,
+    /// Looked at in this round.
+    here: bool,
+}
+
+impl Engine {
+    /// Whether cold data is compressed harder.
+    pub(super) fn recompresses(&self) -> bool {
+        self.config.recompress_after.is_some() && self.config.compression == Compression::Zstd
+    }
+
+    /// The task that compresses cold data harder.
+    pub(super) async fn recompress_loop(self: Arc<Self>) {
+        let Some(after) = self.config.recompress_after.filter(|_| self.recompresses()) else { return };
+        let mut seen: FxHashMap<u64, Seen> = FxHashMap::default();
+        loop {
+            self.env.sleep(LOOK.min(after / 4).max(Duration::from_millis(5))).await;
+            if self.is_dead() {
+                return;
+            }
+            self.look_for_cold(&mut seen);
+            if let Err(e) = self.recompress_cold(&mut seen, after).await {
+                match e.kind() {
+                    ErrorKind::NoSpace | ErrorKind::Unavailable => {}
+                    _ => tracing::error!(pool = self.name, error = %e, "compressing cold data harder stopped"),
+                }
+            }
+        }
+    }
+
+    /// Notes which segments of host data there are, and since when they have been as they are.
+    fn look_for_cold(&self, seen: &mut FxHashMap<u64, Seen>) {
+        let now = self.env.now();
+        seen.values_mut().for_each(|s| s.here = false);
+        let state = self.state.read();
+        let of_hosts = |s: &&SegmentRecord| s.sealed && s.stream != Stream::Meta && s.live > 0;
+        for s in state.segments.iter().map(|s| &s.record).filter(of_hosts) {
+            let fresh = || Seen { id: s.id, live: s.live, since: now, left_alone: false, here: true };
+            let known = seen.entry(s.incarnation).or_insert_with(fresh);
+            known.here = true;
+            if s.live + s.live / CHANGED < known.live {
+                *known = fresh();
+            }
+        }
+        drop(state);
+        seen.retain(|_, s| s.here);
+    }
+
+    async fn recompress_cold(self: &Arc<Self>, seen: &mut FxHashMap<u64, Seen>, after: Duration) -> Result<()> {
+        let mut since_checkpoint = 0;
+        while !self.is_dead() && self.space().need() == 0.0 && self.pins.load(Ordering::Acquire) == 0 {
+            let now = self.env.now();
+            let cold = |s: &&mut Seen| !s.left_alone && now.saturating_sub(s.since) >= after;
+            let Some(next) = seen.values_mut().filter(cold).min_by_key(|s| (s.since, s.id)) else { break };
+            let record = self.state.read().segments.get(next.id).map(|s| s.record.clone());
+            let record = record.filter(|r| r.sealed && r.live > 0 && r.live <= next.live);
+            if record.as_ref().is_some_and(|r| !self.has_room_to_empty(r, 0, LeftTo::Others)) {
+                break;
+            }
+            // Whatever comes of it, it is not looked at again as long as it stays as it is.
+            next.left_alone = true;
+            let Some(record) = record else { continue };
+            if !self.is_worth_recompressing(&record).await? {
+                continue;
+            }
+            self.clean_segment(&record, Purpose::Tighter).await?;
+            self.counters.recompressed.fetch_add(record.live, Ordering::Relaxed);
+            since_checkpoint += 1;
+            if since_checkpoint >= ROUND {
+                self.checkpoint().await?;
+                since_checkpoint = 0;
+            }
+        }
+        if since_checkpoint > 0 {
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
+    /// Tries with what lies at the end of a segment.
+    async fn is_worth_recompressing(self: &Arc<Self>, record: &SegmentRecord) -> Result<bool> {
+        let _turn = self.turn(super::pace::control::Class::Upkeep).await;
+        let _pass = self.gate.enter();
+        let Some(part) = self.read_part(record.id, record.last_part.offset).await else { return Ok(false) };
+        let sample = self.live_of(record.id, &part.items).await?;
+        let stored: u64 = sample.iter().map(|e| e.share()).sum();
+        let content = self.fetch_blocks(&sample).await;
+        let Ok(content) = content.into_iter().collect::<Result<Vec<Bytes>>>() else { return Ok(false) };
+        let frames = self.compress_moved(content, Effort::High).await?;
+        let harder: u64 = frames.iter().map(|f| f.stored.len() as u64).sum();
+        Ok(harder * 100 <= stored * WORTH)
+    }
+
+    /// Compresses blocks that are to be moved.
+    pub(super) async fn compress_moved(&self, blocks: Vec<Bytes>, effort: Effort) -> Result<Vec<ReducedFrame>> {
+        let group = |blocks: &[Bytes]| Group::blocks(blocks.to_vec(), false);
+        let groups: Vec<Group> = blocks.chunks(effort.frame_blocks(&self.config)).map(group).collect();
+        let compression = self.config.compression;
+        let stopped = || Error::new(ErrorKind::Unavailable, format!("pool {} is stopped", self.name));
+        compute(&self.env, move || compress(&groups, compression, effort)).await.ok_or_else(stopped)
+    }
+}
