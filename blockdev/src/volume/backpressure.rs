@@ -25,6 +25,11 @@ const STORED_MIN: f64 = 0.02;
 /// Longest wait for one piece of a write. Longer ones are due to the size of what is written at once, and the write buffer bounds that.
 const WAIT_MAX: Duration = Duration::from_millis(250);
 
+/// Shorter waits are not worth it: timers are no finer. They add up to one that is.
+const GRAIN: Duration = Duration::from_millis(1);
+/// What a timer that came late took is given back, up to this.
+const CREDIT: Duration = Duration::from_millis(5);
+
 /// What is known at one time.
 #[derive(Clone, Copy)]
 struct Look {
@@ -96,9 +101,9 @@ impl Curve {
 
     /// How long so many bytes wait.
     fn wait(&mut self, now: Duration, bytes: usize, rate: f64) -> Duration {
-        let begin = self.next.clamp(now, now + WAIT_MAX);
+        let begin = self.next.clamp(now.saturating_sub(CREDIT), now + WAIT_MAX);
         self.next = begin + Duration::from_secs_f64(bytes as f64 / rate);
-        begin - now
+        Some(begin.saturating_sub(now)).filter(|wait| *wait >= GRAIN).unwrap_or_default()
     }
 }
 
@@ -200,9 +205,28 @@ mod tests {
         let now = ms(1000);
         let waits: Vec<Duration> = (0..8).map(|_| curve.wait(now, MIB as usize, (10 * MIB) as f64)).collect();
         assert_eq!(waits, [0, 100, 200, 250, 250, 250, 250, 250].map(ms));
-        // Time that nobody used is not saved up.
+        // Time that nobody used is not saved up, but for the little that a timer may be late.
         assert_eq!(curve.wait(ms(9000), MIB as usize, (10 * MIB) as f64), ms(0));
-        assert_eq!(curve.wait(ms(9050), MIB as usize, (10 * MIB) as f64), ms(50));
+        assert_eq!(curve.wait(ms(9050), MIB as usize, (10 * MIB) as f64), ms(50) - CREDIT);
+    }
+
+    /// One write of 4 KiB after the other, 20 microseconds each, with timers of whole milliseconds that are late by half of one.
+    #[test]
+    fn one_writer_gets_the_rate_whatever_timers_do() {
+        for rate in [4 * MIB, 20 * MIB, 100 * MIB] {
+            let mut curve = Curve::default();
+            let (mut now, mut taken) = (ms(5000), 0);
+            while now < ms(7000) {
+                let wait = curve.wait(now, 4096, rate as f64);
+                if !wait.is_zero() {
+                    now += ms(wait.as_millis() as u64 + 1) + Duration::from_micros(500);
+                }
+                now += Duration::from_micros(20);
+                taken += 4096;
+            }
+            let share = taken as f64 / (2 * rate) as f64;
+            assert!((0.95..1.05).contains(&share), "{rate}: {share}");
+        }
     }
 
     #[test]

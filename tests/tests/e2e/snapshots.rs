@@ -106,6 +106,23 @@ fn snapshots_hold_what_was_and_go_in_any_order() {
     assert!(std::fs::OpenOptions::new().write(true).open(&file).is_err(), "a snapshot was opened for writing");
     detach(&lab, "v@g3");
 
+    // Written to under a name of its own it stays as it is; what cannot be presented leaves nothing behind.
+    let writable = |name: &str, extra: &[&str]| {
+        let words = ["volume", "attach", "v@g1", "--via", "nbd", "--writable-as", name];
+        lab.ashlar(&[&words[..], extra].concat())
+    };
+    let trial = writable("trial", &[]).expect_ok().stdout.trim().to_owned();
+    same(&copies[1], &trial);
+    tool("qemu-io", &["-f", "raw", "-c", "write -P 7 0 64k", &trial]).expect_ok();
+    same(&copies[1], &attach(&lab, "v@g1", &["nbd"]));
+    detach(&lab, "v@g1");
+    detach(&lab, "trial");
+    lab.ashlar(&["volume", "delete", "trial"]).expect_ok();
+    writable("gone", &["--loop"]).expect_failure();
+    let plain = lab.ashlar(&["volume", "attach", "v", "--via", "nbd", "--writable-as", "gone"]).expect_failure();
+    assert!(plain.stderr.contains("snapshot"), "{plain}");
+    assert!(!lab.ashlar(&["volume", "list"]).expect_ok().stdout.contains("gone"), "a clone was left");
+
     // Clones go their own way.
     lab.ashlar(&["volume", "clone", "v@g2", "c"]).expect_ok();
     let clone = attach(&lab, "c", &["nbd"]);

@@ -119,10 +119,10 @@ pub enum Command {
     ///
     /// A volume is presented by one protocol at a time, until it is detached; restarts of the daemon do not matter.
     #[command(
-        after_help = "Examples:\n  ashlar volume attach data --via nbd            # nbd+unix:///data?socket=…\n  nbdinfo \"$(ashlar volume attach data --via nbd)\"\n  ashlar volume attach data --via fuse           # a file\n  ashlar volume attach data --via fuse --loop    # /dev/loopN; needs root\n  ashlar volume attach data --via ublk           # /dev/ublkbN and /dev/ashlar/data; needs root and Linux 6.0"
+        after_help = "Examples:\n  ashlar volume attach data --via nbd            # nbd+unix:///data?socket=…\n  nbdinfo \"$(ashlar volume attach data --via nbd)\"\n  ashlar volume attach data --via fuse           # a file\n  ashlar volume attach data --via fuse --loop    # /dev/loopN; needs root\n  ashlar volume attach data --via ublk           # /dev/ublkbN and /dev/ashlar/data; needs root and Linux 6.0\n  ashlar volume attach data@monday --via nbd     # read-only\n  ashlar volume attach data@monday --via nbd --writable-as trial   # a thin clone of it that can be written"
     )]
     Attach {
-        /// The volume
+        /// The volume, or VOLUME@SNAPSHOT
         name: String,
         /// By which protocol
         #[arg(long, value_enum)]
@@ -130,6 +130,9 @@ pub enum Command {
         /// With fuse: also set a loop device with direct I/O up on the file
         #[arg(long = "loop")]
         loop_device: bool,
+        /// Of a snapshot: clone it to a volume of this name and present that; the snapshot stays as it is, and the clone takes space as it changes
+        #[arg(long, value_name = "NAME", value_parser = parse_volume_name)]
+        writable_as: Option<String>,
     },
     /// End the presentation of a volume
     #[command(after_help = "A file system on the volume must be unmounted first.")]
@@ -201,6 +204,31 @@ fn parse_new_size(text: &str) -> blockdev::error::Result<NewSize> {
     }
 }
 
+/// Makes a volume that begins as a snapshot.
+async fn clone(client: &Client, snapshot: &str, name: String) -> CommandResult<Volume> {
+    let to = format!("/v1/snapshots/{}/clones", segment(snapshot));
+    Ok(client.call(Method::POST, &to, Some(&CloneCreate { name })).await?)
+}
+
+/// Presents a volume, or a clone of a snapshot that is made for it. One that cannot be presented does not stay.
+async fn attach(
+    client: &Client,
+    name: &str,
+    request: AttachRequest,
+    writable_as: Option<String>,
+) -> CommandResult<Attachment> {
+    let Some(own) = writable_as else {
+        return Ok(client.call(Method::PUT, &format!("{}/attachment", path(name)), Some(&request)).await?);
+    };
+    clone(client, name, own.clone()).await?;
+    let attached = client.call(Method::PUT, &format!("{}/attachment", path(&own)), Some(&request)).await;
+    if attached.is_err() {
+        // Why it cannot be presented is what is to be told.
+        let _ = client.send::<()>(Method::DELETE, &path(&own)).await;
+    }
+    Ok(attached?)
+}
+
 fn path(name: &str) -> String {
     format!("/v1/volumes/{}", segment(name))
 }
@@ -242,9 +270,7 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             done(format, "volume", &name, "deleted")?;
         }
         Command::Clone { snapshot, name } => {
-            let to = format!("/v1/snapshots/{}/clones", segment(&snapshot));
-            let request = CloneCreate { name };
-            let volume: Volume = super::talk(client.call(Method::POST, &to, Some(&request)))?;
+            let volume = super::talk(clone(&client, &snapshot, name))?;
             show(format, &volume, |v| format!("volume {} cloned from {snapshot}", v.info.name))?;
         }
         Command::Restore { snapshot, volume, keep } => {
@@ -264,10 +290,9 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let changes = super::talk(changes(&client, &older, &newer))?;
             show(format, &changes, differences)?;
         }
-        Command::Attach { name, via, loop_device } => {
+        Command::Attach { name, via, loop_device, writable_as } => {
             let request = AttachRequest { via, loop_device };
-            let to = format!("{}/attachment", path(&name));
-            let attachment: Attachment = super::talk(client.call(Method::PUT, &to, Some(&request)))?;
+            let attachment = super::talk(attach(&client, &name, request, writable_as))?;
             show(format, &attachment, |a| a.target().to_owned())?;
         }
         Command::Detach { name } => {
