@@ -291,6 +291,12 @@ pub struct PoolStatus {
     pub used: u64,
     /// Bytes left for writes.
     pub available: u64,
+    /// Bytes that are reserved for volumes.
+    #[serde(default)]
+    pub reserved: u64,
+    /// Of `available`, what only volumes with reservations may write to.
+    #[serde(default)]
+    pub set_aside: u64,
     /// Sum of the sizes of all volumes.
     pub provisioned: u64,
     /// Data reduction.
@@ -409,6 +415,9 @@ pub struct VolumeInfo {
     pub size: u64,
     /// Bytes mapped.
     pub mapped: u64,
+    /// Bytes that are reserved for it: they can be written and overwritten whatever others write.
+    #[serde(default)]
+    pub reserved: u64,
     /// Bytes of mapped blocks that nothing but the volume and its snapshots refers to, before compression; blocks that occur twice in it are not among them.
     pub unique: Option<u64>,
     /// Bytes saved by sharing and compression: mapped bytes less the volume's share of what is stored.

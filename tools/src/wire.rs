@@ -1,6 +1,7 @@
 //! What the REST API speaks besides the engine's own records. Sizes are bytes, times are seconds since 1970.
 
 use blockdev::error::ErrorKind;
+use blockdev::pool::Reserve;
 use blockdev::report::{CheckReport, Damage, DiskInfo, DriveHealth, Tolerance, VolumeInfo};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -73,6 +74,36 @@ pub struct VolumeCreate {
     pub name: String,
     /// Bytes, a multiple of 4096.
     pub size: u64,
+    /// Space that is reserved for it; none if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<Reserved>,
+}
+
+/// Space that is reserved for a volume: `"all"`, whatever its size, or `{"bytes": 1073741824}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Reserved {
+    /// All of it.
+    All,
+    /// So many bytes, a multiple of 4096; 0 for nothing.
+    Bytes(u64),
+}
+
+impl From<Reserved> for Reserve {
+    fn from(reserved: Reserved) -> Self {
+        match reserved {
+            Reserved::All => Self::All,
+            Reserved::Bytes(bytes) => Self::Bytes(bytes),
+        }
+    }
+}
+
+/// What is to be reserved for a volume.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeReserve {
+    /// How much.
+    pub reserved: Reserved,
 }
 
 /// A volume's new size.

@@ -347,6 +347,8 @@ fn impossible_values_are_refused() {
         VolumeRecord { id: VolumeId(u32::MAX), ..volume.clone() },
         VolumeRecord { name: "n".repeat(256), ..volume.clone() },
         VolumeRecord { handed: (1 << 36) + 1, ..volume.clone() },
+        VolumeRecord { owned: (1 << 36) + 1, ..volume.clone() },
+        VolumeRecord { reserved: (1 << 36) + 1, ..volume.clone() },
     ] {
         let mut out = Vec::new();
         bad.encode(&mut out);

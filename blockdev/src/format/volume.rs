@@ -20,6 +20,10 @@ pub struct VolumeRecord {
     pub levels: u8,
     /// Mapped blocks.
     pub mapped: u64,
+    /// Of these, the ones that no snapshot holds: overwriting them gives them back.
+    pub owned: u64,
+    /// Blocks that there is to be room for whatever others write; [`RESERVED_ALL`]: as many as it has.
+    pub reserved: u64,
     /// Generation given to entries written now; raised by snapshots.
     pub generation: u32,
     /// Whether it is being deleted in the background.
@@ -41,6 +45,9 @@ pub struct VolumeRecord {
     /// How it is kept.
     pub protection: Protection,
 }
+
+/// As many blocks as a volume has are reserved, however many these are.
+pub const RESERVED_ALL: u64 = MAP_BLOCKS_MAX;
 
 /// How a volume or snapshot is kept. Numbers of groups, policies and rules are given by whoever manages the pool; 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,7 +98,7 @@ impl Protection {
 
 impl VolumeRecord {
     /// Fewest encoded bytes.
-    pub(super) const SIZE_MIN: usize = 21;
+    pub(super) const SIZE_MIN: usize = 23;
 
     /// A volume of which nothing is mapped, of a family of its own.
     pub fn empty(id: VolumeId, name: &str, blocks: u64, levels: u8) -> Self {
@@ -102,6 +109,8 @@ impl VolumeRecord {
             root: VirtualBlock::NONE,
             levels,
             mapped: 0,
+            owned: 0,
+            reserved: 0,
             generation: 1,
             deleting: false,
             created_s: 0,
@@ -113,6 +122,11 @@ impl VolumeRecord {
             handed: 0,
             protection: Protection::default(),
         }
+    }
+
+    /// Blocks that are reserved for it.
+    pub fn reserved_blocks(&self) -> u64 {
+        self.reserved.min(self.blocks)
     }
 
     /// Whether it is a snapshot.
@@ -127,7 +141,9 @@ impl VolumeRecord {
         out.put_varint(self.blocks);
         out.put_varint(self.root.0);
         out.put_u8(self.levels);
-        out.put_varint(self.mapped);
+        for v in [self.mapped, self.owned, self.reserved] {
+            out.put_varint(v);
+        }
         out.put_varint(self.generation.into());
         out.put_u8(self.deleting.into());
         out.put_varint(self.created_s);
@@ -148,6 +164,8 @@ impl VolumeRecord {
             root: VirtualBlock(get.below(VIRTUAL_BLOCKS_MAX, "virtual block")?),
             levels: get.u8()?,
             mapped: get.below(MAP_BLOCKS_MAX + 1, "mapped blocks")?,
+            owned: get.below(MAP_BLOCKS_MAX + 1, "blocks of its own")?,
+            reserved: get.below(RESERVED_ALL + 1, "reserved blocks")?,
             generation: get.varint32()?,
             deleting: get.flag()?,
             created_s: get.varint()?,

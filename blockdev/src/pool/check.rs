@@ -155,6 +155,13 @@ impl Checker {
                 self.report.mapped_blocks += mapped;
                 // What a version shares with its parent is walked there.
                 let alone = volume.parent == VolumeId(0) && !volume.deleting;
+                if alone && volume.owned != volume.mapped {
+                    let (owned, mapped) = (volume.owned, volume.mapped);
+                    self.find(
+                        "volume.owned",
+                        format!("volume {}: {owned} of {mapped} blocks count as its own, all are", self.name_of(volume)),
+                    );
+                }
                 if alone && mapped != volume.mapped {
                     self.find(
                         "volume.mapped",

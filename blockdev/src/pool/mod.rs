@@ -36,6 +36,8 @@ use crate::volume::Engine;
 use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
 use crate::volume::recovery::{next_epoch, read_label, write_labels};
+pub use crate::volume::reserve::Reserve;
+use crate::volume::reserve::Changed;
 
 pub use protection::{KEPT_MAX_S, Kept, Managed};
 use snapshots::{AT_ONCE, detached};
@@ -257,6 +259,16 @@ impl Pool {
 
     /// Creates a thin volume of `size` bytes.
     pub async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
+        self.create_reserving(name, size, None).await
+    }
+
+    /// The same, with space reserved for it; see [`Self::reserve`].
+    pub async fn create_reserving(
+        &self,
+        name: &str,
+        size: u64,
+        reserve: Option<Reserve>,
+    ) -> Result<VolumeInfo> {
         check_name("volume", name)?;
         let blocks = blocks_of(name, size)?;
         let engine = &self.0.engine;
@@ -270,7 +282,10 @@ impl Pool {
             VolumeId(state.next_volume)
         };
         let created_s = engine.env.wall_clock_s();
-        let record = VolumeRecord { created_s, ..VolumeRecord::empty(id, name, blocks, levels_for(blocks)) };
+        let reserved = reserve.map_or(Ok(0), |r| r.blocks(name, blocks))?;
+        let record = VolumeRecord { created_s, reserved, ..VolumeRecord::empty(id, name, blocks, levels_for(blocks)) };
+        let changed = Changed { new: record.reserved_blocks(), of: &|_| None };
+        engine.check_reservations(&changed, &format!("volume '{name}'"))?;
         self.check_catalogue(&record)?;
         engine.commit_ops(vec![Op::PutVolume(record)]).await.context(format!("creating volume '{name}'"))?;
         self.volume_info(name).await
@@ -283,6 +298,8 @@ impl Pool {
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
         let record = self.volume_record(name)?;
+        let resized = |v: &VolumeRecord| (v.id == record.id).then(|| VolumeRecord { blocks, ..v.clone() });
+        engine.check_reservations(&Changed { new: 0, of: &resized }, &format!("volume '{name}' of that size"))?;
         let handle = self.handle(record.id, name)?;
         let _quiet = handle.exclude_writes().await;
         if blocks < record.blocks {
@@ -293,6 +310,20 @@ impl Pool {
         }
         engine.commit_ops(vec![Op::PutVolume(VolumeRecord { blocks, ..record })]).await?;
         handle.set_blocks(blocks);
+        self.volume_info(name).await
+    }
+
+    /// Reserves space for a volume: whatever others write, so much of it can be written, and overwritten, compressible or not. Fails with `NoSpace` when
+    /// there is not enough beside other reservations.
+    pub async fn reserve(&self, name: &str, reserve: Reserve) -> Result<VolumeInfo> {
+        let engine = &self.0.engine;
+        engine.check_writable()?;
+        let _turn = self.0.administration.lock().await;
+        let record = self.volume_record(name)?;
+        let reserved = reserve.blocks(name, record.blocks)?;
+        let changed = |v: &VolumeRecord| (v.id == record.id).then(|| VolumeRecord { reserved, ..v.clone() });
+        engine.check_reservations(&Changed { new: 0, of: &changed }, &format!("the reservation of volume '{name}'"))?;
+        engine.commit_ops(vec![Op::PutVolume(VolumeRecord { reserved, ..record })]).await?;
         self.volume_info(name).await
     }
 
@@ -419,6 +450,7 @@ impl Pool {
             id: v.id.0,
             size: v.blocks * BLOCK_BYTES,
             mapped: v.mapped * BLOCK_BYTES,
+            reserved: v.reserved_blocks() * BLOCK_BYTES,
             unique: usage.map(|u| u.unique),
             savings: usage.map(|u| u.savings),
             estimated: usage.is_some_and(|u| u.estimated),
@@ -465,6 +497,7 @@ impl Pool {
         // Before the pin, under which no space comes back that it may wait for.
         if writable {
             engine.flush().await?;
+            engine.checkpoint().await?;
         }
         let _pin = Pin::on(engine);
         if writable {

@@ -9,6 +9,7 @@ use crate::format::volume::{Protection, VolumeRecord};
 use crate::frontend::Extent;
 use crate::report::{ChangedRange, Changes, SnapshotInfo, VolumeInfo};
 use crate::units::{BLOCK_BYTES, VolumeId};
+use crate::volume::reserve::Changed;
 
 /// Versions that one record changes at most.
 pub(super) const AT_ONCE: usize = 256;
@@ -54,6 +55,13 @@ impl Pool {
             engine.check_volume(record.snapshot_of)?;
             records.push(record);
         }
+        // What volumes hold now the snapshots will: overwriting it takes room.
+        let kept = |v: &VolumeRecord| {
+            let taken = v.reserved > 0 && records.iter().any(|s| s.snapshot_of == v.id);
+            taken.then(|| VolumeRecord { owned: 0, ..v.clone() })
+        };
+        let what = format!("the reservation of {}, with a snapshot of it,", names.join(", "));
+        engine.check_reservations(&Changed { new: 0, of: &kept }, &what)?;
         Ok(records)
     }
 
@@ -71,9 +79,9 @@ impl Pool {
     /// Fails when the pool is full: even what hosts discard takes some room after a snapshot, since the map is copied where it changes.
     async fn check_room(&self) -> Result<()> {
         let engine = &self.0.engine;
-        engine.check_space().await?;
+        engine.check_space(None).await?;
         let space = engine.space();
-        if space.available() >= space.segment {
+        if space.available().saturating_sub(space.set_aside) >= space.segment {
             return Ok(());
         }
         let message = format!("pool {} is full: delete snapshots or volumes, discard data or add drives", engine.name);
@@ -211,6 +219,15 @@ impl Pool {
             ops.extend([Op::Snapshot(before), Op::Clone(VolumeRecord { parent: from.id, ..to.clone() })]);
             handles.push(self.handle(to.id, volume)?);
         }
+        let exchanged = |v: &VolumeRecord| {
+            if let Some(Exchange { from, .. }) = exchanges.iter().find(|e| e.to.id == v.id) {
+                return Some(VolumeRecord { owned: 0, blocks: from.blocks, ..v.clone() });
+            }
+            let held = ops.iter().any(|op| matches!(op, Op::Snapshot(s) if s.snapshot_of == v.id));
+            held.then(|| VolumeRecord { owned: 0, ..v.clone() })
+        };
+        let what = format!("the reservation of {} after that", exchanges.iter().map(|e| e.volume).collect::<Vec<_>>().join(", "));
+        engine.check_reservations(&Changed { new: 0, of: &exchanged }, &what)?;
         let mut quiet = Vec::with_capacity(handles.len());
         for handle in &handles {
             quiet.push(handle.exclude_writes().await);

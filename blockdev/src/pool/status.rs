@@ -280,6 +280,8 @@ impl Pool {
             usable: space.usable,
             used: space.used,
             available: space.available(),
+            reserved: engine.state.read().reserved(),
+            set_aside: space.set_aside,
             provisioned: volumes().map(|v| v.blocks * BLOCK_BYTES).sum(),
             reduction: reduction(
                 state.referenced_bytes,

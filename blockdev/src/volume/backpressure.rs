@@ -1,6 +1,5 @@
 //! How fast hosts may write while space is short: as fast as room is made, and slower the less there is. `docs/design/0019-back-pressure.md` has the rules.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use super::Engine;
 use super::space::Space;
 use crate::error::Result;
 use crate::format::record::{SegmentRecord, Stream};
-use crate::units::{BLOCK_SIZE, SegmentId};
+use crate::units::SegmentId;
 
 /// Least time between two looks at what was gained, and how long one may be to say something.
 const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -22,8 +21,14 @@ const RATE_MIN: f64 = (1 << 20) as f64;
 const FIRST: f64 = 0.25;
 /// Share of what hosts write that is taken to be stored at least.
 const STORED_MIN: f64 = 0.02;
-/// Longest wait for one piece of a write. Longer ones are due to the size of what is written at once, and the write buffer bounds that.
+/// Longest wait of a write of a MiB or less; of a larger one so much for each MiB, up to eight times as long.
 const WAIT_MAX: Duration = Duration::from_millis(250);
+/// See [`WAIT_MAX`].
+const PIECE: f64 = (1 << 20) as f64;
+/// See [`WAIT_MAX`].
+const PIECES_MAX: f64 = 8.0;
+/// What was measured longer ago says nothing any more.
+const OLD: Duration = Duration::from_secs(60);
 
 /// Shorter waits are not worth it: timers are no finer. They add up to one that is.
 const GRAIN: Duration = Duration::from_millis(1);
@@ -35,9 +40,9 @@ const CREDIT: Duration = Duration::from_millis(5);
 struct Look {
     at: Duration,
     /// Bytes that could be written to segments: free ones, those that the next checkpoint gives back, what is left of the open ones, and of those that
-    /// are being cleaned as much as has been moved of what was live.
+    /// are being emptied as much as has been moved of what was live.
     room: u64,
-    /// Bytes hosts have written.
+    /// Bytes that hosts were let write.
     taken: u64,
     /// Bytes that were stored of these.
     stored: u64,
@@ -49,14 +54,18 @@ struct Curve {
     last: Option<Look>,
     /// Bytes a second that hosts could write and leave the room as it is.
     gain: Option<f64>,
-    /// Bytes stored for each byte written.
-    ratio: Option<f64>,
+    /// When that was last measured.
+    measured: Option<Duration>,
+    /// Bytes a second that hosts wrote while nothing held them back.
+    free: Option<f64>,
+    /// Bytes written and stored of late.
+    sums: (f64, f64),
     /// When what was let in so far will have been written at the rates of then.
     next: Duration,
 }
 
 impl Curve {
-    /// Takes a look. `short` tells whether room is being made as fast as can be.
+    /// Takes a look. `short` tells whether hosts are held back, and room is made as fast as can be.
     fn look(&mut self, now: Look, short: bool) {
         let Some(last) = self.last else {
             self.last = Some(now);
@@ -72,22 +81,24 @@ impl Curve {
         }
         let seconds = passed.as_secs_f64();
         let weight = 1.0 - (-seconds / MEMORY_S).exp();
-        let taken = now.taken.saturating_sub(last.taken) as f64;
-        let stored = now.stored.saturating_sub(last.stored) as f64;
-        if taken > 0.0 {
-            let sample = (stored / taken).clamp(STORED_MIN, 1.0);
-            let ratio = self.ratio.get_or_insert(sample);
-            *ratio += weight * (sample - *ratio);
-        }
+        let (taken, stored) = (now.taken.saturating_sub(last.taken) as f64, now.stored.saturating_sub(last.stored) as f64);
+        let kept = 1.0 - weight;
+        self.sums = (self.sums.0 * kept + taken, self.sums.1 * kept + stored);
         if !short {
-            // What is gained is not known; what was taken without being slowed down says where to begin.
-            self.gain.get_or_insert(taken / seconds * FIRST);
+            // What is gained is not known; what was taken without being held back says where to begin.
+            let free = self.free.get_or_insert(taken / seconds);
+            *free += weight * (taken / seconds - *free);
+            if self.measured.is_none_or(|at| now.at.saturating_sub(at) > OLD) {
+                self.gain = Some(*free * FIRST);
+            }
             return;
         }
+        let ratio = if self.sums.0 > 0.0 { (self.sums.1 / self.sums.0).clamp(STORED_MIN, 1.0) } else { 1.0 };
         let change = now.room as f64 - last.room as f64;
-        let sample = ((stored + change) / self.ratio.unwrap_or(1.0) / seconds).max(0.0);
+        let sample = ((stored + change) / ratio / seconds).max(0.0);
         let gain = self.gain.get_or_insert(sample);
         *gain += weight * (sample - *gain);
+        self.measured = Some(now.at);
     }
 
     /// Bytes a second that may be written with a share of the room left, from 0 (the edge) to 1 (hosts are not slowed down).
@@ -101,7 +112,8 @@ impl Curve {
 
     /// How long so many bytes wait.
     fn wait(&mut self, now: Duration, bytes: usize, rate: f64) -> Duration {
-        let begin = self.next.clamp(now.saturating_sub(CREDIT), now + WAIT_MAX);
+        let most = WAIT_MAX.mul_f64((bytes as f64 / PIECE).clamp(1.0, PIECES_MAX));
+        let begin = self.next.clamp(now.saturating_sub(CREDIT), now + most);
         self.next = begin + Duration::from_secs_f64(bytes as f64 / rate);
         Some(begin.saturating_sub(now)).filter(|wait| *wait >= GRAIN).unwrap_or_default()
     }
@@ -111,9 +123,11 @@ impl Curve {
 #[derive(Default)]
 pub struct BackPressure {
     curve: Mutex<Curve>,
+    /// Bytes that hosts were let write.
+    taken: AtomicU64,
     /// Bytes that were stored of what hosts wrote.
     pub stored: AtomicU64,
-    /// Segments that are being cleaned, as they were at first.
+    /// Segments that are being emptied, as they were at first.
     victims: Mutex<Vec<Victim>>,
 }
 
@@ -124,9 +138,14 @@ struct Victim {
 }
 
 impl BackPressure {
-    /// A segment is being cleaned.
-    pub fn begin(&self, s: &SegmentRecord) {
-        self.victims.lock().push(Victim { id: s.id, incarnation: s.incarnation, live: s.live });
+    /// A segment is being emptied; false when it is already.
+    pub fn begin(&self, s: &SegmentRecord) -> bool {
+        let mut victims = self.victims.lock();
+        let fresh = victims.iter().all(|v| v.incarnation != s.incarnation);
+        if fresh {
+            victims.push(Victim { id: s.id, incarnation: s.incarnation, live: s.live });
+        }
+        fresh
     }
 
     /// It no longer is: what was emptied counts by itself.
@@ -136,16 +155,19 @@ impl BackPressure {
 }
 
 impl Engine {
-    /// Waits as long as a write of so many blocks is to be held back because space is short.
-    pub(super) async fn hold_back(self: &Arc<Self>, space: &Space, blocks: usize) -> Result<()> {
-        let left = space.left();
+    /// Waits as long as a write of so many bytes is to be held back because space is short. Not with a lock held: others would wait as well.
+    pub(super) async fn hold_back(&self, bytes: usize) -> Result<()> {
+        let space = self.space();
         let now = self.env.now();
+        self.back_pressure.taken.fetch_add(bytes as u64, Ordering::Relaxed);
         let wait = {
             let mut curve = self.back_pressure.curve.lock();
+            let held = self.holds_back(&space);
             if curve.last.is_none_or(|last| now.saturating_sub(last.at) >= LOOK.0) {
-                curve.look(self.look(now, space), left < 1.0);
+                curve.look(self.look(now, &space), held);
             }
-            curve.rate(left).map(|rate| curve.wait(now, blocks * BLOCK_SIZE, rate))
+            let rate = curve.rate(space.left()).filter(|_| held);
+            rate.map(|rate| curve.wait(now, bytes, rate))
         };
         if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
             self.env.sleep(wait).await;
@@ -153,9 +175,14 @@ impl Engine {
         self.check_alive()
     }
 
+    /// Whether space is short and waiting helps: room is being made.
+    fn holds_back(&self, space: &Space) -> bool {
+        space.left() < 1.0 && self.gives_back() && (space.emptied > 0 || self.is_cleaning.load(Ordering::Acquire))
+    }
+
     /// Bytes a second that hosts may write now; none when they are not held back.
     pub fn held_back_to(&self, space: &Space) -> Option<u64> {
-        self.back_pressure.curve.lock().rate(space.left()).map(|rate| rate as u64)
+        self.back_pressure.curve.lock().rate(space.left()).filter(|_| self.holds_back(space)).map(|rate| rate as u64)
     }
 
     fn look(&self, at: Duration, space: &Space) -> Look {
@@ -171,7 +198,7 @@ impl Engine {
         Look {
             at,
             room: space.soon_free() * space.segment + open + begun,
-            taken: self.counters.host_write_bytes.load(Ordering::Relaxed),
+            taken: self.back_pressure.taken.load(Ordering::Relaxed),
             stored: self.back_pressure.stored.load(Ordering::Relaxed),
         }
     }

@@ -129,7 +129,8 @@ impl Engine {
         let due = {
             let state = self.state.read();
             let dirty = state.maps.pages.dirty_len() > self.map_pages() / 2
-                || state.table.pages.dirty_len() > self.table_pages() / 2;
+                || state.table.pages.dirty_len() > self.table_pages() / 2
+                || state.table.directory.dirty_len() > self.directory_pages() / 2;
             dirty || state.record.is_multiple_of(RECORDS_MAX)
         };
         if due {

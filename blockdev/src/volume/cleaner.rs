@@ -27,6 +27,8 @@ use crate::units::{SegmentId, VirtualBlock};
 
 /// Segments fuller than this are not worth cleaning.
 const LIVE_MAX: f64 = 0.95;
+/// Bytes of a segment that takes long to empty.
+const LARGE: u64 = 64 << 20;
 /// Segments cleaned at the same time.
 const AT_ONCE: usize = 4;
 /// Blocks moved by one record.
@@ -163,8 +165,7 @@ impl Engine {
     }
 
     async fn clean_until_enough(self: &Arc<Self>, aside: &mut Aside, gain: &mut Gain) -> Result<()> {
-        // While somebody reads a checkpoint no segment comes back: cleaning would only use up what is free.
-        if !self.space().is_low() || self.pins.load(Ordering::Acquire) > 0 {
+        if !self.space().is_low() || !self.gives_back() {
             return Ok(());
         }
         self.is_cleaning.store(true, Ordering::Release);
@@ -175,7 +176,7 @@ impl Engine {
 
     async fn clean_rounds(self: &Arc<Self>, aside: &mut Aside, gain: &mut Gain) -> Result<()> {
         let mut under_way: Option<Awaited> = None;
-        while !self.space().is_enough() && !self.is_dead() && gain.is_worth_a_round(self) {
+        while !self.space().is_enough() && self.gives_back() && gain.is_worth_a_round(self) {
             let cleaned = self.clean_round(aside, gain).await?;
             let before = self.space().free_segments;
             // One at a time. What it gives back is what was emptied before it began.
@@ -198,6 +199,11 @@ impl Engine {
         }
     }
 
+    /// Whether checkpoints give segments back. While somebody reads one no segment comes back: cleaning would only use up what is free.
+    pub(super) fn gives_back(&self) -> bool {
+        self.pins.load(Ordering::Acquire) == 0 && !self.is_dead()
+    }
+
     /// Cleans as many segments as one checkpoint is to give back; says how many.
     async fn clean_round(self: &Arc<Self>, aside: &mut Aside, gain: &mut Gain) -> Result<usize> {
         let moved = || self.counters.cleaner_moved.load(Ordering::Relaxed);
@@ -211,13 +217,21 @@ impl Engine {
             let space = self.space();
             let most = if space.is_urgent() { ROUND } else { ROUND_MAX };
             let is_over = cleaned >= most || cleaned >= ROUND && space.is_enough() || !has_room || failed.is_err();
-            if under_way.len() < AT_ONCE && !is_over && !self.is_dead() {
+            // Those under way may take long: what is empty is not to wait for them.
+            if is_over && space.is_urgent() && space.segment >= LARGE && space.emptied > space.checkpoint {
+                self.ask_for_segments();
+            }
+            if under_way.len() < AT_ONCE && !is_over && self.gives_back() {
                 let victim = self.choose_victim(aside).filter(|v| self.has_room_to_empty(v, moving, LeftTo::Checkpoints));
                 if let Some(victim) = victim {
+                    aside.until(victim.incarnation, u64::MAX);
+                    if !self.back_pressure.begin(&victim) {
+                        // Somebody else empties it.
+                        aside.until(victim.incarnation, *self.checkpointed.borrow() + 1);
+                        continue;
+                    }
                     cleaned += 1;
                     moving += victim.live;
-                    aside.until(victim.incarnation, u64::MAX);
-                    self.back_pressure.begin(&victim);
                     let engine = self.clone();
                     under_way.push(async move {
                         let result = engine.clean_segment(&victim, Purpose::Room).await;
@@ -470,7 +484,8 @@ impl Engine {
 
         let mut committer = self.committer.lock().await;
         let space = self.space();
-        if !self.has_room_to_move(&space, bytes as u64, bytes as u64, purpose.left()) {
+        let may = purpose != Purpose::Tighter || space.need() == 0.0 && self.gives_back();
+        if !may || !self.has_room_to_move(&space, bytes as u64, bytes as u64, purpose.left()) {
             return Err(Error::new(ErrorKind::NoSpace, "no free segment is left for the cleaner"));
         }
         let mut moves = Vec::with_capacity(good.len());

@@ -122,6 +122,7 @@ impl Volume {
     async fn write_bytes(&self, offset: u64, data: Bytes, carry: Carry<'_>) -> Result<()> {
         self.check_range(offset, data.len() as u64)?;
         self.check_writable()?;
+        self.hold_back(&data).await?;
         if offset.is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_SIZE) {
             let _shared = self.exclusive.read().await;
             // Again: the volume may have shrunk or gone while this waited.
@@ -132,6 +133,14 @@ impl Volume {
         self.check_range(offset, data.len() as u64)?;
         let (first, data) = self.complete_blocks(offset, data).await?;
         self.write_blocks(first, data, carry).await
+    }
+
+    /// Zeroes take no room.
+    async fn hold_back(&self, data: &[u8]) -> Result<()> {
+        match crate::codec::is_zero(data) {
+            true => Ok(()),
+            false => self.engine.hold_back(data.len()).await,
+        }
     }
 
     /// Fills the partial blocks at the ends with what is there. The caller holds the volume exclusively.
@@ -165,12 +174,9 @@ impl Volume {
             let blocks: Vec<HostBlock> = (0..n).map(block).collect();
             engine.check_volume(self.id)?;
             let takes_space = blocks.iter().any(|b| !b.is_zero());
-            if takes_space {
-                engine.hold_back(&engine.space(), n).await?;
-            }
             let room = engine.intake.reserve(n).await?;
             if takes_space {
-                engine.check_space().await?;
+                engine.check_space(Some(self.id)).await?;
             }
             let place = match carry {
                 Some(ring) => Some(engine.place_in(ring, piece.len()).await?),
@@ -357,6 +363,7 @@ impl BlockDevice for VolumeDevice {
             if expected.len() != new.len() {
                 return Err(Error::invalid("compare-and-write needs two buffers of the same length"));
             }
+            volume.hold_back(&new).await?;
             let _alone = volume.exclusive.write().await;
             if volume.read_bytes(offset, expected.len()).await? != expected {
                 return Ok(false);

@@ -339,6 +339,11 @@ impl Intake {
         self.wake.notify_one();
     }
 
+    /// Most bytes that can wait to be committed.
+    pub fn most_memory(&self) -> u64 {
+        u64::from(self.room_blocks) * BLOCK_SIZE as u64
+    }
+
     /// Bytes that wait to be committed.
     pub fn memory(&self) -> usize {
         (self.room_blocks as usize).saturating_sub(self.room.available_permits()) * BLOCK_SIZE

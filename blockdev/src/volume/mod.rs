@@ -28,6 +28,7 @@ mod reap;
 mod recompress;
 pub mod rebuild;
 pub mod recovery;
+pub mod reserve;
 pub mod scrub;
 pub mod shares;
 pub mod space;
@@ -292,6 +293,8 @@ pub struct Engine {
     pub(crate) broken: Mutex<BTreeMap<VolumeId, damage::Broken>>,
     /// Pages that could not be read may be there again: volumes are to be looked at that take no writes.
     pub(crate) mending_wanted: AtomicBool,
+    /// Wakes who compresses cold data harder: the pool stops.
+    pub(crate) recompress_wanted: Notify,
     /// Whether the cleaner is at work: it asks for the checkpoints that give segments back.
     pub(crate) is_cleaning: AtomicBool,
     /// Holds hosts back when space is short.
@@ -375,6 +378,7 @@ impl Engine {
         self.log.interrupt();
         self.checkpoint_wanted.notify_one();
         self.cleaner_wanted.notify_one();
+        self.recompress_wanted.notify_one();
         self.array.changed.notify_one();
         self.array.suspected.notify_one();
         self.appenders.read().values().for_each(|a| a.interrupt());
@@ -400,10 +404,14 @@ impl Engine {
         self.spawn(self.clone().write_log());
     }
 
-    /// Starts what works by itself; only once a recovery has made its checkpoint.
-    pub fn start_background(self: &Arc<Self>) {
+    /// Starts what makes room; only once a recovery has made its checkpoint.
+    pub fn start_making_room(self: &Arc<Self>) {
         self.spawn(self.clone().checkpoint_loop());
         self.spawn(self.clone().clean_loop());
+    }
+
+    /// Starts what else works by itself.
+    pub fn start_background(self: &Arc<Self>) {
         self.spawn(self.clone().recompress_loop());
         self.spawn(self.clone().rebuild_loop());
         self.spawn(self.clone().scrub_loop());

@@ -10,6 +10,7 @@ use rustc_hash::FxHashMap;
 use super::Engine;
 use super::cleaner::Purpose;
 use super::frame::{Effort, Group, ReducedFrame, compress};
+use super::pace::control::Class;
 use super::space::LeftTo;
 use crate::env::compute;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +24,8 @@ const LOOK: Duration = Duration::from_secs(60);
 const CHANGED: u64 = 64;
 /// Segments written anew before a checkpoint gives them back.
 const ROUND: usize = 16;
+/// Blocks that are tried first.
+const SAMPLE: usize = 64;
 /// What is compressed harder takes so much less of what it took at most, or is left alone: part in a hundred.
 const WORTH: u64 = 95;
 
@@ -37,6 +40,13 @@ struct Seen {
     here: bool,
 }
 
+impl Seen {
+    /// Whether so much is live now that it is not cold.
+    fn has_changed(&self, live: u64) -> bool {
+        live + live / CHANGED < self.live
+    }
+}
+
 impl Engine {
     /// Whether cold data is compressed harder.
     pub(super) fn recompresses(&self) -> bool {
@@ -48,11 +58,11 @@ impl Engine {
         let Some(after) = self.config.recompress_after.filter(|_| self.recompresses()) else { return };
         let mut seen: FxHashMap<u64, Seen> = FxHashMap::default();
         loop {
-            self.env.sleep(LOOK.min(after / 4).max(Duration::from_millis(5))).await;
+            let timer = self.env.sleep(LOOK.min(after / 4).max(Duration::from_millis(5)));
+            futures::future::select(Box::pin(self.recompress_wanted.notified()), timer).await;
             if self.is_dead() {
                 return;
             }
-            self.look_for_cold(&mut seen);
             if let Err(e) = self.recompress_cold(&mut seen, after).await {
                 match e.kind() {
                     ErrorKind::NoSpace | ErrorKind::Unavailable => {}
@@ -72,7 +82,7 @@ impl Engine {
             let fresh = || Seen { id: s.id, live: s.live, since: now, left_alone: false, here: true };
             let known = seen.entry(s.incarnation).or_insert_with(fresh);
             known.here = true;
-            if s.live + s.live / CHANGED < known.live {
+            if known.has_changed(s.live) {
                 *known = fresh();
             }
         }
@@ -81,48 +91,54 @@ impl Engine {
     }
 
     async fn recompress_cold(self: &Arc<Self>, seen: &mut FxHashMap<u64, Seen>, after: Duration) -> Result<()> {
-        let mut since_checkpoint = 0;
-        while !self.is_dead() && self.space().need() == 0.0 && self.pins.load(Ordering::Acquire) == 0 {
-            let now = self.env.now();
-            let cold = |s: &&mut Seen| !s.left_alone && now.saturating_sub(s.since) >= after;
-            let Some(next) = seen.values_mut().filter(cold).min_by_key(|s| (s.since, s.id)) else { break };
-            let record = self.state.read().segments.get(next.id).map(|s| s.record.clone());
-            let record = record.filter(|r| r.sealed && r.live > 0 && r.live <= next.live);
-            if record.as_ref().is_some_and(|r| !self.has_room_to_empty(r, 0, LeftTo::Others)) {
-                break;
+        loop {
+            self.look_for_cold(seen);
+            let mut written = 0;
+            while written < ROUND && self.space().need() == 0.0 && self.gives_back() {
+                let now = self.env.now();
+                let cold = |(_, s): &(&u64, &mut Seen)| !s.left_alone && now.saturating_sub(s.since) >= after;
+                let next = seen.iter_mut().filter(cold).min_by_key(|(incarnation, s)| (s.since, **incarnation));
+                let Some((&incarnation, next)) = next else { break };
+                let record = self.state.read().segments.get(next.id).map(|s| s.record.clone());
+                let record = record.filter(|r| r.incarnation == incarnation && r.live > 0 && !next.has_changed(r.live));
+                if record.as_ref().is_some_and(|r| !self.has_room_to_empty(r, 0, LeftTo::Others)) {
+                    break;
+                }
+                // Whatever comes of it, it is not looked at again as long as it stays as it is.
+                next.left_alone = true;
+                let Some(record) = record else { continue };
+                if !self.is_worth_recompressing(&record).await? || !self.back_pressure.begin(&record) {
+                    continue;
+                }
+                let emptied = self.clean_segment(&record, Purpose::Tighter).await;
+                self.back_pressure.end(&record);
+                emptied?;
+                self.counters.recompressed.fetch_add(record.live, Ordering::Relaxed);
+                written += 1;
             }
-            // Whatever comes of it, it is not looked at again as long as it stays as it is.
-            next.left_alone = true;
-            let Some(record) = record else { continue };
-            if !self.is_worth_recompressing(&record).await? {
-                continue;
+            if written == 0 {
+                return Ok(());
             }
-            self.clean_segment(&record, Purpose::Tighter).await?;
-            self.counters.recompressed.fetch_add(record.live, Ordering::Relaxed);
-            since_checkpoint += 1;
-            if since_checkpoint >= ROUND {
-                self.checkpoint().await?;
-                since_checkpoint = 0;
-            }
-        }
-        if since_checkpoint > 0 {
             self.checkpoint().await?;
         }
-        Ok(())
     }
 
     /// Tries with what lies at the end of a segment.
     async fn is_worth_recompressing(self: &Arc<Self>, record: &SegmentRecord) -> Result<bool> {
-        let _turn = self.turn(super::pace::control::Class::Upkeep).await;
+        let _turn = self.turn(Class::Upkeep).await;
         let _pass = self.gate.enter();
-        let Some(part) = self.read_part(record.id, record.last_part.offset).await else { return Ok(false) };
-        let sample = self.live_of(record.id, &part.items).await?;
+        let (mut sample, mut at) = (Vec::new(), record.last_part);
+        while at.len > 0 && sample.len() < SAMPLE {
+            let Some(part) = self.read_part(record.id, at.offset).await else { break };
+            sample.extend(self.live_of(record.id, &part.items).await?);
+            at = part.previous;
+        }
         let stored: u64 = sample.iter().map(|e| e.share()).sum();
         let content = self.fetch_blocks(&sample).await;
         let Ok(content) = content.into_iter().collect::<Result<Vec<Bytes>>>() else { return Ok(false) };
         let frames = self.compress_moved(content, Effort::High).await?;
         let harder: u64 = frames.iter().map(|f| f.stored.len() as u64).sum();
-        Ok(harder * 100 <= stored * WORTH)
+        Ok(stored > 0 && harder * 100 <= stored * WORTH)
     }
 
     /// Compresses blocks that are to be moved.

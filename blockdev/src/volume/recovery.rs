@@ -386,6 +386,7 @@ impl Engine {
             scrub_wanted: Notify::new(),
             broken: Mutex::new(Rank::Broken, BTreeMap::new()),
             mending_wanted: false.into(),
+            recompress_wanted: Notify::new(),
             is_cleaning: false.into(),
             back_pressure: Default::default(),
             pace: Pace::new(config.priority),
@@ -515,6 +516,8 @@ impl Engine {
         self.finish_segments(open).await?;
         self.checkpoint().await?;
         self.label_absent().await?;
+        // What hosts were told may need room to be made first.
+        self.start_making_room();
         self.enter_again(left).await
     }
 

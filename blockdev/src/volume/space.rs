@@ -12,7 +12,7 @@ use crate::redundancy::array::DiskArray;
 use crate::redundancy::layout::Width;
 use crate::report::Alert;
 use crate::segment::appender::recovery_room;
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, VolumeId};
 
 /// Share of segments kept for the cleaner and for metadata.
 const RESERVE: f64 = 0.08;
@@ -24,7 +24,8 @@ const HOST_MIN: u64 = 4;
 const LAST_MIN: u64 = 2;
 /// Segments that are open at a time, of two streams and the metadata: a drive that fails makes each be closed and takes another.
 const OPEN_SEGMENTS: u64 = 3;
-/// Share of all segments, and least number of them, within which hosts are slowed down.
+/// Share of all segments, and least number of them, within which hosts are slowed down; but no more than the cleaner can make free in a pool that is
+/// full.
 const WINDOW_SHARE: u64 = 24;
 /// See [`WINDOW_SHARE`].
 const WINDOW_MIN: u64 = 8;
@@ -86,6 +87,8 @@ pub struct Space {
     pub dirty: u64,
     /// What was taken from hosts and has no place on disk yet.
     pub taken: u64,
+    /// What only volumes with reservations may write to.
+    pub set_aside: u64,
     /// Whether segments in use are worth something else than new ones; see [`crate::segment::table::SegmentTable::is_uneven`].
     uneven: bool,
 }
@@ -129,7 +132,8 @@ impl Space {
 
     /// Free segments above those hosts must leave within which they are slowed down.
     fn window(&self) -> u64 {
-        (self.total_segments / WINDOW_SHARE).max(WINDOW_MIN)
+        let most = self.reserve().saturating_sub(self.host_min()) as f64 / CLEAN_UPTO;
+        (self.total_segments / WINDOW_SHARE).max(WINDOW_MIN).min(most as u64).max(1)
     }
 
     /// Segments that are free or will be with the next checkpoint.
@@ -213,7 +217,8 @@ impl Engine {
         if self.pins.load(Ordering::Acquire) == 0 {
             out.emptied = state.segments.emptied();
         }
-        out.dirty = dirty as u64 * PAGE_BYTES;
+        // Those of the directory are twice as large.
+        out.dirty = (dirty + pages.2.dirty_len() + pages.2.frozen_len()) as u64 * PAGE_BYTES;
         out.used = state.segments.live() + out.dirty;
         out.checkpoint = out.dirty.div_ceil(out.segment.max(1));
         out.taken = self.intake.memory() as u64;
@@ -226,6 +231,7 @@ impl Engine {
             out.usable = out.usable.min(room.saturating_sub(out.reserve() * usable));
         }
         out.usable = (out.usable as f64 * (1.0 - OVERHEAD)) as u64;
+        out.set_aside = self.set_aside(&state, &out);
         out
     }
 
@@ -258,11 +264,17 @@ impl Engine {
         known.1
     }
 
-    /// Fails with `NoSpace` when what has room in the write buffer may not fit on disk, counted as incompressible.
+    /// Fails with `NoSpace` when what has room in the write buffer may not fit on disk, counted as incompressible; or, unless it is for a volume that
+    /// writes into its reservation, not into what is left beside reservations.
     ///
     /// What is on its way may turn out smaller: it is waited for before the answer is no.
-    pub async fn check_space(self: &Arc<Self>) -> Result<()> {
-        let fits = || self.space().available() >= self.intake.memory() as u64 && !self.catalogue_is_full();
+    pub async fn check_space(self: &Arc<Self>, volume: Option<VolumeId>) -> Result<()> {
+        let left = |space: &Space| match volume {
+            Some(volume) if space.set_aside > 0 && self.is_reserved(volume) => space.available(),
+            _ => space.available().saturating_sub(space.set_aside),
+        };
+        let taken = || self.intake.memory() as u64;
+        let fits = || left(&self.space()) >= taken() && !self.catalogue_is_full();
         if fits() {
             return Ok(());
         }
@@ -270,8 +282,20 @@ impl Engine {
         if fits() {
             return Ok(());
         }
+        // Pages that changed count twice until they are written.
+        let space = self.space();
+        if left(&space) + space.dirty >= taken() && space.dirty > 0 && !self.catalogue_is_full() {
+            self.checkpoint().await?;
+            if fits() {
+                return Ok(());
+            }
+        }
+        let beside = space.available() >= taken();
         let why = match self.catalogue_is_full() {
             true => format!("the catalogue of pool {} is full: delete volumes or discard data", self.name),
+            false if beside => {
+                format!("pool {} is full, but for what is reserved for other volumes: discard data or add drives", self.name)
+            }
             false => format!("pool {} is full: delete volumes, discard data or add drives", self.name),
         };
         Err(Error::new(ErrorKind::NoSpace, why))
@@ -297,6 +321,7 @@ impl Engine {
         let state = self.state.read();
         state.maps.pages.dirty_len() > self.map_pages()
             || state.table.pages.dirty_len() > self.table_pages()
+            || state.table.directory.dirty_len() > self.directory_pages()
     }
 
     /// Waits until there is room in the log and for dirty pages.
@@ -363,6 +388,17 @@ impl Engine {
                 self.name
             ),
         });
+        let reserved = (space.set_aside > space.available()).then(|| Alert {
+            severity: "warning".into(),
+            code: "pool.reservations".into(),
+            object: "pool".into(),
+            message: format!(
+                "pool {} has less room than is reserved for volumes: {} MiB of {}. Add drives, discard data, or reserve less",
+                self.name,
+                space.available() >> 20,
+                space.set_aside >> 20
+            ),
+        });
         let share = self.catalogue_share();
         let catalogue = (share > CATALOGUE_ALERT).then(|| Alert {
             severity: "warning".into(),
@@ -376,6 +412,6 @@ impl Engine {
                 CATALOGUE_FULL * 100.0
             ),
         });
-        alert.into_iter().chain(catalogue).collect()
+        alert.into_iter().chain(reserved).chain(catalogue).collect()
     }
 }

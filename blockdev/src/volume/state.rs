@@ -45,6 +45,8 @@ pub struct State {
     pub(super) children: BTreeSet<(VolumeId, VolumeId)>,
     /// Versions that are not being deleted, by name: volumes below 0, snapshots below their volume.
     pub(super) names: BTreeMap<(VolumeId, String), VolumeId>,
+    /// Volumes that space is reserved for.
+    pub(super) reserving: BTreeSet<VolumeId>,
     /// Snapshots that expire, are not being deleted, by the time at which they do.
     pub expiring: BTreeSet<(u64, VolumeId)>,
     /// See [`Setting`].
@@ -91,6 +93,7 @@ impl State {
             seqno: Seqno(catalogue.seqno),
             next_volume: catalogue.next_volume,
             children: catalogue.volumes.iter().map(|v| (v.parent, v.id)).collect(),
+            reserving: live().filter(|v| v.reserved > 0).map(|v| v.id).collect(),
         }
     }
 
@@ -303,6 +306,7 @@ impl State {
                             return Err(bad("a record gives too few map pages"));
                         }
                         old.blocks = new.blocks;
+                        old.reserved = new.reserved;
                         old.attachment.clone_from(&new.attachment);
                         self.describe_version(new);
                     }
@@ -390,6 +394,8 @@ impl State {
         if short {
             return Err(bad("a record gives too few map pages"));
         }
+        let mapped = to.iter().filter(|b| !b.is_none()).count() as u64;
+        self.count_owned(volume, mapped, replaced.len() as u64);
         // A dirty map page needs a dirty table page, so that a checkpoint can give it a place.
         for page in &path {
             self.table.touch(*page)?;

@@ -86,7 +86,30 @@ impl State {
             self.names.insert((version.snapshot_of, version.name.clone()), version.id);
             self.expiring.extend(expiry(&version));
         }
-        self.volumes.insert(version.id, version);
+        let id = version.id;
+        self.volumes.insert(id, version);
+        self.note_reservation(id);
+    }
+
+    fn note_reservation(&mut self, id: VolumeId) {
+        if self.live(id).is_some_and(|v| v.reserved > 0) {
+            self.reserving.insert(id);
+        } else {
+            self.reserving.remove(&id);
+        }
+    }
+
+    /// A version maps so many blocks anew, and lets go of so many that were its own.
+    pub(super) fn count_owned(&mut self, version: VolumeId, mapped: u64, replaced: u64) {
+        let Some(v) = self.volumes.get_mut(&version) else { return };
+        let (owned, parent) = (v.owned + mapped, v.parent);
+        v.owned = owned.saturating_sub(replaced);
+        // What was handed over to it by a parent that goes counts there until that has gone.
+        if replaced > owned
+            && let Some(parent) = self.volumes.get_mut(&parent)
+        {
+            parent.owned = parent.owned.saturating_sub(replaced - owned);
+        }
     }
 
     /// A version has this name and is kept like this from now on, or is being deleted.
@@ -107,6 +130,7 @@ impl State {
             self.names.insert((of, new.name.clone()), id);
             self.expiring.extend(expiry(new));
         }
+        self.note_reservation(id);
     }
 
     fn set_parent(&mut self, version: VolumeId, parent: VolumeId) {
@@ -131,10 +155,11 @@ impl State {
             attachment: String::new(),
             snapshot_of: of,
             handed: 0,
+            reserved: 0,
             protection: snapshot.protection,
             ..volume.clone()
         };
-        volume.generation = next;
+        (volume.generation, volume.owned) = (next, 0);
         let id = snapshot.id;
         self.add_version(snapshot);
         self.set_parent(of, id);
@@ -159,6 +184,7 @@ impl State {
             root: from.root,
             levels: from.levels,
             mapped: from.mapped,
+            owned: 0,
             family: from.family,
             root_birth: from.root_birth,
             generation,
@@ -178,8 +204,16 @@ impl State {
         if children.len() > 1 {
             return Err(bad(format!("volume {id} goes, but {} versions go on from it", children.len())));
         }
-        children.into_iter().for_each(|child| self.set_parent(child, parent));
+        let owned = self.volumes.get(&id).map_or(0, |v| v.owned);
+        for child in children {
+            self.set_parent(child, parent);
+            // What is left of it is the child's.
+            if let Some(child) = self.volumes.get_mut(&child) {
+                child.owned = (child.owned + owned).min(child.mapped);
+            }
+        }
         self.children.remove(&(parent, id));
+        self.reserving.remove(&id);
         if let Some(gone) = self.volumes.remove(&id) {
             if let Some(expiry) = expiry(&gone) {
                 self.expiring.remove(&expiry);
@@ -196,6 +230,11 @@ impl State {
     pub(super) fn hand_over(&mut self, id: VolumeId, to: Lba, blocks: &[VirtualBlock]) -> Applied {
         let version = self.volumes.get_mut(&id).ok_or_else(|| bad(format!("no volume {id}")))?;
         version.handed = version.handed.max(to.0);
+        let is_data = |b: &&VirtualBlock| {
+            self.table.entry(**b).is_ok_and(|e| e.refcount > 0 && e.kind == crate::format::page::BlockKind::Data)
+        };
+        let data = blocks.iter().filter(is_data).count() as u64;
+        version.owned = version.owned.saturating_sub(data);
         for block in blocks {
             self.release(*block)?;
             self.maps.pages.remove(block.0);
@@ -234,6 +273,7 @@ impl State {
         let cleared = slots.iter().map(|slot| page.set(usize::from(*slot), VirtualBlock::NONE, 0));
         let cleared: Vec<VirtualBlock> = cleared.filter(|old| !old.is_none()).collect();
         version.mapped = version.mapped.saturating_sub(cleared.len() as u64);
+        version.owned = version.owned.saturating_sub(cleared.len() as u64);
         self.table.touch(leaf)?;
         for block in cleared {
             self.release(block)?;

@@ -106,7 +106,7 @@ const BAD: &[Bad] = &[
         (kind("label").seal)(d);
         d[50] ^= 1;
     }),
-    ("bad-label-version", "label", "label: format version 7 is unknown to this release, which reads version 6", |d| {
+    ("bad-label-version", "label", "label: format version 8 is unknown to this release, which reads version 7", |d| {
         d[8] = 7
     }),
     ("bad-label-tolerance", "label", "label: tolerance 3 is unknown", |d| d[46] = 3),

@@ -275,6 +275,7 @@ fn describe(status: &PoolStatus) -> String {
                 ),
             ),
             ("provisioned", describe_provisioned(status)),
+            ("reserved", describe_reserved(status)),
             (
                 "reduction",
                 format!(
@@ -478,6 +479,18 @@ fn plural(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
+/// What is reserved for volumes, and what that keeps from others.
+fn describe_reserved(status: &PoolStatus) -> String {
+    match status.reserved {
+        0 => "nothing".into(),
+        reserved => format!(
+            "{} for volumes; {} of what is available only they can take",
+            size(reserved),
+            size(status.set_aside.min(status.available))
+        ),
+    }
+}
+
 fn describe_stats(stats: &PoolStats) -> String {
     let mut text = pairs(
         &[
@@ -597,6 +610,8 @@ mod tests {
             usable: 8 << 30,
             used: 2 << 30,
             available: 6 << 30,
+            reserved: 0,
+            set_aside: 0,
             provisioned: 10 << 30,
             reduction: Reduction { total_ratio: Some(2.5), ..Reduction::default() },
             redundancy: Redundancy { full: 1 << 30, none: 3 << 20, ..Redundancy::default() },

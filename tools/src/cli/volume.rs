@@ -9,7 +9,7 @@ use crate::exit::{CommandResult, Exit};
 use crate::output::{Align, Format, Table, pairs, ratio, say, say_json, show, size, timestamp};
 use crate::values::{parse_size, parse_volume_name, parse_volume_size};
 use crate::wire::snapshots::{CloneCreate, Keep, VolumeRefresh, VolumeRestore};
-use crate::wire::{AttachRequest, Attachment, Via, Volume, VolumeCreate, VolumeResize};
+use crate::wire::{AttachRequest, Attachment, Reserved, Via, Volume, VolumeCreate, VolumeReserve, VolumeResize};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -17,7 +17,7 @@ pub enum Command {
     ///
     /// Sizes are binary (10G = 10 GiB), multiples of 4 KiB, at most 256 TiB; the sum may exceed the pool.
     #[command(
-        after_help = "Examples:\n  ashlar volume create data --size 10G\n  ashlar volume create big --size 1.5TiB -o json"
+        after_help = "Examples:\n  ashlar volume create data --size 10G\n  ashlar volume create big --size 1.5TiB -o json\n  ashlar volume create db --size 100G --reserve all   # nobody else can take its space"
     )]
     Create {
         /// Letters, digits, `.`, `_`, `-`; at most 63
@@ -26,6 +26,23 @@ pub enum Command {
         /// Size hosts see, such as 10G
         #[arg(long, value_parser = parse_volume_size)]
         size: u64,
+        /// Space that others cannot take: a size, or `all`; see `volume reserve`
+        #[arg(long, value_parser = parse_reserved, value_name = "SIZE|all")]
+        reserve: Option<Reserved>,
+    },
+    /// Reserve space for a volume: it can be written and overwritten, whatever others write
+    ///
+    /// Space is set aside for what has not been written, and for what sharing and compression save now, since what replaces it may not shrink. A
+    /// snapshot holds what was written: after it the whole reservation is set aside anew, and where there is no room for that the snapshot is refused.
+    #[command(
+        after_help = "Examples:\n  ashlar volume reserve db all\n  ashlar volume reserve db 20G\n  ashlar volume reserve db none"
+    )]
+    Reserve {
+        /// The volume
+        name: String,
+        /// A size, `all` (whatever size the volume has), or `none`
+        #[arg(value_parser = parse_reserved, value_name = "SIZE|all|none")]
+        reserved: Reserved,
     },
     /// All volumes: size, space taken, where they are attached
     #[command(visible_alias = "ls", after_help = "Example:\n  ashlar volume list -o json | jq -r '.[].name'")]
@@ -197,6 +214,14 @@ pub enum NewSize {
     By(u64),
 }
 
+fn parse_reserved(text: &str) -> blockdev::error::Result<Reserved> {
+    match text {
+        "all" => Ok(Reserved::All),
+        "none" => Ok(Reserved::Bytes(0)),
+        size => parse_volume_size(size).map(Reserved::Bytes),
+    }
+}
+
 fn parse_new_size(text: &str) -> blockdev::error::Result<NewSize> {
     match text.strip_prefix('+') {
         Some(more) => parse_size(more).map(NewSize::By),
@@ -237,10 +262,15 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     let client = global.client();
     let format = global.output;
     match command {
-        Command::Create { name, size: bytes } => {
-            let request = VolumeCreate { name, size: bytes };
+        Command::Create { name, size: bytes, reserve } => {
+            let request = VolumeCreate { name, size: bytes, reserved: reserve };
             let volume: Volume = super::talk(client.call(Method::POST, "/v1/volumes", Some(&request)))?;
             show(format, &volume, |v| format!("volume {} created: {}, thin", v.info.name, size(v.info.size)))?;
+        }
+        Command::Reserve { name, reserved } => {
+            let (to, request) = (format!("{}/reservation", path(&name)), VolumeReserve { reserved });
+            let volume: Volume = super::talk(client.call(Method::PUT, &to, Some(&request)))?;
+            show(format, &volume, |v| format!("{} are reserved for volume {}", size(v.info.reserved), v.info.name))?;
         }
         Command::List => {
             let volumes: Vec<Volume> = super::talk(client.get("/v1/volumes"))?;
@@ -374,6 +404,7 @@ fn describe(volume: &Volume) -> String {
         ("state", info.state.clone()),
         ("size", format!("{} ({} bytes)", size(info.size), info.size)),
         ("mapped", size(info.mapped)),
+        ("reserved", if info.reserved > 0 { size(info.reserved) } else { "nothing".into() }),
         ("unique", counted_size(volume, info.unique)),
         ("savings", counted_size(volume, info.savings)),
         ("reduction", ratio(reduction(volume))),
@@ -405,6 +436,7 @@ mod tests {
             id: 3,
             size: 10 << 30,
             mapped: 4 << 30,
+            reserved: 0,
             unique: Some(1 << 30),
             savings: Some(3 << 30),
             estimated: false,

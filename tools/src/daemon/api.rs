@@ -26,7 +26,7 @@ use crate::values::{check_name, check_volume_size};
 use crate::wire::events::Event;
 use crate::wire::{
     AttachRequest, Attachment, ConfigRow, Disk, DiskAdd, ErrorBody, Health, Job, PoolChange, Volume, VolumeCreate,
-    VolumeDelete, VolumeResize,
+    VolumeDelete, VolumeReserve, VolumeResize,
 };
 
 mod events;
@@ -119,6 +119,7 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(disk_give_up))
         .routes(routes!(volumes, volume_create))
         .routes(routes!(volume, volume_resize, volume_delete))
+        .routes(routes!(volume_reserve))
         .routes(routes!(volume_attach, volume_detach))
         .routes(routes!(jobs))
         .routes(routes!(job))
@@ -401,7 +402,7 @@ async fn volume_create(
     check_name("volume", &request.name)?;
     check_volume_size(request.size)?;
     let info = to_the_end(async move {
-        let info = app.engine.create_volume(&request.name, request.size).await?;
+        let info = app.engine.create_volume(&request.name, request.size, request.reserved.map(Into::into)).await?;
         let message = format!("volume '{}' of {} was made", info.name, size(info.size));
         app.record(origin.of(told("volume.created", volume_object(&info.name), message).detail("size", info.size)));
         Ok(info)
@@ -446,6 +447,28 @@ async fn volume_resize(
             app.record(origin.of(event.detail("size", now).detail("size_before", before)));
         }
         resized?;
+        app.volume(&name).await
+    });
+    Ok(Json(volume.await?))
+}
+
+/// Reserves space for a volume: what it can write and overwrite whatever others do. Conflicts (`no_space`) when there is not enough.
+#[utoipa::path(put, path = "/v1/volumes/{name}/reservation", tag = "volumes", params(("name" = String, Path)),
+    request_body = VolumeReserve,
+    responses((status = 200, body = Volume), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 507, body = ErrorBody)))]
+async fn volume_reserve(
+    State(app): Shared,
+    origin: Origin,
+    Path(name): Path<String>,
+    Body(request): Body<VolumeReserve>,
+) -> Answer<Volume> {
+    let volume = to_the_end(async move {
+        let before = app.engine.volume_info(&name).await?.reserved;
+        let now = app.engine.reserve_volume(&name, request.reserved.into()).await?.reserved;
+        if now != before {
+            let message = format!("{} are reserved for volume '{name}' now ({} were)", size(now), size(before));
+            app.record(origin.of(told("volume.reserved", volume_object(&name), message).detail("reserved", now)));
+        }
         app.volume(&name).await
     });
     Ok(Json(volume.await?))

@@ -11,7 +11,7 @@ use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::format::volume::Setting;
 use blockdev::frontend::memory::MemoryDevice;
 use blockdev::frontend::{BlockDevice, Extent};
-use blockdev::pool::{Kept, Managed};
+use blockdev::pool::{Kept, Managed, Reserve};
 use blockdev::report::{
     Changes, CheckReport, Damage, DiskInfo, Finding, Membership, PoolStats, PoolStatus, Reduction, Redundancy, Scrub,
     SnapshotInfo, Tolerance, VolumeInfo,
@@ -100,6 +100,8 @@ impl Engine for MemoryEngine {
             sets: 1,
             mixed: false,
             spare: Default::default(),
+            reserved: 0,
+            set_aside: 0,
             name: "memory".into(),
             uuid: Uuid([1; 16]),
             health: "healthy".into(),
@@ -153,7 +155,7 @@ impl Engine for MemoryEngine {
         Ok(Damage { bytes: 4096, ..Damage::default() })
     }
 
-    async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
+    async fn create_volume(&self, name: &str, size: u64, reserve: Option<Reserve>) -> Result<VolumeInfo> {
         let mut volumes = self.volumes.lock();
         if volumes.contains_key(name) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a volume '{name}' already")));
@@ -163,6 +165,7 @@ impl Engine for MemoryEngine {
             id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
             size,
             mapped: 0,
+            reserved: if reserve == Some(Reserve::All) { size } else { 0 },
             unique: None,
             savings: None,
             estimated: false,
@@ -176,6 +179,16 @@ impl Engine for MemoryEngine {
         };
         volumes.insert(name.into(), (info.clone(), Arc::new(MemoryDevice::new(size))));
         Ok(info)
+    }
+
+    async fn reserve_volume(&self, name: &str, reserve: Reserve) -> Result<VolumeInfo> {
+        self.change(name, |info, _| {
+            info.reserved = match reserve {
+                Reserve::All => info.size,
+                Reserve::Bytes(bytes) => bytes,
+            };
+            info.clone()
+        })
     }
 
     async fn resize_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {

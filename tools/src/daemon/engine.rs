@@ -15,7 +15,7 @@ use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::format::label::Label;
 use blockdev::format::volume::Setting;
 use blockdev::frontend::{BlockDevice, Extent};
-use blockdev::pool::{CreateOptions, Kept, KnownDisk, Managed, Pool, PoolConfig};
+use blockdev::pool::{CreateOptions, Kept, KnownDisk, Managed, Pool, PoolConfig, Reserve};
 use blockdev::report::{
     Changes, CheckReport, Damage, DiskInfo, Membership, PoolStats, PoolStatus, Scrub, SnapshotInfo, Tolerance,
     VolumeInfo,
@@ -58,8 +58,10 @@ pub trait Engine: Send + Sync + 'static {
     async fn rebalance(&self) -> Result<()>;
     /// Lists what cannot be read.
     async fn damage(&self, progress: Progress) -> Result<Damage>;
-    /// Makes a volume of `size` bytes.
-    async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo>;
+    /// Makes a volume of `size` bytes, and reserves space for it.
+    async fn create_volume(&self, name: &str, size: u64, reserve: Option<Reserve>) -> Result<VolumeInfo>;
+    /// Changes what is reserved for a volume.
+    async fn reserve_volume(&self, name: &str, reserve: Reserve) -> Result<VolumeInfo>;
     /// Changes a volume's size, in bytes.
     async fn resize_volume(&self, name: &str, size: u64) -> Result<VolumeInfo>;
     /// Deletes a volume, with its snapshots if they are to go.
@@ -406,8 +408,12 @@ impl Engine for Pool {
         self.damage(progress).await
     }
 
-    async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
-        self.create_volume(name, size).await
+    async fn create_volume(&self, name: &str, size: u64, reserve: Option<Reserve>) -> Result<VolumeInfo> {
+        self.create_reserving(name, size, reserve).await
+    }
+
+    async fn reserve_volume(&self, name: &str, reserve: Reserve) -> Result<VolumeInfo> {
+        self.reserve(name, reserve).await
     }
 
     async fn resize_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {

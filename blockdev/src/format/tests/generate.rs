@@ -270,6 +270,8 @@ pub fn volume(rng: &mut Rng) -> VolumeRecord {
         root: VirtualBlock(number(rng, 1 << 48)),
         levels: rng.between(1, 4) as u8,
         mapped: number(rng, (1 << 36) + 1),
+        owned: number(rng, (1 << 36) + 1),
+        reserved: number(rng, (1 << 36) + 1),
         generation: number(rng, 1 << 32) as u32,
         deleting: rng.chance(1, 4),
         created_s: number(rng, u64::MAX),

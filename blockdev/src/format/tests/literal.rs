@@ -32,7 +32,7 @@ fn label() {
         absent: 0,
     }
     .encode();
-    let expected = "4153484c41524c42 06000000 11111111111111111111111111111111 22222222222222222222222222222222
+    let expected = "4153484c41524c42 07000000 11111111111111111111111111111111 22222222222222222222222222222222
         0403 02 0201000000000000 0000004000000000 00000400 00000100 00000200 00000300 04000000 04 74616e6b";
     assert_eq!(hex(&bytes[..88]), digits(expected));
     assert!(bytes[88..4088].iter().all(|&b| b == 0));
@@ -51,7 +51,7 @@ fn superblock() {
         log_epoch: Epoch(9),
     }
     .encode();
-    let expected = "4153484c41525342 06000000 11111111111111111111111111111111
+    let expected = "4153484c41525342 07000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000 05000000 0102030405060708
         0900000000000000";
     assert_eq!(hex(&bytes[..72]), digits(expected));
@@ -86,6 +86,8 @@ fn volume() -> VolumeRecord {
         root: VirtualBlock(130),
         levels: 2,
         mapped: 5,
+        owned: 4,
+        reserved: 300,
         generation: 1,
         deleting: false,
         created_s: 1_800_000_000,
@@ -111,7 +113,7 @@ fn setting() -> Setting {
     Setting { name: "a/1".into(), value: b"{}".to_vec() }
 }
 
-const VOLUME: &str = "03 026462 808010 8201 02 05 01 00 80a4a7da06 036e6264 00 00 03 01 8001 01 02 8001 05 ac02 03";
+const VOLUME: &str = "03 026462 808010 8201 02 05 04 ac02 01 00 80a4a7da06 036e6264 00 00 03 01 8001 01 02 8001 05 ac02 03";
 
 #[test]
 fn segment_and_volume_records() {
@@ -251,7 +253,7 @@ fn log_entry_with_every_operation() {
          0f ac02"
     ));
     let len = 64 + body.len() / 2;
-    let header = "4153484c 06000000 11111111111111111111111111111111
+    let header = "4153484c 07000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000";
     assert_eq!(hex(&bytes[..48]), digits(header));
     assert_eq!(hex(&bytes[48..56]), hex(&(len as u64).to_le_bytes()));
