@@ -178,3 +178,49 @@ fn a_full_file_system_below_the_disks_stalls_writes() {
     lab.lab("stop", &[]).expect_ok();
     shell("umount \"$1\"/disks", &[&dir]).expect_ok();
 }
+
+/// What is reserved for a volume is there when the others have filled the pool, also after a kill; what cannot be kept is not promised.
+#[test]
+fn reserved_space_is_there_when_a_pool_is_full() {
+    const OWN: u64 = 64;
+    let lab = Lab::up(&["--disks", "4", "--disk-size", "256M", "--tolerance", "double", "--memory", "256M"]);
+    create(&lab, "data", "1T");
+    let own = format!("{OWN}M");
+    lab.ashlar(&["volume", "create", "own", "--size", &own, "--reserve", "all"]).expect_ok();
+    let much = lab.ashlar(&["volume", "create", "much", "--size", "1T", "--reserve", "900G"]).expect_failure();
+    assert!(much.stderr.contains("MiB are free"), "{much}");
+    let odd = lab.ashlar(&["volume", "reserve", "own", "1T"]).expect_failure();
+    assert!(odd.stderr.contains("more than its size"), "{odd}");
+    let status = lab.json(&["pool", "status"]);
+    assert_eq!(status["reserved"].as_u64(), Some(OWN << 20), "{status}");
+    assert!(status["set_aside"].as_u64() >= Some(OWN << 20), "{status}");
+    attach(&lab, "data", &["nbd"]);
+    attach(&lab, "own", &["nbd"]);
+    let fill = |from: u64| {
+        let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
+        let refused = (from..from + 4096).find_map(|at| client.one(write(at, 0)).err());
+        assert_eq!(refused.expect("the pool is never full").raw_os_error(), Some(NO_SPACE));
+    };
+    let overwrite = |version: u64| {
+        let mut client = Client::connect(&nbd_socket(&lab), "own").expect("the export");
+        for at in 0..OWN {
+            client.one(write(at, version)).unwrap_or_else(|e| panic!("megabyte {at}, version {version}: {e}"));
+        }
+        client.one(Request::Flush).expect("a flush");
+    };
+    fill(0);
+    overwrite(1);
+    let held = lab.ashlar(&["snapshot", "create", "own@s"]).expect_failure();
+    assert!(held.stderr.contains("is full"), "{held}");
+    lab.lab("kill", &[]).expect_ok();
+    lab.lab("start", &[]).expect_ok();
+    fill(1 << 18);
+    overwrite(2);
+    let mut client = Client::connect(&nbd_socket(&lab), "own").expect("the export");
+    assert!((0..OWN).all(|at| read(&mut client, at) == megabyte(at, 2)), "not what was written");
+    drop(client);
+    let shown = lab.ashlar(&["volume", "reserve", "own", "none"]).expect_ok();
+    assert!(shown.stdout.contains("0 B are reserved"), "{shown}");
+    assert_eq!(lab.json(&["pool", "status"])["set_aside"].as_u64(), Some(0));
+    expect_sound(&lab);
+}

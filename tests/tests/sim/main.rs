@@ -21,6 +21,7 @@ mod protection;
 mod rebuild;
 mod recompress;
 mod regressions;
+mod reserve;
 mod scrub;
 mod seeds;
 mod snapshots;
