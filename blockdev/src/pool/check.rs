@@ -159,7 +159,10 @@ impl Checker {
                     let (owned, mapped) = (volume.owned, volume.mapped);
                     self.find(
                         "volume.owned",
-                        format!("volume {}: {owned} of {mapped} blocks count as its own, all are", self.name_of(volume)),
+                        format!(
+                            "volume {}: {owned} of {mapped} blocks count as its own, all are",
+                            self.name_of(volume)
+                        ),
                     );
                 }
                 if alone && mapped != volume.mapped {

@@ -36,8 +36,8 @@ use crate::volume::Engine;
 use crate::volume::checkpoint::{disk_records, write_root};
 use crate::volume::device::{Volume, VolumeDevice};
 use crate::volume::recovery::{next_epoch, read_label, write_labels};
-pub use crate::volume::reserve::Reserve;
 use crate::volume::reserve::Changed;
+pub use crate::volume::reserve::Reserve;
 
 pub use protection::{KEPT_MAX_S, Kept, Managed};
 use snapshots::{AT_ONCE, detached};
@@ -263,12 +263,7 @@ impl Pool {
     }
 
     /// The same, with space reserved for it; see [`Self::reserve`].
-    pub async fn create_reserving(
-        &self,
-        name: &str,
-        size: u64,
-        reserve: Option<Reserve>,
-    ) -> Result<VolumeInfo> {
+    pub async fn create_reserving(&self, name: &str, size: u64, reserve: Option<Reserve>) -> Result<VolumeInfo> {
         check_name("volume", name)?;
         let blocks = blocks_of(name, size)?;
         let engine = &self.0.engine;

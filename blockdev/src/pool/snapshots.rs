@@ -226,7 +226,10 @@ impl Pool {
             let held = ops.iter().any(|op| matches!(op, Op::Snapshot(s) if s.snapshot_of == v.id));
             held.then(|| VolumeRecord { owned: 0, ..v.clone() })
         };
-        let what = format!("the reservation of {} after that", exchanges.iter().map(|e| e.volume).collect::<Vec<_>>().join(", "));
+        let what = format!(
+            "the reservation of {} after that",
+            exchanges.iter().map(|e| e.volume).collect::<Vec<_>>().join(", ")
+        );
         engine.check_reservations(&Changed { new: 0, of: &exchanged }, &what)?;
         let mut quiet = Vec::with_capacity(handles.len());
         for handle in &handles {

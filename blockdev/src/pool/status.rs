@@ -280,7 +280,7 @@ impl Pool {
             usable: space.usable,
             used: space.used,
             available: space.available(),
-            reserved: engine.state.read().reserved(),
+            reserved: state.reserved(),
             set_aside: space.set_aside,
             provisioned: volumes().map(|v| v.blocks * BLOCK_BYTES).sum(),
             reduction: reduction(

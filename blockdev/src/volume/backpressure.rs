@@ -81,7 +81,8 @@ impl Curve {
         }
         let seconds = passed.as_secs_f64();
         let weight = 1.0 - (-seconds / MEMORY_S).exp();
-        let (taken, stored) = (now.taken.saturating_sub(last.taken) as f64, now.stored.saturating_sub(last.stored) as f64);
+        let (taken, stored) =
+            (now.taken.saturating_sub(last.taken) as f64, now.stored.saturating_sub(last.stored) as f64);
         let kept = 1.0 - weight;
         self.sums = (self.sums.0 * kept + taken, self.sums.1 * kept + stored);
         if !short {
@@ -190,7 +191,8 @@ impl Engine {
         let victims = self.back_pressure.victims.lock();
         let state = self.state.read();
         let moved = |v: &Victim| {
-            let now = state.segments.get(v.id).filter(|s| s.record.incarnation == v.incarnation && s.record.live > 0)?;
+            let now =
+                state.segments.get(v.id).filter(|s| s.record.incarnation == v.incarnation && s.record.live > 0)?;
             let share = 1.0 - now.record.live as f64 / v.live.max(1) as f64;
             Some((share.max(0.0) * space.segment as f64) as u64)
         };
@@ -259,12 +261,8 @@ mod tests {
     #[test]
     fn what_is_gained_counts_as_hosts_see_it() {
         let mut curve = Curve::default();
-        let look = |at, room, taken, stored| Look {
-            at: ms(at),
-            room: room * MIB,
-            taken: taken * MIB,
-            stored: stored * MIB,
-        };
+        let look =
+            |at, room, taken, stored| Look { at: ms(at), room: room * MIB, taken: taken * MIB, stored: stored * MIB };
         curve.look(look(0, 1000, 0, 0), false);
         curve.look(look(1000, 900, 200, 100), false);
         assert_eq!(curve.gain, Some((200 * MIB) as f64 * FIRST), "a first guess");

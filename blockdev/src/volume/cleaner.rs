@@ -222,7 +222,8 @@ impl Engine {
                 self.ask_for_segments();
             }
             if under_way.len() < AT_ONCE && !is_over && self.gives_back() {
-                let victim = self.choose_victim(aside).filter(|v| self.has_room_to_empty(v, moving, LeftTo::Checkpoints));
+                let victim =
+                    self.choose_victim(aside).filter(|v| self.has_room_to_empty(v, moving, LeftTo::Checkpoints));
                 if let Some(victim) = victim {
                     aside.until(victim.incarnation, u64::MAX);
                     if !self.back_pressure.begin(&victim) {
@@ -329,10 +330,11 @@ impl Engine {
             let age = if scarce { 1.0 } else { (newest - s.incarnation) as f64 };
             (u < LIVE_MAX).then(|| (1.0 - u) * age / (1.0 + u))
         };
-        let candidates =
-            state.segments.iter().map(|s| &s.record).filter(|s| {
-                s.sealed && s.live > 0 && !aside.contains(s.incarnation) && !appenders.contains_key(&s.id)
-            });
+        let candidates = state
+            .segments
+            .iter()
+            .map(|s| &s.record)
+            .filter(|s| s.sealed && s.live > 0 && !aside.contains(s.incarnation) && !appenders.contains_key(&s.id));
         let best = candidates.filter_map(|s| Some((score(s)?, s))).max_by(|a, b| a.0.total_cmp(&b.0));
         best.map(|(_, s)| s.clone())
     }

@@ -273,10 +273,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Where a segment ends that is wholly on disk.
+    fn written(&self, segment: SegmentId) -> Option<u32> {
+        let state = self.state.read();
+        let s = state.segments.get(segment).filter(|s| s.record.sealed && s.record.written > 0)?;
+        let open = self.appenders.read().contains_key(&segment);
+        (!open).then_some(s.record.written)
+    }
+
     /// Reads the part summary that starts at `offset`; None when there is none (any more) of this segment's present use.
     pub async fn read_part(&self, segment: SegmentId, offset: u32) -> Option<Part> {
         let extent = self.extent(segment).ok()?;
-        let room = extent.capacity(&self.array.geometry).checked_sub(offset)? as usize;
+        // What was never written may be unreadable, and nobody would mend it.
+        let end = self.written(segment).unwrap_or_else(|| extent.capacity(&self.array.geometry));
+        let room = end.checked_sub(offset)? as usize;
         let intact = |data: &[u8]| {
             let part = Part::decode(data).ok()?;
             (part.segment == segment && part.incarnation == extent.incarnation).then_some(part)

@@ -13,10 +13,10 @@ use futures::future::join_all;
 use rustc_hash::FxHashSet;
 
 use super::Engine;
+use super::cleaner::Purpose;
 use super::commit::Draft;
 use super::pace::control::Class;
 use super::scrub::ERRORS_MANY;
-use super::cleaner::Purpose;
 use super::space::LeftTo;
 use super::state::State;
 use super::verify::{Check, LiveFrames, Verifier};

@@ -299,7 +299,9 @@ impl Engine {
                     tracing::info!(segment = id.0, "all of a segment can be read again");
                     self.want_mending();
                 }
-                return Ok(Look::Sound(repaired));
+                // All of it is sound, and reading it ran into something again: looking at once would find the same for ever.
+                let again = extent.suspect.load(Ordering::Acquire) != 0;
+                return Ok(if again { Look::Later } else { Look::Sound(repaired) });
             }
             tracing::warn!(
                 segment = id.0,

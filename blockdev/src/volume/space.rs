@@ -294,7 +294,10 @@ impl Engine {
         let why = match self.catalogue_is_full() {
             true => format!("the catalogue of pool {} is full: delete volumes or discard data", self.name),
             false if beside => {
-                format!("pool {} is full, but for what is reserved for other volumes: discard data or add drives", self.name)
+                format!(
+                    "pool {} is full, but for what is reserved for other volumes: discard data or add drives",
+                    self.name
+                )
             }
             false => format!("pool {} is full: delete volumes, discard data or add drives", self.name),
         };

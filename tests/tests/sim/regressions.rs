@@ -144,3 +144,10 @@ fn killed_full_pool_143_what_is_empty_is_given_back() {
     let scenario = Scenario { faults: Faults::None, ..super::full::pressure(143) };
     ends_well(super::killed::run(scenario));
 }
+
+/// Summaries were read together with what lies behind them, which was never written and could not be read: the segment was looked at, found sound, and
+/// was suspect again, for ever.
+#[test]
+fn snapshots_1652_what_was_never_written_is_not_read() {
+    ends_well(super::snapshots::run(super::snapshots::scenario(1652)));
+}

@@ -514,12 +514,17 @@ fn describe_stats(stats: &PoolStats) -> String {
             ("replayed at opening", format!("{} in {}", stats.log_replayed, duration(stats.recovery_s))),
             ("checkpoints", stats.checkpoints.to_string()),
             ("segments", format!("{} in use, {} free", stats.segments_used, stats.segments_free)),
-            ("waiting for the cleaner", format!("{}, {:.0} % of what is in use", size(stats.dead), stats.fragmentation * 100.0)),
+            (
+                "waiting for the cleaner",
+                format!("{}, {:.0} % of what is in use", size(stats.dead), stats.fragmentation * 100.0),
+            ),
             ("rebuilt", size(stats.rebuilt)),
             ("cleaner", format!("{} moved, {} segments given back", size(stats.cleaner_moved), stats.cleaner_segments)),
             (
                 "hosts are held back",
-                stats.held_back_to.map_or_else(|| "no".into(), |rate| format!("to {} a second: space is short", size(rate))),
+                stats
+                    .held_back_to
+                    .map_or_else(|| "no".into(), |rate| format!("to {} a second: space is short", size(rate))),
             ),
             ("compressed harder", size(stats.recompressed)),
         ],

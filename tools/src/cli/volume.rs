@@ -232,7 +232,7 @@ fn parse_new_size(text: &str) -> blockdev::error::Result<NewSize> {
 /// Makes a volume that begins as a snapshot.
 async fn clone(client: &Client, snapshot: &str, name: String) -> CommandResult<Volume> {
     let to = format!("/v1/snapshots/{}/clones", segment(snapshot));
-    Ok(client.call(Method::POST, &to, Some(&CloneCreate { name })).await?)
+    client.call(Method::POST, &to, Some(&CloneCreate { name })).await
 }
 
 /// Presents a volume, or a clone of a snapshot that is made for it. One that cannot be presented does not stay.
@@ -243,7 +243,7 @@ async fn attach(
     writable_as: Option<String>,
 ) -> CommandResult<Attachment> {
     let Some(own) = writable_as else {
-        return Ok(client.call(Method::PUT, &format!("{}/attachment", path(name)), Some(&request)).await?);
+        return client.call(Method::PUT, &format!("{}/attachment", path(name)), Some(&request)).await;
     };
     clone(client, name, own.clone()).await?;
     let attached = client.call(Method::PUT, &format!("{}/attachment", path(&own)), Some(&request)).await;
@@ -251,7 +251,7 @@ async fn attach(
         // Why it cannot be presented is what is to be told.
         let _ = client.send::<()>(Method::DELETE, &path(&own)).await;
     }
-    Ok(attached?)
+    attached
 }
 
 fn path(name: &str) -> String {

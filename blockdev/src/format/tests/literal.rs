@@ -113,7 +113,8 @@ fn setting() -> Setting {
     Setting { name: "a/1".into(), value: b"{}".to_vec() }
 }
 
-const VOLUME: &str = "03 026462 808010 8201 02 05 04 ac02 01 00 80a4a7da06 036e6264 00 00 03 01 8001 01 02 8001 05 ac02 03";
+const VOLUME: &str =
+    "03 026462 808010 8201 02 05 04 ac02 01 00 80a4a7da06 036e6264 00 00 03 01 8001 01 02 8001 05 ac02 03";
 
 #[test]
 fn segment_and_volume_records() {
