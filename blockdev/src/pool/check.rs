@@ -155,7 +155,12 @@ impl Checker {
                 self.report.mapped_blocks += mapped;
                 // What a version shares with its parent is walked there.
                 let alone = volume.parent == VolumeId(0) && !volume.deleting;
-                if alone && volume.owned != volume.mapped {
+                if alone && mapped != volume.mapped {
+                    self.find(
+                        "volume.mapped",
+                        format!("volume {}: {} blocks recorded, {mapped} mapped", self.name_of(volume), volume.mapped),
+                    );
+                } else if alone && volume.owned != volume.mapped {
                     let (owned, mapped) = (volume.owned, volume.mapped);
                     self.find(
                         "volume.owned",
@@ -163,12 +168,6 @@ impl Checker {
                             "volume {}: {owned} of {mapped} blocks count as its own, all are",
                             self.name_of(volume)
                         ),
-                    );
-                }
-                if alone && mapped != volume.mapped {
-                    self.find(
-                        "volume.mapped",
-                        format!("volume {}: {} blocks recorded, {mapped} mapped", self.name_of(volume), volume.mapped),
                     );
                 }
             }

@@ -233,7 +233,9 @@ mod tests {
         let mut curve = Curve::default();
         let now = ms(1000);
         let waits: Vec<Duration> = (0..8).map(|_| curve.wait(now, MIB as usize, (10 * MIB) as f64)).collect();
-        assert_eq!(waits, [0, 100, 200, 250, 250, 250, 250, 250].map(ms));
+        assert_eq!(waits, [0, 95, 195, 250, 250, 250, 250, 250].map(ms));
+        // Larger ones may wait longer, as what is in front of them does.
+        assert_eq!(curve.wait(now, 4 * MIB as usize, (10 * MIB) as f64), ms(350));
         // Time that nobody used is not saved up, but for the little that a timer may be late.
         assert_eq!(curve.wait(ms(9000), MIB as usize, (10 * MIB) as f64), ms(0));
         assert_eq!(curve.wait(ms(9050), MIB as usize, (10 * MIB) as f64), ms(50) - CREDIT);

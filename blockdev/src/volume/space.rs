@@ -24,6 +24,8 @@ const HOST_MIN: u64 = 4;
 const LAST_MIN: u64 = 2;
 /// Segments that are open at a time, of two streams and the metadata: a drive that fails makes each be closed and takes another.
 const OPEN_SEGMENTS: u64 = 3;
+/// The cleaner begins when fewer segments are free above what hosts must leave, and ends when so many are, however small the pool.
+const CLEAN_MIN: (u64, u64) = (8, 12);
 /// Share of all segments, and least number of them, within which hosts are slowed down; but no more than the cleaner can make free in a pool that is
 /// full.
 const WINDOW_SHARE: u64 = 24;
@@ -148,12 +150,12 @@ impl Space {
 
     /// Whether the cleaner is to begin.
     pub fn is_low(&self) -> bool {
-        self.left() < CLEAN_BELOW
+        self.left() < CLEAN_BELOW || self.soon_free() < self.host_min() + CLEAN_MIN.0
     }
 
     /// Whether the cleaner has made enough room.
     pub fn is_enough(&self) -> bool {
-        self.left() >= CLEAN_UPTO
+        self.left() >= CLEAN_UPTO && self.soon_free() >= self.host_min() + CLEAN_MIN.1
     }
 
     /// Whether hosts will soon need what the next checkpoint gives back.

@@ -11,7 +11,7 @@ const BUDGET: u64 = 256;
 /// MiB that are written, each block different from all others.
 const WRITTEN: u64 = 4096;
 /// MiB of the volume, which nearly fills the pool: it is overwritten until everything is written.
-const VOLUME: u64 = 1536;
+const VOLUME: u64 = 1216;
 /// Blocks that are overwritten at random after that, and how many at a time: the cleaner makes room for them.
 const SCATTERED: (u64, u64) = (65_536, 256);
 

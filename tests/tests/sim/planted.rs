@@ -1,5 +1,7 @@
 //! The oracle bites: every planted bug is caught by some seed, and the same seed passes without it.
 
+use std::time::Duration;
+
 use blockdev::planted::{Bug, plant};
 
 use super::concurrent::{run_clients, run_killed_clients};
@@ -46,6 +48,14 @@ fn caught_within(bug: Bug, seeds: u64, run: impl Fn(u64) -> Result<(), String>) 
     panic!("{bug:?} was not caught by {seeds} seeds");
 }
 
+/// Full pools that write what they are given at once, and checkpoints all the time.
+fn hurried(seed: u64) -> Scenario {
+    let mut scenario = Scenario { lives: 6, ..pressure(seed) };
+    scenario.config.checkpoint_interval = Duration::from_millis(5);
+    scenario.config.linger = Duration::ZERO;
+    scenario
+}
+
 macro_rules! catches {
     ($($name:ident: $bug:ident, $seeds:expr, $run:expr;)*) => {
         $(#[test] fn $name() { caught_within(Bug::$bug, $seeds, $run); })*
@@ -57,7 +67,7 @@ catches! {
     data_not_flushed: DataNotFlushed, 200, |seed| run(Scenario::random(seed));
     flush_answers_early: FlushAnswersEarly, 200, |seed| run(Scenario::random(seed));
     log_trimmed_early: LogTrimmedEarly, 400, |seed| run(storm(seed));
-    segment_reused_early: SegmentReusedEarly, 200, |seed| run(pressure(seed));
+    segment_reused_early: SegmentReusedEarly, 400, |seed| run(hurried(seed));
     tail_not_logged: TailNotLogged, 200, |seed| run(Scenario::random(seed));
     superblock_before_catalogue: SuperblockBeforeCatalogue, 1000, |seed| run(Scenario::random(seed));
     checkpoint_not_frozen: CheckpointNotFrozen, 400, run_clients;
@@ -75,6 +85,6 @@ catches! {
     carried_numbers_kept: CarriedNumbersKept, 400, run_killed_clients;
     snapshot_not_kept: SnapshotNotKept, 100, |seed| snapshots::run(snapshots::scenario(seed));
     reaper_blind: ReaperBlind, 100, |seed| snapshots::run(snapshots::scenario(seed));
-    cursor_ignored: CursorIgnored, 400, |seed| snapshots::run(snapshots::scenario(seed));
+    cursor_ignored: CursorIgnored, 800, |seed| snapshots::run(snapshots::scenario(seed));
     reference_leaked: ReferenceLeaked, 200, |seed| run(Scenario::random(seed));
 }
