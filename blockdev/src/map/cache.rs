@@ -159,10 +159,15 @@ impl<P: Clone> PageCache<P> {
         }
     }
 
-    /// Evicts down to `target` when that is exceeded by a quarter: not for every page that is loaded.
-    pub fn evict_beyond(&mut self, target: usize) {
+    /// Whether clearly more pages are there than `target`, and than those that stay in any case.
+    pub fn is_beyond(&self, target: usize) -> bool {
         let target = self.attainable(target);
-        if self.slots.len() > target + target / 4 + 64 {
+        self.slots.len() > target + target / 16 + 64
+    }
+
+    /// Evicts down to `target` when that is exceeded by a sixteenth: not for every page that is loaded.
+    pub fn evict_beyond(&mut self, target: usize) {
+        if self.is_beyond(target) {
             self.evict(target);
         }
     }

@@ -12,7 +12,6 @@ use super::Engine;
 use super::answer::Answer;
 use super::destage::Stamp;
 use super::intake::HostBlock;
-use super::shares::Cache;
 use crate::codec;
 use crate::env::compute;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -300,7 +299,7 @@ impl Engine {
         let (Some(first), Some(last)) = (run.frames.first(), run.frames.last()) else { return Vec::new() };
         match self.frames.take_missed() {
             0 => {}
-            bytes => self.missed(Cache::Frames, bytes),
+            bytes => self.missed_frames(bytes),
         }
         let start = first.at.offset;
         let len = (last.at.offset + u32::from(last.at.len) - start) as usize;

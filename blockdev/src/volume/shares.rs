@@ -94,6 +94,20 @@ impl Engine {
         self.frames.set_limit(frames);
     }
 
+    /// Frames were asked for that had been there until lately. Pages give way at once: perhaps none is loaded for long, with which others would go.
+    pub(super) fn missed_frames(&self, bytes: usize) {
+        self.missed(Cache::Frames, bytes);
+        let shares = self.shares.lock().clone();
+        let beyond = {
+            let state = self.state.read();
+            let (maps, table) = (&state.maps.pages, &state.table.pages);
+            maps.is_beyond(pages(&shares, Cache::Maps)) || table.is_beyond(pages(&shares, Cache::Table))
+        };
+        if beyond {
+            self.evict_beyond(&mut self.state.write());
+        }
+    }
+
     /// Evicts pages where there are clearly more than there is room for: not with every page that is loaded.
     pub(super) fn evict_beyond(&self, state: &mut State) {
         let shares = self.shares.lock().clone();
