@@ -9,11 +9,11 @@ use crate::tools::{attach, create, nbd_socket};
 /// MiB the daemon may use.
 const BUDGET: u64 = 256;
 /// MiB that are written, each block different from all others.
-const WRITTEN: u64 = 4096;
+const WRITTEN: u64 = 2432;
 /// MiB of the volume, which nearly fills the pool: it is overwritten until everything is written.
 const VOLUME: u64 = 1216;
 /// Blocks that are overwritten at random after that, and how many at a time: the cleaner makes room for them.
-const SCATTERED: (u64, u64) = (65_536, 256);
+const SCATTERED: (u64, u64) = (163_840, 256);
 
 /// Most KiB that were resident of a process so far.
 fn most_resident(pid: u32) -> Option<u64> {
