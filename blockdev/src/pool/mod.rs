@@ -280,7 +280,7 @@ impl Pool {
         let reserved = reserve.map_or(Ok(0), |r| r.blocks(name, blocks))?;
         let record = VolumeRecord { created_s, reserved, ..VolumeRecord::empty(id, name, blocks, levels_for(blocks)) };
         let changed = Changed { new: record.reserved_blocks(), of: &|_| None };
-        engine.check_reservations(&changed, &format!("volume '{name}'"))?;
+        let _promise = engine.check_reservations(&changed, &format!("volume '{name}'"))?;
         self.check_catalogue(&record)?;
         engine.commit_ops(vec![Op::PutVolume(record)]).await.context(format!("creating volume '{name}'"))?;
         self.volume_info(name).await
@@ -294,7 +294,8 @@ impl Pool {
         let _turn = self.0.administration.lock().await;
         let record = self.volume_record(name)?;
         let resized = |v: &VolumeRecord| (v.id == record.id).then(|| VolumeRecord { blocks, ..v.clone() });
-        engine.check_reservations(&Changed { new: 0, of: &resized }, &format!("volume '{name}' of that size"))?;
+        let what = format!("volume '{name}' of that size");
+        let _promise = engine.check_reservations(&Changed { new: 0, of: &resized }, &what)?;
         let handle = self.handle(record.id, name)?;
         let _quiet = handle.exclude_writes().await;
         if blocks < record.blocks {
@@ -317,7 +318,8 @@ impl Pool {
         let record = self.volume_record(name)?;
         let reserved = reserve.blocks(name, record.blocks)?;
         let changed = |v: &VolumeRecord| (v.id == record.id).then(|| VolumeRecord { reserved, ..v.clone() });
-        engine.check_reservations(&Changed { new: 0, of: &changed }, &format!("the reservation of volume '{name}'"))?;
+        let what = format!("the reservation of volume '{name}'");
+        let _promise = engine.check_reservations(&Changed { new: 0, of: &changed }, &what)?;
         engine.commit_ops(vec![Op::PutVolume(VolumeRecord { reserved, ..record })]).await?;
         self.volume_info(name).await
     }

@@ -9,7 +9,7 @@ use crate::format::volume::{Protection, VolumeRecord};
 use crate::frontend::Extent;
 use crate::report::{ChangedRange, Changes, SnapshotInfo, VolumeInfo};
 use crate::units::{BLOCK_BYTES, VolumeId};
-use crate::volume::reserve::Changed;
+use crate::volume::reserve::{Changed, Promise};
 
 /// Versions that one record changes at most.
 pub(super) const AT_ONCE: usize = 256;
@@ -23,7 +23,7 @@ impl Pool {
         let _turn = self.0.administration.lock().await;
         let _bound = engine.bind_clock();
         let protection = kept.protection(engine)?;
-        let records = self.new_snapshots(names).await?;
+        let (records, _promise) = self.new_snapshots(names).await?;
         for record in &records {
             self.check_catalogue(record)?;
         }
@@ -42,8 +42,8 @@ impl Pool {
         self.new_snapshots(names).await.map(drop)
     }
 
-    /// The records of snapshots to be taken.
-    async fn new_snapshots(&self, names: &[String]) -> Result<Vec<VolumeRecord>> {
+    /// The records of snapshots to be taken, and the room that reservations need with them.
+    async fn new_snapshots(&self, names: &[String]) -> Result<(Vec<VolumeRecord>, Promise<'_>)> {
         let engine = &self.0.engine;
         check_several("snapshots are taken", names)?;
         self.check_room().await?;
@@ -61,8 +61,8 @@ impl Pool {
             taken.then(|| VolumeRecord { owned: 0, ..v.clone() })
         };
         let what = format!("the reservation of {}, with a snapshot of it,", names.join(", "));
-        engine.check_reservations(&Changed { new: 0, of: &kept }, &what)?;
-        Ok(records)
+        let promise = engine.check_reservations(&Changed { new: 0, of: &kept }, &what)?;
+        Ok((records, promise))
     }
 
     /// The record of a snapshot to be taken.
@@ -230,7 +230,7 @@ impl Pool {
             "the reservation of {} after that",
             exchanges.iter().map(|e| e.volume).collect::<Vec<_>>().join(", ")
         );
-        engine.check_reservations(&Changed { new: 0, of: &exchanged }, &what)?;
+        let _promise = engine.check_reservations(&Changed { new: 0, of: &exchanged }, &what)?;
         let mut quiet = Vec::with_capacity(handles.len());
         for handle in &handles {
             quiet.push(handle.exclude_writes().await);

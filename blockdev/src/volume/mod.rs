@@ -297,6 +297,8 @@ pub struct Engine {
     pub(crate) recompress_wanted: Notify,
     /// Whether the cleaner is at work: it asks for the checkpoints that give segments back.
     pub(crate) is_cleaning: AtomicBool,
+    /// Bytes that reservations are about to set aside.
+    pub(crate) promised: AtomicU64,
     /// Holds hosts back when space is short.
     pub(crate) back_pressure: backpressure::BackPressure,
     /// Who works in the background, and how much.

@@ -388,6 +388,7 @@ impl Engine {
             mending_wanted: false.into(),
             recompress_wanted: Notify::new(),
             is_cleaning: false.into(),
+            promised: AtomicU64::new(0),
             back_pressure: Default::default(),
             pace: Pace::new(config.priority),
             reaper: Mutex::new(Rank::Progress, Default::default()),

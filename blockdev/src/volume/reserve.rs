@@ -1,5 +1,7 @@
 //! Space that is set aside for volumes, whatever others write. `docs/design/0022-reservations.md` shows that it suffices.
 
+use std::sync::atomic::Ordering;
+
 use super::Engine;
 use super::space::Space;
 use super::state::State;
@@ -42,6 +44,18 @@ pub(crate) struct Changed<'a> {
     pub new: u64,
     /// A volume as it would be; None: as it is.
     pub of: &'a (dyn Fn(&VolumeRecord) -> Option<VolumeRecord> + Sync),
+}
+
+/// Room that is kept for a change that is about to be made.
+pub(crate) struct Promise<'a> {
+    engine: &'a Engine,
+    bytes: u64,
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.engine.promised.fetch_sub(self.bytes, Ordering::SeqCst);
+    }
 }
 
 /// What reservations come to, in blocks.
@@ -104,17 +118,22 @@ impl Engine {
         v.reserved_blocks() == v.blocks || v.owned + under_way <= v.reserved_blocks()
     }
 
-    /// Fails with `NoSpace` when there is no room for what would have to be set aside, unless it is no more than now.
-    pub(crate) fn check_reservations(&self, changed: &Changed<'_>, what: &str) -> Result<()> {
+    /// Fails with `NoSpace` when there is no room for what would have to be set aside, unless it is no more than now. Until what is given is dropped, which
+    /// is to be after the change, nobody else takes that room.
+    pub(crate) fn check_reservations(&self, changed: &Changed<'_>, what: &str) -> Result<Promise<'_>> {
         let space = self.space();
         let (now, then) = {
             let state = self.state.read();
             let (now, then) = (state.reservations(), state.reservations_if(changed));
             (self.room_for(&now, state.saved(), &space), self.room_for(&then, state.saved(), &space))
         };
-        let room = space.available().saturating_sub(self.intake.memory() as u64);
+        let promise = Promise { engine: self, bytes: then.saturating_sub(now) };
+        self.promised.fetch_add(promise.bytes, Ordering::SeqCst);
+        // Only now: what was let in before is on its way or stored, and what comes later finds the promise.
+        let taken = self.intake.memory() as u64;
+        let room = self.space().available().saturating_sub(taken);
         if then <= now || then <= room {
-            return Ok(());
+            return Ok(promise);
         }
         Err(Error::new(
             ErrorKind::NoSpace,
@@ -134,11 +153,12 @@ impl Engine {
         sum.set_aside(saved) + under_way
     }
 
-    /// What is set aside now.
+    /// What is set aside now, or is about to be.
     pub(super) fn set_aside(&self, state: &State, space: &Space) -> u64 {
+        let promised = self.promised.load(Ordering::SeqCst);
         match state.reserving.is_empty() {
-            true => 0,
-            false => self.room_for(&state.reservations(), state.saved(), space),
+            true => promised,
+            false => promised + self.room_for(&state.reservations(), state.saved(), space),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A volume with a reservation takes all it is given, in a pool that others have filled: whatever it held, shared or compressed, and after kills.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use blockdev::disk::{Disk, MemoryDisk};
@@ -149,6 +150,75 @@ fn run(seed: u64) -> Result<(), String> {
         scope.kill_all_tasks();
     }
     Ok(())
+}
+
+/// A reservation that was made while others wrote as fast as they can is as good: what it was promised they did not take in between.
+fn run_beside_writers(seed: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed ^ 0xBE51);
+    let disks: Vec<Arc<dyn Disk>> =
+        (0..4).map(|i| Arc::new(MemoryDisk::new(format!("d{i}"), 24 * MIB)) as Arc<dyn Disk>).collect();
+    let config = PoolConfig { memory: 1 << 20, ..PoolConfig::default() };
+    let scope = SimScope::new(seed);
+    let env = scope.env();
+    let work = async {
+        let (chunk_size, strip_size) = (Some(64 << 10), Some(16 << 10));
+        let options =
+            CreateOptions { name: "tank".into(), tolerance: Tolerance::Single, chunk_size, strip_size, force: false };
+        Pool::create(env.clone(), disks.clone(), options).await.expect("created");
+        let pool = Pool::open(env.clone(), disks.clone(), config).await.expect("opened");
+        pool.create_volume("others", 256 * MIB).await.expect("a volume");
+        pool.create_reserving("own", 2 * MIB, Some(Reserve::All)).await.expect("a volume");
+        let (own, others) = (pool.open_volume("own").expect("own"), pool.open_volume("others").expect("others"));
+        let writers = (0..8u64).map(|w| {
+            let others = others.clone();
+            async move {
+                let mut unique = seed << 12 | w << 8;
+                fill(&others, w * 32 * MIB, (w + 1) * 32 * MIB, &mut unique).await
+            }
+        });
+        // Growing waits for what is written to the volume itself, and that for its turn among the others.
+        let done = AtomicBool::new(false);
+        let busy = (0..64u64).map(|w| {
+            let (own, done) = (own.clone(), &done);
+            async move {
+                let mut unique = 1 << 50 | seed << 20 | w << 14;
+                while !done.load(Ordering::Relaxed) {
+                    unique += 1;
+                    let at = w % 32 * (64 << 10);
+                    own.write(at, noise(unique, 64 << 10), false).await.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+                }
+            }
+        });
+        // As much as there is, and less and less.
+        let (first, step) = (rng.between(20, 44), rng.between(1, 4));
+        let grow = async {
+            let mut wanted = first * MIB;
+            let grown = loop {
+                match pool.resize_volume("own", wanted).await {
+                    Ok(_) => break wanted,
+                    Err(e) => assert_eq!(e.kind(), ErrorKind::NoSpace, "{e}"),
+                }
+                wanted = wanted.saturating_sub(step * (64 << 10)).max(2 * MIB);
+                env.sleep(Duration::from_micros(200)).await;
+            };
+            done.store(true, Ordering::Relaxed);
+            grown
+        };
+        let all = (futures::future::join_all(writers), futures::future::join_all(busy), grow);
+        let (_, _, reserved) = futures::join!(all.0, all.1, all.2);
+        let mut unique = u64::from(u32::MAX) + seed;
+        let written = fill(&own, 0, reserved / (64 << 10) * (64 << 10), &mut unique).await;
+        own.flush().await.expect("flushed");
+        assert!(written + (64 << 10) > reserved, "seed {seed}: {written} of {reserved} bytes that are reserved");
+    };
+    scope.run_until(work, STEPS).map_err(|stall| stall.to_string())?;
+    scope.kill_all_tasks();
+    Ok(())
+}
+
+#[test]
+fn reservations_are_made_beside_writers() {
+    sweep(0, 1, 60, run_beside_writers);
 }
 
 #[test]

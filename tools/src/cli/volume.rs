@@ -265,7 +265,13 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Create { name, size: bytes, reserve } => {
             let request = VolumeCreate { name, size: bytes, reserved: reserve };
             let volume: Volume = super::talk(client.call(Method::POST, "/v1/volumes", Some(&request)))?;
-            show(format, &volume, |v| format!("volume {} created: {}, thin", v.info.name, size(v.info.size)))?;
+            show(format, &volume, |v| {
+                let reserved = match v.info.reserved {
+                    0 => String::new(),
+                    reserved => format!(", {} of it reserved", size(reserved)),
+                };
+                format!("volume {} created: {}, thin{reserved}", v.info.name, size(v.info.size))
+            })?;
         }
         Command::Reserve { name, reserved } => {
             let (to, request) = (format!("{}/reservation", path(&name)), VolumeReserve { reserved });

@@ -393,7 +393,8 @@ async fn volumes(State(app): Shared) -> Json<Vec<Volume>> {
 
 /// Makes a volume.
 #[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = VolumeCreate,
-    responses((status = 201, body = Volume), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
+    responses((status = 201, body = Volume), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody),
+        (status = 507, body = ErrorBody)))]
 async fn volume_create(
     State(app): Shared,
     origin: Origin,
@@ -452,7 +453,7 @@ async fn volume_resize(
     Ok(Json(volume.await?))
 }
 
-/// Reserves space for a volume: what it can write and overwrite whatever others do. Conflicts (`no_space`) when there is not enough.
+/// Reserves space for a volume: what it can write and overwrite whatever others do. Refused (507, `no_space`) when there is not enough.
 #[utoipa::path(put, path = "/v1/volumes/{name}/reservation", tag = "volumes", params(("name" = String, Path)),
     request_body = VolumeReserve,
     responses((status = 200, body = Volume), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 507, body = ErrorBody)))]
