@@ -381,8 +381,14 @@ pub struct PoolStats {
     /// Bytes of columns written anew: rebuilt elsewhere, or caught up by disks that came back.
     #[serde(default)]
     pub rebuilt: u64,
-    /// Segments the cleaner gave back.
+    /// Segments the cleaner emptied.
     pub cleaner_segments: u64,
+    /// Bytes these have room for.
+    #[serde(default)]
+    pub cleaner_cleaned: u64,
+    /// Seconds the cleaner was at work, checkpoints it waited for included.
+    #[serde(default)]
+    pub cleaner_s: f64,
     /// Stored bytes that were compressed harder since nobody had changed them for long.
     #[serde(default)]
     pub recompressed: u64,

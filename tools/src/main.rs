@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+mod allocator;
 mod cli;
 mod client;
 mod daemon;
@@ -11,10 +12,7 @@ mod output;
 mod values;
 mod wire;
 
-/// The engine's buffers go from thread to thread, and many are large: the system's allocator spends a third of the processor on that.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    allocator::set_up();
     cli::main()
 }

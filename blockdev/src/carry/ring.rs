@@ -4,14 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::Region;
+use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BLOCK_SIZE, Epoch, Lba, Seqno, Uuid, VolumeId};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ASHCARRY");
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 
 /// Bytes of the head, and where its words are.
 const HEAD: usize = 4096;
@@ -75,11 +76,17 @@ impl Operation {
         [(WHAT, u64::from(self.volume.0) | (self.kind as u64) << 32), (LBA, self.lba.0), (BLOCKS, self.blocks)]
     }
 
-    fn sum(&self, data: &[u8]) -> u64 {
-        let mut sum = Xxh3::new();
-        self.words().iter().for_each(|(_, word)| sum.update(&word.to_le_bytes()));
-        sum.update(data);
-        sum.digest()
+    /// Of the operation and of what its blocks contain, each told by its [`codec::content`]: whoever writes has those, and need not go
+    /// through the data again.
+    fn sum(&self, blocks: impl Iterator<Item = u128>) -> u64 {
+        let step = |sum: u64, word: &[u8; 16]| {
+            let mut both = [0; 24];
+            both[..8].copy_from_slice(&sum.to_le_bytes());
+            both[8..].copy_from_slice(word);
+            xxh3_64(&both)
+        };
+        let words = self.words().map(|(_, word)| u128::from(word));
+        words.into_iter().chain(blocks).fold(0, |sum, word| step(sum, &word.to_le_bytes()))
     }
 
     /// Bytes of data it comes with.
@@ -145,18 +152,18 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Enters the operation. When this returns it outlives the process.
+    /// Enters the operation, with the [`codec::content`] of each block of `data`. When this returns it outlives the process.
     ///
     /// # Panics
     /// When `data` is not as long as was reserved.
-    pub fn fill(mut self, seqno: Seqno, operation: &Operation, data: &[u8]) {
+    pub fn fill(mut self, seqno: Seqno, operation: &Operation, data: &[u8], blocks: impl Iterator<Item = u128>) {
         assert_eq!(data.len(), self.payload, "bytes of a record");
         let at = self.ring.at(self.position);
         for (word, value) in operation.words() {
             self.ring.region.store(at + word, value);
         }
         self.ring.region.store(at + SEQNO, seqno.0);
-        self.ring.region.store(at + SUM, operation.sum(data));
+        self.ring.region.store(at + SUM, operation.sum(blocks));
         self.ring.region.put(at + HEADER, data);
         self.ring.region.store(at + STATE, FILLED);
         self.ring.set_seqno(self.position, seqno.0);
@@ -301,7 +308,7 @@ impl Ring {
                 let data_len = operation.data_len().filter(|n| record_len(*n) == len);
                 let data =
                     region.get(at + HEADER, data_len.ok_or_else(|| bad("a number of blocks that does not fit"))?);
-                if operation.sum(&data) != region.load(at + SUM) {
+                if operation.sum(data.chunks(BLOCK_SIZE).map(codec::content)) != region.load(at + SUM) {
                     return Err(bad("a checksum mismatch"));
                 }
                 let seqno = Seqno(region.load(at + SEQNO));

@@ -58,6 +58,8 @@ impl TryFrom<u8> for Codec {
 /// Compresses frames. Keeps its work space between frames, so every thread should keep one.
 pub struct Compressor {
     zstd: CCtx<'static>,
+    /// Room for LZ4, which asks for more than its result takes; it is never cleared.
+    room: Vec<u8>,
 }
 
 impl Default for Compressor {
@@ -86,7 +88,7 @@ impl Compressor {
             zstd.set_parameter(parameter)
                 .unwrap_or_else(|code| unreachable!("zstd: {}", zstd_safe::get_error_name(code)));
         }
-        Self { zstd }
+        Self { zstd, room: Vec::new() }
     }
 
     /// Appends `raw` to `out` in the smallest form `compression` allows and says which that is: [`Codec::Raw`] unless
@@ -94,23 +96,23 @@ impl Compressor {
     pub fn compress(&mut self, compression: Compression, raw: &[u8], out: &mut Vec<u8>) -> Codec {
         let start = out.len();
         let limit = raw.len() - raw.len().div_ceil(SAVING_MIN);
-        let compressed = match compression {
+        let lz4 = match compression {
             Compression::Off => None,
-            Compression::Lz4 => pack_lz4(raw, out).filter(|&len| len <= limit).map(|len| (Codec::Lz4, len)),
-            Compression::Zstd => match repetitions_only(raw, out) {
-                Some(len) if len > limit => None,
-                Some(len) => Some((Codec::Lz4, len)),
+            Compression::Lz4 => pack_lz4(raw, &mut self.room),
+            Compression::Zstd => match repetitions_only(raw, &mut self.room) {
+                Some(len) => Some(len),
                 // An error means that the result is longer than the limit.
-                None => self.zstd.compress2(&mut Tail::of(out, limit), raw).ok().map(|len| (Codec::Zstd, len)),
+                None if self.zstd.compress2(&mut Tail::of(out, limit), raw).is_ok() => return Codec::Zstd,
+                None => None,
             },
         };
-        match compressed {
-            Some((codec, len)) => {
-                out.truncate(start + len);
-                codec
+        out.truncate(start);
+        match lz4.filter(|&len| len <= limit) {
+            Some(len) => {
+                out.extend_from_slice(&self.room[..len]);
+                Codec::Lz4
             }
             None => {
-                out.truncate(start);
                 out.extend_from_slice(raw);
                 Codec::Raw
             }
@@ -155,32 +157,29 @@ unsafe impl WriteBuf for Tail<'_> {
     }
 }
 
-/// Puts the LZ4 form of `raw` behind what is in `out` and returns its length; more may follow it.
-fn pack_lz4(raw: &[u8], out: &mut Vec<u8>) -> Option<usize> {
-    let start = out.len();
-    out.resize(start + lz4_flex::block::get_maximum_output_size(raw.len()), 0);
-    lz4_flex::block::compress_into(raw, &mut out[start..]).ok()
+/// Puts the LZ4 form of `raw` into `room` and returns its length.
+fn pack_lz4(raw: &[u8], room: &mut Vec<u8>) -> Option<usize> {
+    let most = lz4_flex::block::get_maximum_output_size(raw.len());
+    if room.len() < most {
+        room.resize(most, 0);
+    }
+    lz4_flex::block::compress_into(raw, room).ok()
 }
 
 /// A frame whose LZ4 form is longer than one part in so many of it consists of literals for the most part.
 const LITERALS_SHARE: usize = 4;
 
-/// Where Zstandard would gain nothing over LZ4, which is several times as fast: the LZ4 form of `raw`, put behind what is in `out`, and its length.
+/// Where Zstandard would gain nothing over LZ4, which is several times as fast: the LZ4 form of `raw`, put into `room`, and its length.
 ///
 /// That is so where an entropy coder has nothing to do (the bytes between constants are evenly distributed) and LZ4 leaves them
-/// as literals. What stands for the repetitions is all that Zstandard could store shorter. Leaves `out` as it is otherwise.
-fn repetitions_only(raw: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+/// as literals. What stands for the repetitions is all that Zstandard could store shorter.
+fn repetitions_only(raw: &[u8], room: &mut Vec<u8>) -> Option<usize> {
     if !probe::is_flat(raw) {
         return None;
     }
-    let start = out.len();
     let (hardly, mostly) = (raw.len() - raw.len().div_ceil(SAVING_MIN), raw.len() / LITERALS_SHARE);
     // Between nothing at all and enough to be worth it there may be something that Zstandard makes more of.
-    let len = pack_lz4(raw, out).filter(|&len| (len > mostly && len <= hardly) || len > raw.len() - raw.len() / 64);
-    if len.is_none() {
-        out.truncate(start);
-    }
-    len
+    pack_lz4(raw, room).filter(|&len| (len > mostly && len <= hardly) || len > raw.len() - raw.len() / 64)
 }
 
 thread_local! {
@@ -228,6 +227,11 @@ fn unzstd(data: &[u8], out: &mut [u8]) -> std::result::Result<usize, &'static st
 /// reason to compare, never proof.
 pub fn fingerprint(block: &[u8]) -> u128 {
     xxhash_rust::xxh3::xxh3_128(block)
+}
+
+/// What tells a block's content from another: 0 for zeroes, else the [`fingerprint`].
+pub fn content(block: &[u8]) -> u128 {
+    if is_zero(block) { 0 } else { fingerprint(block) }
 }
 
 #[cfg(test)]

@@ -353,6 +353,8 @@ impl Pool {
             cleaner_moved: get(&c.cleaner_moved),
             rebuilt: get(&c.rebuilt),
             cleaner_segments: get(&c.cleaner_segments),
+            cleaner_cleaned: get(&c.cleaner_cleaned),
+            cleaner_s: get(&c.cleaner_us) as f64 / 1e6,
             recompressed: get(&c.recompressed),
             held_back_to,
             segments_free: free_segments,

@@ -176,8 +176,15 @@ impl Engine {
 
     async fn clean_rounds(self: &Arc<Self>, aside: &mut Aside, gain: &mut Gain) -> Result<()> {
         let mut under_way: Option<Awaited> = None;
+        let mut at = self.env.now();
+        let mut count_time = || {
+            let passed = self.env.now().saturating_sub(at);
+            at += passed;
+            self.counters.cleaner_us.fetch_add(passed.as_micros() as u64, Ordering::Relaxed);
+        };
         while !self.space().is_enough() && self.gives_back() && gain.is_worth_a_round(self) {
             let cleaned = self.clean_round(aside, gain).await?;
+            count_time();
             let before = self.space().free_segments;
             // One at a time. What it gives back is what was emptied before it began.
             if let Some(checkpoint) = under_way.take() {
@@ -193,10 +200,11 @@ impl Engine {
                 break;
             }
         }
-        match under_way {
-            Some(checkpoint) => checkpoint.await,
-            None => Ok(()),
+        if let Some(checkpoint) = under_way {
+            checkpoint.await?;
         }
+        count_time();
+        Ok(())
     }
 
     /// Whether checkpoints give segments back. While somebody reads one no segment comes back: cleaning would only use up what is free.
@@ -247,6 +255,7 @@ impl Engine {
             match result {
                 Ok(true) if self.is_emptied(&victim) => {
                     self.counters.cleaner_segments.fetch_add(1, Ordering::Relaxed);
+                    self.counters.cleaner_cleaned.fetch_add(space.segment, Ordering::Relaxed);
                     // Pages of a metadata segment are written elsewhere by the next checkpoint. One that is under way may have begun before.
                     let next = *self.checkpointed.borrow() + 1 + u64::from(self.checkpoints.try_lock().is_err());
                     aside.until(victim.incarnation, next);

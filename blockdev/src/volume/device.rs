@@ -172,6 +172,7 @@ impl Volume {
             let piece = data.slice(at * BLOCK_SIZE..(at + n) * BLOCK_SIZE);
             let block = |i: usize| HostBlock::of(piece.slice(i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE));
             let blocks: Vec<HostBlock> = (0..n).map(block).collect();
+            let contents = carry.map(|_| blocks.iter().map(|b| b.fingerprint).collect::<Vec<_>>());
             engine.check_volume(self.id)?;
             let takes_space = blocks.iter().any(|b| !b.is_zero());
             let room = engine.intake.reserve(n).await?;
@@ -185,9 +186,10 @@ impl Volume {
             engine.check_alive()?;
             let lba = Lba(first + at as u64);
             let seqno = engine.intake.write(self.id, lba, piece.clone(), blocks, room);
-            if let Some(place) = place {
+            if let (Some(place), Some(contents)) = (place, contents) {
                 let (kind, blocks) = (carry::Kind::Write, n as u64);
-                place.fill(seqno, &Operation { kind, volume: self.id, lba, blocks }, &piece);
+                let operation = Operation { kind, volume: self.id, lba, blocks };
+                place.fill(seqno, &operation, &piece, contents.into_iter());
             }
         }
         Ok(())
@@ -223,7 +225,8 @@ impl Volume {
         let (volume, lba) = (self.id, Lba(first));
         let (seqno, answer) = self.engine.intake.unmap(volume, lba, count);
         if let Some(place) = place {
-            place.fill(seqno, &Operation { kind: carry::Kind::Unmap, volume, lba, blocks: count }, &[]);
+            let operation = Operation { kind: carry::Kind::Unmap, volume, lba, blocks: count };
+            place.fill(seqno, &operation, &[], std::iter::empty());
         }
         match answer.await {
             Ok(result) => result,

@@ -190,6 +190,10 @@ pub struct Counters {
     pub cleaner_moved: AtomicU64,
     /// Segments emptied by the cleaner.
     pub cleaner_segments: AtomicU64,
+    /// Bytes these have room for.
+    pub cleaner_cleaned: AtomicU64,
+    /// Microseconds the cleaner was at work.
+    pub cleaner_us: AtomicU64,
     /// Stored bytes that were compressed harder.
     pub recompressed: AtomicU64,
     /// Bytes of columns written anew.

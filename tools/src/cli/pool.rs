@@ -519,7 +519,7 @@ fn describe_stats(stats: &PoolStats) -> String {
                 format!("{}, {:.0} % of what is in use", size(stats.dead), stats.fragmentation * 100.0),
             ),
             ("rebuilt", size(stats.rebuilt)),
-            ("cleaner", format!("{} moved, {} segments given back", size(stats.cleaner_moved), stats.cleaner_segments)),
+            ("cleaner", cleaner(&stats)),
             (
                 "hosts are held back",
                 stats
@@ -550,6 +550,15 @@ fn waits(p50: Option<u64>, p99: Option<u64>) -> String {
         }
         _ => "-".into(),
     }
+}
+
+fn cleaner(stats: &PoolStats) -> String {
+    let rate = if stats.cleaner_s > 0.0 {
+        format!(", {} a second while at work", size((stats.cleaner_cleaned as f64 / stats.cleaner_s) as u64))
+    } else {
+        String::new()
+    };
+    format!("{} moved, {} segments emptied{rate}", size(stats.cleaner_moved), stats.cleaner_segments)
 }
 
 /// The result of a check for people.
@@ -690,10 +699,12 @@ mod tests {
         let stats = PoolStats { memory: [("index".to_owned(), 5 << 20)].into(), ..PoolStats::default() };
         let text = describe_stats(&stats);
         assert!(text.contains("memory: 5 MiB of 0 B\n  OWNER  BYTES\n  index  5 MiB\n"), "{text}");
-        assert!(text.contains("none"), "{text}");
+        assert!(text.contains("none") && text.contains("0 segments emptied\n"), "{text}");
         let host_latency =
             blockdev::report::HostLatency { read_p50_us: Some(1500), read_p99_us: Some(9260), ..Default::default() };
-        let text = describe_stats(&PoolStats { host_latency, background_share: Some(0.25), ..stats });
+        let cleaner = PoolStats { cleaner_segments: 3, cleaner_cleaned: 6 << 20, cleaner_s: 1.5, ..stats };
+        let text = describe_stats(&PoolStats { host_latency, background_share: Some(0.25), ..cleaner });
+        assert!(text.contains("3 segments emptied, 4 MiB a second while at work"), "{text}");
         assert!(text.contains("1.5 ms, the slowest hundredth 9.3 ms or more"), "{text}");
         assert!(text.contains("25 % of full speed at most"), "{text}");
     }
