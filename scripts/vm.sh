@@ -125,6 +125,7 @@ write_job() {
             *) printf 'export %s=%q\n' "$variable" "${!variable}" ;;
             esac
         done
+        echo ': >"$ASHLAR_VM_DIR/begun"'
         printf 'cd %q\n' "$PWD"
         printf 'exec'
         printf ' %q' "$@"
@@ -151,11 +152,20 @@ boot() {
         "${qemu[@]}" || status=$?
         stty sane 2>/dev/null || true
     else
-        # In the background, so that this script answers to signals; clear_away ends it.
-        "${bound[@]}" "${qemu[@]}" </dev/null &
-        machine=$!
-        wait $machine || status=$?
-        machine=
+        local tries=3
+        while :; do
+            # In the background, so that this script answers to signals; clear_away ends it.
+            "${bound[@]}" "${qemu[@]}" </dev/null &
+            machine=$!
+            status=0
+            wait $machine || status=$?
+            machine=
+            tries=$((tries - 1))
+            # The emulator now and then breaks the kernel while that patches its own code, early when it boots. A job that has begun is never run again.
+            [ $status = 0 ] && [ ! -e "$scratch/shared/begun" ] && [ $tries -gt 0 ] || break
+            echo "vm: the machine stopped before the job began; it is started again. The end of its console:" >&2
+            show_console 15
+        done
     fi
     result=$(cat "$scratch/shared/status" 2>/dev/null || true)
     if [ $status = $ended_in_order ] && [[ $result =~ ^[0-9]+$ ]]; then
