@@ -115,12 +115,12 @@ package: build ## The Debian package of the release build
 
 # The long version of `test`: more seeds, more rounds, advisories. Variables that are set already are kept.
 .PHONY: nightly
-nightly: export ASHLAR_SIM_SEEDS ?= 100000
+nightly: export ASHLAR_SIM_TIMES ?= 50
 nightly: export ASHLAR_SIM_POINTS ?= 1000000
 nightly: export ASHLAR_KILL_ROUNDS ?= 500
 nightly: export ASHLAR_FUZZ_SECS ?= 600
 nightly: export NEXTEST_PROFILE ?= nightly
-nightly: lint docs ## The long tests: 100,000 seeds, 500 kills, long fuzzing
+nightly: lint docs ## The long tests: 50 times the seeds (100,000 of the general ones), 500 kills, long fuzzing
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; fi
 	$(MAKE) unit
 	$(MAKE) test-vm

@@ -7,7 +7,7 @@ use super::Pool;
 use crate::redundancy::array::Member;
 use crate::report::{Alert, DiskInfo, DiskState, PoolStats, PoolStatus, Reduction, Redundancy};
 use crate::segment::table::SegmentTable;
-use crate::units::{BLOCK_BYTES, VolumeId};
+use crate::units::VolumeId;
 use crate::volume::recovery::OLDER_STATE;
 use crate::volume::scrub::ERRORS_MANY;
 use crate::volume::shares::{DIRECTORY_MEMORY, PAGE_MEMORY};
@@ -33,7 +33,7 @@ impl Pool {
             out.push(Alert { severity: severity.into(), code: code.into(), object, message });
         };
         let disk = |id: u16| format!("disk/{id}");
-        let wanted = "once it works again, restarting the daemon takes it back";
+        let wanted = "once it works again, 'ashlar disk rescan' takes it back";
         let declared = |d: &DiskInfo| engine.array.members().iter().any(|m| m.id.0 == d.id && m.is_declared_failed());
         for d in disks {
             let name = if d.path.is_empty() { d.uuid.to_string() } else { d.path.clone() };
@@ -259,6 +259,7 @@ impl Pool {
         // Both look at the state themselves.
         let (rebuild, spare, scrub) = (engine.rebuild_progress(), engine.spare(), engine.scrub_progress());
         let (deleting, deleting_done) = engine.reaping();
+        let provisioned = engine.provisioned();
         let state = engine.state.read();
         let layout = state.segments.width(&engine.array).map_or("-".into(), |w| format!("{}+{}", w.data, w.parity));
         let volumes = || state.volumes.values().filter(|v| !v.deleting && !v.is_snapshot());
@@ -282,7 +283,7 @@ impl Pool {
             available: space.available(),
             reserved: state.reserved(),
             set_aside: space.set_aside,
-            provisioned: volumes().map(|v| v.blocks * BLOCK_BYTES).sum(),
+            provisioned,
             reduction: reduction(
                 state.referenced_bytes,
                 state.unique_bytes,

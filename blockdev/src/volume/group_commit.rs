@@ -147,23 +147,33 @@ impl Engine {
         self.log_wake.notify_one();
     }
 
-    /// The task that writes the log.
+    /// The task that writes the log: when somebody waits for it, when there is enough, and when the oldest record has waited for long enough.
     pub(super) async fn write_log(self: Arc<Self>) {
-        let mut forced = false;
+        // Since when there have been records.
+        let mut since = None;
         loop {
             if self.is_dead() {
                 return;
             }
-            let due = self.log_queue.lock().is_due();
-            if !due && !forced {
-                let wake = self.log_wake.notified();
-                let timer = self.env.sleep(self.config.log_interval);
-                tokio::pin!(wake);
-                let woken = futures::future::select(wake, timer).await;
-                forced = matches!(woken, futures::future::Either::Right(_));
+            let (is_due, is_empty) = {
+                let mut queue = self.log_queue.lock();
+                (queue.is_due(), queue.items.is_empty())
+            };
+            let wake = self.log_wake.notified();
+            if !is_due && is_empty {
+                since = None;
+                wake.await;
                 continue;
             }
-            forced = false;
+            let now = self.env.now();
+            let waited = now.saturating_sub(*since.get_or_insert(now));
+            if !is_due && waited < self.config.log_interval {
+                let timer = self.env.sleep(self.config.log_interval - waited);
+                tokio::pin!(wake);
+                futures::future::select(wake, timer).await;
+                continue;
+            }
+            since = None;
             if let Err(e) = self.write_all_queued().await {
                 self.fail(e.context("writing the log"));
                 return;

@@ -12,7 +12,7 @@ use crate::redundancy::array::DiskArray;
 use crate::redundancy::layout::Width;
 use crate::report::Alert;
 use crate::segment::appender::recovery_room;
-use crate::units::{BLOCK_SIZE, VolumeId};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, VolumeId};
 
 /// Share of segments kept for the cleaner and for metadata.
 const RESERVE: f64 = 0.08;
@@ -404,6 +404,20 @@ impl Engine {
                 space.set_aside >> 20
             ),
         });
+        let provisioned = self.provisioned();
+        // From half on: a thin pool that is new promises more than it has, as it is meant to.
+        let overcommitted = (provisioned > space.usable && percent >= 50).then(|| Alert {
+            severity: "info".into(),
+            code: "pool.overcommitted".into(),
+            object: "pool".into(),
+            message: format!(
+                "volumes of pool {} have {} MiB in all, {:.1} times of what it can hold, and {percent}% is used: hosts may write more than there is room \
+                 for. Add drives in time, discard data, or reserve space for what must not wait (ashlar volume reserve)",
+                self.name,
+                provisioned >> 20,
+                provisioned as f64 / space.usable.max(1) as f64
+            ),
+        });
         let share = self.catalogue_share();
         let catalogue = (share > CATALOGUE_ALERT).then(|| Alert {
             severity: "warning".into(),
@@ -417,6 +431,12 @@ impl Engine {
                 CATALOGUE_FULL * 100.0
             ),
         });
-        alert.into_iter().chain(reserved).chain(catalogue).collect()
+        alert.into_iter().chain(reserved).chain(overcommitted).chain(catalogue).collect()
+    }
+
+    /// Bytes that all volumes have in all, written or not.
+    pub fn provisioned(&self) -> u64 {
+        let state = self.state.read();
+        state.volumes.values().filter(|v| !v.deleting && !v.is_snapshot()).map(|v| v.blocks * BLOCK_BYTES).sum()
     }
 }

@@ -283,7 +283,6 @@ fn wrong_commands_change_nothing() {
         ("lab disk-corrupt --dir {dir} 0 --bytes 2M", 2, "not 2097152"),
         ("lab disk-corrupt --dir {dir} 0 --bytes 1M --count 1025", 2, "at a time"),
         ("lab disk-corrupt --dir {dir} 0 --seed x", 2, "invalid"),
-        ("lab disk-fail --dir {dir} 0", 2, "unrecognized"),
         ("disk show 6", 3, "there is no disk '6'"),
         ("disk show", 2, "required"),
         ("disk keep 0", 2, "is not being removed"),

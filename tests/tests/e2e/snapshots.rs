@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ashlar_tests::Lab;
 use ashlar_tests::require::{Need, met};
 
+use crate::history::bytes_of;
 use crate::nbd::{Client, Request};
 use crate::tools::{SMALL, attach, create, detach, expect_sound, nbd_socket, shell, tool};
 
@@ -310,4 +311,48 @@ fn snapshots_of_several_volumes_are_of_one_instant() {
     }
     assert!(last > 20, "only {last} writes in all");
     expect_sound(&lab);
+}
+
+/// Ranges that differ come in pages: what the pages tell together is what the command tells.
+#[test]
+fn differences_come_page_by_page() {
+    const STEP: u64 = 1 << 20;
+    if !met("differences_come_page_by_page", &[Need::Tool("curl")]) {
+        return;
+    }
+    let lab = Lab::up(SMALL);
+    create(&lab, "v", "64M");
+    attach(&lab, "v", &["nbd"]);
+    let mut client = Client::connect(&nbd_socket(&lab), "v").expect("the export");
+    let mut write = |at: u64, content: u64| {
+        client.one(Request::Write { offset: at, data: bytes_of(content), fua: true }).expect("written");
+    };
+    (0..64).for_each(|n| write(n * STEP, n + 1));
+    lab.ashlar(&["snapshot", "create", "v@s"]).expect_ok();
+    let changed: Vec<u64> = (0..64).filter(|n| n % 3 != 1).collect();
+    changed.iter().for_each(|n| write(n * STEP + 8192, n + 1000));
+    let socket = lab.dir().join("run/api.sock").display().to_string();
+    let (mut found, mut pages, mut offset) = (Vec::new(), 0, 0);
+    loop {
+        let url = format!("http://localhost/v1/volumes/v/changes?since=v@s&offset={offset}&limit=7");
+        let answer = shell("curl -sS --fail --unix-socket \"$1\" \"$2\"", &[&socket, &url]).expect_ok().stdout;
+        let page: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+        let ranges = page["ranges"].as_array().expect("ranges").clone();
+        assert!(ranges.len() <= 7, "{page}");
+        found.extend(ranges);
+        pages += 1;
+        match page["next"].as_u64() {
+            Some(next) => offset = next,
+            None => break,
+        }
+    }
+    assert!(pages >= changed.len() / 7 && pages < 2 * changed.len(), "{pages} pages");
+    let offsets: Vec<u64> = found.iter().filter_map(|r| r["offset"].as_u64()).collect();
+    assert_eq!(offsets, changed.iter().map(|n| n * STEP + 8192).collect::<Vec<_>>());
+    let all = lab.json(&["volume", "diff", "v@s", "v"]);
+    assert_eq!(all["ranges"].as_array(), Some(&found));
+    for wrong in ["limit=x", "offset=-1"] {
+        let url = format!("http://localhost/v1/volumes/v/changes?since=v@s&{wrong}");
+        shell("curl -sS --fail --unix-socket \"$1\" \"$2\"", &[&socket, &url]).expect_failure();
+    }
 }

@@ -38,10 +38,11 @@ fn a_full_pool_refuses_writes_and_nothing_else() {
     create(&lab, "data", "1T");
     attach(&lab, "data", &["nbd"]);
     let mut client = Client::connect(&nbd_socket(&lab), "data").expect("the export");
-    let mut written = Vec::new();
+    let (mut written, mut told) = (Vec::new(), std::collections::BTreeSet::new());
     let refused = 'full: loop {
         let next = written.last().map_or(0, |last| last + 1);
         assert!(next < 4096, "the pool never gets full");
+        told.extend(alerts(&lab));
         let batch: Vec<u64> = (next..next + DEPTH).collect();
         let requests: Vec<Request> = batch.iter().map(|at| write(*at, 0)).collect();
         let answers = client.batch(&requests).expect("answers");
@@ -53,6 +54,9 @@ fn a_full_pool_refuses_writes_and_nothing_else() {
         }
     };
     assert_eq!(refused as i32, NO_SPACE);
+    for code in ["pool.overcommitted", "pool.space.80", "pool.space.90", "pool.space.95"] {
+        assert!(told.contains(code), "{code} is not among {told:?}");
+    }
     let status = lab.json(&["pool", "status"]);
     eprintln!("full after {} MiB: {} of {} used", written.len(), status["used"], status["usable"]);
     assert_eq!(status["health"], "healthy", "{status}");

@@ -11,6 +11,7 @@ mod kill;
 mod lvm;
 mod ublk;
 mod ublk_restart;
+mod ublk_sectors;
 mod ublk_trouble;
 mod unplug;
 mod upgrade;

@@ -10,10 +10,10 @@ use blockdev::report::Tolerance;
 
 use super::harness::{Appliance, Change, Faults, Scenario};
 use super::rebuild::scenario as rebuild_scenario;
-use super::seeds::{number, outcome_of};
+use super::seeds::{number, outcome_of, outcome_of_value};
 
 /// Writes of each change at which a crash is tried, unless told otherwise.
-const POINTS: u64 = 300;
+const POINTS: u64 = 200;
 
 /// What happens, after a life of writes.
 #[derive(Clone, Copy, Debug)]
@@ -96,16 +96,24 @@ fn crash_at(what: What, tolerance: Tolerance, point: u64) -> Result<(), String> 
     a.finish()
 }
 
-/// Another disk dies after so many of its requests: what was going on comes to its end, and so does the rebuild.
-fn death_at(what: What, tolerance: Tolerance, victim: usize, point: u64) -> Result<(), String> {
+/// Disks die after so many of their requests, and after that the power fails where a write is given: what was going on comes to its end, and so does the rebuild. Returns whether all of them died.
+fn death_at(what: What, tolerance: Tolerance, victims: &[(usize, u64)], crash: Option<u64>) -> Result<bool, String> {
     let mut a = before(what, tolerance)?;
     let change = change_of(what);
     let joins = change == Change::Add;
-    // It may die while it is labelled: then adding it fails, and says so.
-    a.doomed = Some((victim, point));
-    match a.heal_after(change, None) {
-        Err(e) if joins && victim == a.disks.len() - 1 && e.contains("adding") => {}
+    a.doomed = victims.to_vec();
+    match a.heal_after(change, crash) {
+        // It may die while it is labelled: then adding it fails, and says so. So does taking one back.
+        Err(e) if joins && victims.iter().any(|(v, _)| *v == a.disks.len() - 1) && e.contains("adding") => {}
+        Err(e)
+            if change == Change::Keep(1)
+                && victims.iter().any(|(v, _)| *v == 1)
+                && (e.contains("keeping: ") || e.contains("was kept")) => {}
         other => drop(other?),
+    }
+    let all_died = victims.iter().all(|(v, _)| a.disks[*v].is_failed());
+    if crash.is_some() && !joins {
+        a.heal_after(change, None)?;
     }
     a.heal(None)?;
     let after = match change {
@@ -114,26 +122,45 @@ fn death_at(what: What, tolerance: Tolerance, victim: usize, point: u64) -> Resu
     };
     let out = a.declared;
     let alive = (0..a.disks.len()).filter(|&i| !a.disks[i].is_failed() && Some(i) != out).collect::<Vec<_>>();
-    alive.into_iter().skip(point as usize % 2).take(after.drives()).for_each(|i| a.disks[i].fail());
-    a.finish()
+    let skip = victims.iter().map(|(_, point)| *point as usize).sum::<usize>() % 2;
+    alive.into_iter().skip(skip).take(after.drives()).for_each(|i| a.disks[i].fail());
+    a.finish().map(|()| all_died)
 }
 
 /// Requests of a disk at which it dies, unless told otherwise.
-const DEATHS: u64 = 12;
+const DEATHS: u64 = 8;
 
-fn every_death(what: What, tolerance: Tolerance) {
-    let deaths = number("ASHLAR_SIM_POINTS").map_or(DEATHS, |points| points.min(200));
-    let disks = scenario(tolerance).disks;
-    let mut failed = Vec::new();
-    for victim in (0..disks).filter(|&v| v != 1) {
-        for i in 0..deaths {
-            let point = 1 + i * 400 / deaths;
-            if let Err(e) = outcome_of(|| death_at(what, tolerance, victim, point)) {
-                failed.push(format!("disk {victim}, request {point}: {e}"));
+/// At a time so many disks die, of which none is dead before; every other time the power fails as well.
+fn every_death(what: What, tolerance: Tolerance, at_once: usize) {
+    let deaths = number("ASHLAR_SIM_POINTS").unwrap_or(DEATHS);
+    // How many requests each disk has, where nothing fails.
+    let mut undisturbed = before(what, tolerance).expect("before");
+    let before_it: Vec<u64> = undisturbed.disks.iter().map(|d| d.ops_count()).collect();
+    let writes = undisturbed.heal_after(change_of(what), None).expect("undisturbed");
+    let requests = |i: usize| undisturbed.disks[i].ops_count() - before_it.get(i).copied().unwrap_or(0);
+    let alive: Vec<usize> = (0..undisturbed.disks.len()).filter(|&i| !undisturbed.disks[i].is_failed()).collect();
+    let (mut failed, mut died, mut tried) = (Vec::new(), 0, 0);
+    for (n, &victim) in alive.iter().enumerate() {
+        let count = requests(victim);
+        assert!(count > 4, "{what:?}: disk {victim} has {count} requests");
+        for i in 0..deaths.min(count) {
+            let share = |all: u64| 1 + i * all / deaths.min(count);
+            let others = (1..at_once).map(|k| alive[(n + k) % alive.len()]);
+            // The others die earlier or later.
+            let others = others.map(|v| (v, 1 + share(requests(v)) * 7 % requests(v)));
+            let victims: Vec<(usize, u64)> = std::iter::once((victim, share(count))).chain(others).collect();
+            // Reads of what was restored come last, so that requests run behind writes.
+            let crash = (i % 2 == 1).then(|| writes / 2 + share(writes) / 2);
+            match outcome_of_value(|| death_at(what, tolerance, &victims, crash)) {
+                Ok(all) => died += u64::from(all && crash.is_none()),
+                Err(e) => failed.push(format!("disks and requests {victims:?}, crash at {crash:?}: {e}")),
             }
+            tried += u64::from(crash.is_none());
         }
     }
     assert!(failed.is_empty(), "{what:?}: {}", failed.join("\n"));
+    // Some have fewer requests once others are gone.
+    assert!(died * 4 >= tried * 3, "{what:?}: only in {died} of {tried} tries did they die");
 }
 
 fn every(what: What, tolerance: Tolerance) {
@@ -159,34 +186,44 @@ every_step! {
     of_a_rebuild: What::Rebuild, Single;
     of_a_rebuild_with_double_tolerance: What::Rebuild, Double;
     of_catching_up: What::CatchUp, Single;
+    of_catching_up_with_double_tolerance: What::CatchUp, Double;
     of_joining: What::Change(Change::Add), Single;
+    of_joining_with_double_tolerance: What::Change(Change::Add), Double;
+    of_joining_without_tolerance: What::Change(Change::Add), None;
     of_leaving: What::Change(Change::Remove(2)), Single;
     of_leaving_with_double_tolerance: What::Change(Change::Remove(2)), Double;
     of_declaring_a_disk_failed: What::Change(Change::Fail(1)), Single;
     of_declaring_a_disk_failed_with_double_tolerance: What::Change(Change::Fail(1)), Double;
     of_keeping_a_disk_that_was_declared_failed: What::Keep, Single;
+    of_keeping_a_disk_with_double_tolerance: What::Keep, Double;
+    of_taking_on_tolerance: What::Change(Change::Tolerance(Tolerance::Single)), None;
+    of_giving_tolerance_up: What::Change(Change::Tolerance(Tolerance::None)), Single;
     of_raising_the_tolerance: What::Change(Change::Tolerance(Tolerance::Double)), Single;
     of_lowering_the_tolerance: What::Change(Change::Tolerance(Tolerance::Single)), Double;
     of_a_scrub: What::Scrub, Single;
     of_a_scrub_with_double_tolerance: What::Scrub, Double;
     of_rebalancing: What::Change(Change::Rebalance), Single;
+    of_rebalancing_with_double_tolerance: What::Change(Change::Rebalance), Double;
 }
 
 macro_rules! every_death {
-    ($($name:ident: $what:expr, $tolerance:ident;)*) => {
-        $(#[test] fn $name() { every_death($what, Tolerance::$tolerance); })*
+    ($($name:ident: $what:expr, $tolerance:ident, $at_once:literal;)*) => {
+        $(#[test] fn $name() { every_death($what, Tolerance::$tolerance, $at_once); })*
     };
 }
 
 every_death! {
-    death_in_a_rebuild: What::Rebuild, Double;
-    death_in_catching_up: What::CatchUp, Double;
-    death_in_joining: What::Change(Change::Add), Single;
-    death_in_leaving: What::Change(Change::Remove(2)), Single;
-    death_in_declaring_a_disk_failed: What::Change(Change::Fail(1)), Double;
-    death_in_keeping_a_disk: What::Keep, Double;
-    death_in_raising_the_tolerance: What::Change(Change::Tolerance(Tolerance::Double)), Single;
-    death_in_lowering_the_tolerance: What::Change(Change::Tolerance(Tolerance::Single)), Double;
-    death_in_a_scrub: What::Scrub, Double;
-    death_in_rebalancing: What::Change(Change::Rebalance), Single;
+    death_in_a_rebuild: What::Rebuild, Double, 1;
+    death_in_catching_up: What::CatchUp, Double, 1;
+    death_in_joining: What::Change(Change::Add), Single, 1;
+    deaths_in_joining: What::Change(Change::Add), Double, 2;
+    death_in_leaving: What::Change(Change::Remove(2)), Single, 1;
+    deaths_in_leaving: What::Change(Change::Remove(2)), Double, 2;
+    death_in_declaring_a_disk_failed: What::Change(Change::Fail(1)), Double, 1;
+    death_in_keeping_a_disk: What::Keep, Double, 1;
+    death_in_raising_the_tolerance: What::Change(Change::Tolerance(Tolerance::Double)), Single, 1;
+    death_in_lowering_the_tolerance: What::Change(Change::Tolerance(Tolerance::Single)), Double, 1;
+    death_in_a_scrub: What::Scrub, Double, 1;
+    death_in_rebalancing: What::Change(Change::Rebalance), Single, 1;
+    deaths_in_rebalancing: What::Change(Change::Rebalance), Double, 2;
 }

@@ -68,6 +68,8 @@ pub enum Faults {
     Any,
     /// They die and stay dead.
     Deaths,
+    /// All of them stall, and some do not keep what they were told to flush, and say so once.
+    Slow,
     /// They die and may come back, in the same life or the next. Strict: what they missed must be known without a checksum.
     Returns {
         strict: bool,
@@ -126,8 +128,8 @@ pub struct Appliance {
     frail: Vec<usize>,
     /// A disk that was declared failed for good: it stays out.
     pub declared: Option<usize>,
-    /// A disk that dies after so many requests of the next life in which redundancy is restored.
-    pub doomed: Option<(usize, u64)>,
+    /// Disks that die after so many requests of the next life in which redundancy is restored.
+    pub doomed: Vec<(usize, u64)>,
     /// What outlives the process, where the scenario has that.
     pub memory: Arc<Memory>,
 }
@@ -205,7 +207,7 @@ impl Appliance {
             cleaned: 0,
             frail,
             declared: None,
-            doomed: None,
+            doomed: Vec::new(),
             memory,
         };
         let scope = out.next_life();
@@ -242,6 +244,9 @@ impl Appliance {
 
     /// Faults for the disks that may have them.
     fn set_faults(&mut self) {
+        if self.scenario.faults == Faults::Slow {
+            return self.set_slow();
+        }
         for &i in &self.frail.clone() {
             let mut budget = FaultBudget::none();
             if matches!(self.scenario.faults, Faults::Deaths | Faults::Returns { .. }) {
@@ -266,6 +271,19 @@ impl Appliance {
         }
     }
 
+    /// Any disk stalls now and then, and flushes of those that may fail do.
+    fn set_slow(&mut self) {
+        let stall_max = Duration::from_millis(self.rng.between(5, 20_000));
+        for (i, disk) in self.disks.iter().enumerate() {
+            let stalls = FaultRate::new(self.rng.between(200, 20_000) as u32, 20);
+            let mut budget = FaultBudget { stalls, stall_max, ..FaultBudget::none() };
+            if self.frail.contains(&i) {
+                budget.flush_failures = FaultRate::new(self.rng.between(5_000, 200_000) as u32, 3);
+            }
+            disk.set_budget(budget);
+        }
+    }
+
     /// The disks that may fail from now on.
     pub fn set_frail(&mut self, frail: Vec<usize>) {
         self.disks.iter().for_each(|d| d.set_budget(FaultBudget::none()));
@@ -287,7 +305,7 @@ impl Appliance {
             self.disks.push(SimDisk::new(name, self.scenario.disk_size, seed, FaultBudget::none()));
         }
         self.disks.iter().for_each(|d| d.set_budget(FaultBudget::none()));
-        if let Some((disk, requests)) = self.doomed.take() {
+        for (disk, requests) in std::mem::take(&mut self.doomed) {
             let death_after_ops = Some(self.disks[disk].ops_count() + requests);
             self.disks[disk].set_budget(FaultBudget { death_after_ops, ..FaultBudget::none() });
         }

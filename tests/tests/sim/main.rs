@@ -1,5 +1,5 @@
 //! The whole engine under the simulator: random work, crashes at any point, failing disks; the state after each recovery must be the
-//! state of one instant, not before the last completed flush. `ASHLAR_SIM_SEEDS` sets how many seeds run, `ASHLAR_SIM_SEED` one of them.
+//! state of one instant, not before the last completed flush. `ASHLAR_SIM_SEEDS` sets how many seeds run, `ASHLAR_SIM_TIMES` how many times as many as usual, `ASHLAR_SIM_SEED` one of them.
 
 mod capacity;
 mod changes;
@@ -24,8 +24,11 @@ mod regressions;
 mod reserve;
 mod scrub;
 mod seeds;
+mod slow;
 mod snapshots;
 mod sparse;
 mod status;
 mod stress;
+mod trickle;
+mod upkeep;
 mod work;

@@ -38,6 +38,11 @@ fn a_seed_decides_everything() {
 
 /// Turns a panic into an error.
 pub fn outcome_of(work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    outcome_of_value(work)
+}
+
+/// The same of work with a result.
+pub fn outcome_of_value<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().cloned();
         let literal = || panic.downcast_ref::<&str>().map(|s| s.to_string());
@@ -57,11 +62,15 @@ pub fn number(name: &str) -> Option<u64> {
 
 /// Runs the seeds that fall to this of `shares` tests, and reports up to ten that fail. Returns how many it ran.
 ///
-/// `ASHLAR_SIM_SEED` runs one seed only, `ASHLAR_SIM_FIRST` and `ASHLAR_SIM_SEEDS` set the first one and their number in all shares.
+/// `ASHLAR_SIM_SEED` runs one seed only, `ASHLAR_SIM_FIRST` and `ASHLAR_SIM_SEEDS` set the first one and their number in all shares,
+/// `ASHLAR_SIM_TIMES` that it is so many times the usual number.
 pub fn sweep(share: u64, shares: u64, count: u64, mut run: impl FnMut(u64) -> Result<(), String>) -> usize {
     let (first, count) = match number("ASHLAR_SIM_SEED") {
         Some(seed) => (seed, 1),
-        None => (number("ASHLAR_SIM_FIRST").unwrap_or(1), number("ASHLAR_SIM_SEEDS").unwrap_or(count)),
+        None => {
+            let times = number("ASHLAR_SIM_TIMES").unwrap_or(1);
+            (number("ASHLAR_SIM_FIRST").unwrap_or(1), number("ASHLAR_SIM_SEEDS").unwrap_or(count * times))
+        }
     };
     let (mut failures, mut done) = (Vec::new(), 0);
     for seed in (first..first + count).filter(|seed| seed % shares == share) {

@@ -298,8 +298,8 @@ fn absent(e: Error) -> Result<(), Error> {
 }
 
 /// Seeds of all shares together.
-const SEEDS: u64 = 2000;
-const SHARES: u64 = 2;
+const SEEDS: u64 = 5000;
+const SHARES: u64 = 4;
 
 fn random_seeds(share: u64) {
     sweep_scenarios(share, (SHARES, SEEDS), scenario, run);
@@ -313,6 +313,16 @@ fn random_seeds_0() {
 #[test]
 fn random_seeds_1() {
     random_seeds(1);
+}
+
+#[test]
+fn random_seeds_2() {
+    random_seeds(2);
+}
+
+#[test]
+fn random_seeds_3() {
+    random_seeds(3);
 }
 
 /// Processes are killed, and what they were told is done must be there.

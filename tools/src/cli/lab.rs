@@ -77,13 +77,19 @@ pub enum Command {
     /// Pull a disk: it answers every request with an error until it is pushed back
     ///
     /// It stays out across a restart. When it is out for longer than `failed_grace` (30 s), what it held is rebuilt on the others.
-    #[command(after_help = "Example:\n  ashlar lab disk-pull --dir /tmp/lab 2 && ashlar --dir /tmp/lab pool status")]
+    #[command(
+        visible_alias = "disk-fail",
+        after_help = "Example:\n  ashlar lab disk-pull --dir /tmp/lab 2 && ashlar --dir /tmp/lab pool status"
+    )]
     DiskPull {
         /// Index or name as in `disk list`
         disk: String,
     },
     /// Push a disk back that was pulled: it works again, with what it held, and the pool takes it in
-    #[command(after_help = "Example:\n  ashlar lab disk-push --dir /tmp/lab 2 && ashlar --dir /tmp/lab disk show 2")]
+    #[command(
+        visible_alias = "disk-restore",
+        after_help = "Example:\n  ashlar lab disk-push --dir /tmp/lab 2 && ashlar --dir /tmp/lab disk show 2"
+    )]
     DiskPush {
         /// Index or name as in `disk list`
         disk: String,
