@@ -524,7 +524,7 @@ fn describe_stats(stats: &PoolStats) -> String {
                 format!("{}, {:.0} % of what is in use", size(stats.dead), stats.fragmentation * 100.0),
             ),
             ("rebuilt", size(stats.rebuilt)),
-            ("cleaner", cleaner(&stats)),
+            ("cleaner", cleaner(stats)),
             (
                 "hosts are held back",
                 stats
