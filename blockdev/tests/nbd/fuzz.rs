@@ -14,7 +14,8 @@ use crate::client::{Client, FLAGS, encode_option, info_data, meta_data};
 use crate::lab::{Lab, Random, Setup, now};
 
 const MIB: u64 = 1 << 20;
-const CONVERSATIONS: usize = 4000;
+/// Conversations for each second of `ASHLAR_FUZZ_SECS`, which is 3 unless it is set.
+const A_SECOND: usize = 1333;
 
 fn request(out: &mut Vec<u8>, command: u16, flags: u16, offset: u64, len: u32) {
     out.extend(Request { flags, command, cookie: out.len() as u64, offset, len }.encode());
@@ -89,8 +90,9 @@ fn the_server_outlives_damaged_conversations() {
     let device = Arc::new(MemoryDevice::new(MIB));
     let lab = Lab::with(&[("a", device.clone())], Setup { limits, ..Setup::default() });
     let mut random = Random(0x00C0_FFEE_0BAD_5EED);
-    let mut answered = 0;
-    for round in 0..CONVERSATIONS {
+    let seconds: usize = std::env::var("ASHLAR_FUZZ_SECS").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
+    let (mut answered, conversations) = (0, seconds.max(1) * A_SECOND);
+    for round in 0..conversations {
         let mut bytes = conversation(&mut random);
         damage(&mut bytes, &mut random);
         let mut stream = UnixStream::connect(lab.socket()).unwrap();
@@ -107,7 +109,7 @@ fn the_server_outlives_damaged_conversations() {
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "conversation {round}"),
         }
     }
-    assert!(answered > CONVERSATIONS / 2, "only {answered} conversations came to an end");
+    assert!(answered > conversations / 2, "only {answered} conversations came to an end");
     Lab::until("all of them are gone", || lab.server.connections() == 0);
     assert_eq!(Arc::strong_count(&device), 2, "the server lets go of the device");
     let mut client = Client::open(&lab.socket(), "a", true);
