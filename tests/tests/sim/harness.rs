@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blockdev::carry::{Region, Store};
-use blockdev::disk::{CrashPlan, CrashTrigger, Disk, FaultBudget, FaultRate, SimDisk};
-use blockdev::env::{Rng, SimScope};
+use blockdev::disk::{CrashPlan, CrashTrigger, Disk, FaultBudget, FaultRate, MemoryDisk, SimDisk};
+use blockdev::env::{Env, Rng, SimScope};
 use blockdev::pool::{CreateOptions, Pool, PoolConfig};
 use blockdev::report::{DiskInfo, DiskState, Priority, Tolerance};
 use blockdev::units::{BLOCK_BYTES, BLOCK_SIZE, Uuid};
@@ -113,6 +113,16 @@ impl Scenario {
             config,
         }
     }
+}
+
+/// A pool with little memory on small disks without faults, where one may fail.
+pub async fn memory_pool(env: &Arc<dyn Env>, disks: usize, config: PoolConfig) -> Pool {
+    let disk = |i| Arc::new(MemoryDisk::new(format!("d{i}"), 48 << 20)) as Arc<dyn Disk>;
+    let disks: Vec<Arc<dyn Disk>> = (0..disks).map(disk).collect();
+    let (tolerance, chunk_size, strip_size) = (Tolerance::Single, Some(256 << 10), Some(16 << 10));
+    let options = CreateOptions { name: "tank".into(), tolerance, chunk_size, strip_size, force: false };
+    Pool::create(env.clone(), disks.clone(), options).await.expect("created");
+    Pool::open(env.clone(), disks, PoolConfig { memory: 16 << 20, ..config }).await.expect("opened")
 }
 
 /// The appliance.

@@ -1,14 +1,12 @@
 //! Hosts that write little and never ask for a flush.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use blockdev::disk::{Disk, MemoryDisk};
 use blockdev::env::SimScope;
-use blockdev::pool::{CreateOptions, Pool, PoolConfig};
-use blockdev::report::Tolerance;
+use blockdev::pool::PoolConfig;
 
 use super::cut_short::noise;
+use super::harness::memory_pool;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: usize = 4096;
@@ -19,15 +17,10 @@ fn the_log_does_not_wait_for_a_pause() {
     let scope = SimScope::new(1);
     let env = scope.env();
     let work = async {
-        let disks: Vec<Arc<dyn Disk>> =
-            (0..4).map(|i| Arc::new(MemoryDisk::new(format!("d{i}"), 48 * MIB)) as Arc<dyn Disk>).collect();
-        let (tolerance, chunk_size, strip_size) = (Tolerance::Single, Some(256 << 10), Some(16 << 10));
-        let options = CreateOptions { name: "tank".into(), tolerance, chunk_size, strip_size, force: false };
-        Pool::create(env.clone(), disks.clone(), options).await.expect("created");
         let hour = Duration::from_secs(3600);
-        let config = PoolConfig { memory: 16 << 20, checkpoint_interval: 2 * hour, ..PoolConfig::default() };
+        let config = PoolConfig { checkpoint_interval: 2 * hour, ..PoolConfig::default() };
         let (interval, pause) = (config.log_interval, config.log_interval / 5);
-        let pool = Pool::open(env.clone(), disks.clone(), config).await.expect("opened");
+        let pool = memory_pool(&env, 4, config).await;
         pool.create_volume("v", 16 * MIB).await.expect("a volume");
         let device = pool.open_volume("v").expect("a device");
         let entries = async || pool.stats().await.log_records;

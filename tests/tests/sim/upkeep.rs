@@ -3,23 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockdev::disk::{Disk, MemoryDisk};
 use blockdev::env::{Env, SimScope};
-use blockdev::pool::{CreateOptions, Pool, PoolConfig};
-use blockdev::report::Tolerance;
+use blockdev::pool::PoolConfig;
 
 use super::cut_short::noise;
+use super::harness::memory_pool;
 
 const MIB: u64 = 1 << 20;
-
-async fn pool(env: &Arc<dyn Env>, config: PoolConfig) -> Pool {
-    let disks: Vec<Arc<dyn Disk>> =
-        (0..6).map(|i| Arc::new(MemoryDisk::new(format!("d{i}"), 48 * MIB)) as Arc<dyn Disk>).collect();
-    let (tolerance, chunk_size, strip_size) = (Tolerance::Single, Some(256 << 10), Some(16 << 10));
-    let options = CreateOptions { name: "tank".into(), tolerance, chunk_size, strip_size, force: false };
-    Pool::create(env.clone(), disks.clone(), options).await.expect("created");
-    Pool::open(env.clone(), disks, PoolConfig { memory: 16 << 20, ..config }).await.expect("opened")
-}
 
 #[test]
 fn scrubs_come_by_the_calendar() {
@@ -27,7 +17,7 @@ fn scrubs_come_by_the_calendar() {
     let env: Arc<dyn Env> = scope.env();
     let work = async {
         let day = Duration::from_secs(24 * 3600);
-        let pool = pool(&env, PoolConfig { scrub_interval: 7 * day, ..PoolConfig::default() }).await;
+        let pool = memory_pool(&env, 6, PoolConfig { scrub_interval: 7 * day, ..PoolConfig::default() }).await;
         pool.create_volume("v", 16 * MIB).await.expect("a volume");
         let device = pool.open_volume("v").expect("a device");
         device.write(0, noise(1, 4 << 20), false).await.expect("written");
@@ -56,7 +46,7 @@ fn a_spare_that_is_used_up_is_told() {
     let scope = SimScope::new(2);
     let env: Arc<dyn Env> = scope.env();
     let work = async {
-        let pool = pool(&env, PoolConfig::default()).await;
+        let pool = memory_pool(&env, 6, PoolConfig::default()).await;
         pool.create_volume("v", 1 << 30).await.expect("a volume");
         let device = pool.open_volume("v").expect("a device");
         let alerts = async || pool.status().await.alerts.into_iter().map(|a| a.code).collect::<Vec<_>>();
