@@ -411,7 +411,7 @@ impl Engine {
             code: "pool.overcommitted".into(),
             object: "pool".into(),
             message: format!(
-                "volumes of pool {} have {} MiB in all, {:.1} times of what it can hold, and {percent}% is used: hosts may write more than there is room \
+                "volumes of pool {} have {} MiB in all, {:.1} times what it can hold, and {percent}% is used: hosts may write more than there is room \
                  for. Add drives in time, discard data, or reserve space for what must not wait (ashlar volume reserve)",
                 self.name,
                 provisioned >> 20,

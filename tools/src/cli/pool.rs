@@ -254,7 +254,7 @@ fn describe_provisioned(status: &PoolStatus) -> String {
         n => format!("; space of {n} deleted comes back ({:.0} % of the one at hand)", status.deleting_done * 100.0),
     };
     let times = if status.provisioned > status.usable && status.usable > 0 {
-        format!(", {:.1} times of what is usable", status.provisioned as f64 / status.usable as f64)
+        format!(", {:.1} times what is usable", status.provisioned as f64 / status.usable as f64)
     } else {
         String::new()
     };
@@ -651,7 +651,7 @@ mod tests {
             "health:       degraded\n",
             "tolerance:    double, layout 4+2\n",
             "25 % of 8 GiB used, 6 GiB available (12 GiB raw)",
-            "provisioned:  10 GiB in 1 volume, 1.2 times of what is usable, 2 snapshots\n",
+            "provisioned:  10 GiB in 1 volume, 1.2 times what is usable, 2 snapshots\n",
             "redundancy:   1 GiB survives 2 more failures, 3 MiB none\n",
             "2.50:1 (dedupe -, compression -)",
             "warning [pool.degraded] replace it",
