@@ -16,6 +16,7 @@ mod sim;
 #[cfg(test)]
 mod test_support;
 pub mod throttled;
+pub mod timeout;
 pub mod uring;
 
 pub use buffer::AlignedBuf;
@@ -23,6 +24,7 @@ pub use fault::FaultDisk;
 pub use memory::MemoryDisk;
 pub use sim::{CrashPlan, CrashTrigger, DiskCounters, FaultBudget, FaultCounts, FaultRate, SimDisk};
 pub use throttled::{Throttle, ThrottledDisk};
+pub use timeout::TimeoutDisk;
 pub use uring::{FileDisk, OpenOptions};
 
 /// Alignment, in bytes, of the offset, length and memory of every disk request.
@@ -86,4 +88,9 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Tells the disk that a range is no longer needed. Advice; the content of the range is undefined afterwards.
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<DiskResult<()>>;
+
+    /// The disk does not answer, and nobody waits any longer: every later request is refused with [`DiskError::Failed`], and closing the disk does not
+    /// wait for those under way. They may still be done; opening it anew is refused until they have ended.
+    /// Nothing to do for a disk that always answers.
+    fn abandon(&self, _why: &str) {}
 }

@@ -79,7 +79,8 @@ enum Engine {
 /// by a thread that lends its ring ([`lent`]) is with the kernel when that thread next enters it.
 /// A request that is misaligned, out of range or too long is refused with [`DiskError::Medium`], and the disk stays usable.
 /// After the first [`DiskError::Failed`] every later request is refused with [`DiskError::Failed`]: open the disk anew.
-/// Dropping the disk waits for the requests in flight, and then releases the lock.
+/// Dropping the disk waits for the requests in flight, and then releases the lock. One that was abandoned ([`Disk::abandon`]) is closed, and its lock
+/// released, by the last of its requests.
 pub struct FileDisk {
     file: Option<Arc<OpenFile>>,
     gate: Arc<Gate>,
@@ -188,10 +189,10 @@ fn closed() -> DiskError {
 impl Engine {
     fn issue(self, operation: Operation, offset: u64, len: u64, file: Arc<OpenFile>, pass: Pass) -> Answer {
         let (reply, receiver) = oneshot::channel();
-        let request = Box::new(Request::new(operation, offset, len, file, pass, reply));
+        let request = Box::new(Request::new(operation, offset, len, file.clone(), pass, reply));
         let mut shared = None;
         match self {
-            _ if request.needs_thread() => Threads::for_discards().issue(request),
+            _ if request.needs_thread() => file.discards().issue(request),
             Self::Ring(ring) => {
                 if let Err(request) = request.borrow_ring() {
                     ring.issue(request);
@@ -284,6 +285,11 @@ impl Disk for FileDisk {
         }
         self.start(Operation::Discard, offset, len, drop)
     }
+
+    fn abandon(&self, why: &str) {
+        self.file().mark_failed(why);
+        self.gate.abandon();
+    }
 }
 
 impl Drop for FileDisk {
@@ -291,7 +297,8 @@ impl Drop for FileDisk {
         self.gate.close();
         // Waiting inside a completion could be waiting for itself, as could a thread with reads in its own ring. There the requests keep the file open
         // until they end.
-        while !ring::is_completing() && lent::under_way() == 0 && !self.gate.wait_idle(CLOSE_POLL) {
+        let may_wait = || !ring::is_completing() && lent::under_way() == 0 && !self.gate.is_abandoned();
+        while may_wait() && !self.gate.wait_idle(CLOSE_POLL) {
             // The thread that would have harvested may be this one.
             if let Engine::Ring(ring) = self.engine {
                 ring.harvest();

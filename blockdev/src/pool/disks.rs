@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{DISKS_MAX, Pool, check_large_enough, refuse_foreign};
-use crate::disk::Disk;
+use crate::disk::{Disk, TimeoutDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::layout::LABEL_SIZE;
 use crate::redundancy::array::{CONDEMNED, DECLARED, Member};
@@ -17,7 +17,14 @@ impl Pool {
     /// Takes a failed or missing disk back after checking that it is the one it claims to be.
     pub async fn reinstate_disk(&self, disk: Arc<dyn Disk>) -> Result<DiskInfo> {
         let engine = &self.0.engine;
+        let known = engine.candidates.read().iter().find(|d| d.is_around(&disk)).map(TimeoutDisk::renewed);
+        self.reinstate(known.unwrap_or_else(|| TimeoutDisk::new(disk, &engine.env, engine.config.disk_timeout))).await
+    }
+
+    async fn reinstate(&self, timed: Arc<TimeoutDisk>) -> Result<DiskInfo> {
+        let engine = &self.0.engine;
         engine.check_writable()?;
+        let disk: Arc<dyn Disk> = timed.clone();
         let label = read_label(&disk).await?;
         let member = engine.array.members().into_iter().find(|m| m.uuid == label.disk && label.pool == engine.uuid);
         let Some(member) = member else {
@@ -49,11 +56,9 @@ impl Pool {
                     format!("{} was written to by another writer since", disk.name()),
                 ));
             }
-            engine.reinstate(member.id, disk.clone()).await?;
-            let mut candidates = engine.candidates.write();
-            if !candidates.iter().any(|d| Arc::ptr_eq(d, &disk)) {
-                candidates.push(disk);
-            }
+            engine.watch(&timed);
+            engine.reinstate(member.id, disk).await?;
+            engine.add_candidate(timed);
         }
         Ok(self.disk_info(&member, &engine.state.read().segments))
     }
@@ -67,7 +72,7 @@ impl Pool {
         }
         let candidates = engine.candidates.read().clone();
         for disk in &candidates {
-            if let Err(e) = self.reinstate_disk(disk.clone()).await {
+            if let Err(e) = self.reinstate(disk.renewed()).await {
                 tracing::warn!(disk = disk.name(), error = %e, "disk stays out");
                 engine.check_alive()?;
             }
@@ -80,7 +85,7 @@ impl Pool {
         let engine = &self.0.engine;
         let Some(member) = engine.array.members().into_iter().find(|m| m.uuid == disk) else { return };
         if let Some(handle) = member.let_go() {
-            engine.candidates.write().retain(|d| !Arc::ptr_eq(d, &handle));
+            engine.candidates.write().retain(|d| !d.is(&handle));
         }
     }
 
@@ -110,6 +115,8 @@ impl Pool {
         let engine = &self.0.engine;
         engine.check_writable()?;
         let _turn = self.0.administration.lock().await;
+        let timed = TimeoutDisk::new(disk, &engine.env, engine.config.disk_timeout);
+        let disk: Arc<dyn Disk> = timed.clone();
         let members = engine.array.members();
         if members.len() >= DISKS_MAX {
             return Err(Error::invalid(format!("pool {} has {DISKS_MAX} disks, the most there can be", engine.name)));
@@ -139,19 +146,16 @@ impl Pool {
                 engine.name
             ))
         })?;
-        let member = engine.add_disk(disk.clone(), replaces.map(DiskId)).await?;
-        let mut candidates = engine.candidates.write();
-        if !candidates.iter().any(|d| d.name() == disk.name()) {
-            candidates.push(disk);
-        }
-        drop(candidates);
+        let member = engine.add_disk(disk, replaces.map(DiskId)).await?;
+        engine.watch(&timed);
+        engine.add_candidate(timed);
         Ok(self.disk_info(&member, &engine.state.read().segments))
     }
 
     /// Lets go of a disk of this name that is not of the pool, though the pool was opened with it. Says whether one of the pool has the name.
     pub fn release_disk(&self, name: &str) -> bool {
         let members = self.0.engine.array.members();
-        let is_member = |d: &Arc<dyn Disk>| members.iter().filter_map(|m| m.handle()).any(|h| Arc::ptr_eq(&h, d));
+        let is_member = |d: &TimeoutDisk| members.iter().filter_map(|m| m.handle()).any(|h| d.is(&h));
         let mut candidates = self.0.engine.candidates.write();
         candidates.retain(|d| d.name() != name || is_member(d));
         candidates.iter().any(|d| d.name() == name)
@@ -213,9 +217,10 @@ impl Pool {
             return Err(Error::new(ErrorKind::NotFound, format!("disk {} was removed already", member.id)));
         }
         let candidates = engine.candidates.read().clone();
-        for disk in member.handle().into_iter().chain(candidates) {
+        for timed in candidates.iter().map(TimeoutDisk::renewed) {
+            let disk: Arc<dyn Disk> = timed.clone();
             if read_label(&disk).await.is_ok_and(|label| label.disk == member.uuid) {
-                return self.reinstate_disk(disk).await;
+                return self.reinstate(timed).await;
             }
         }
         Ok(self.disk_info(member, &engine.state.read().segments))

@@ -38,6 +38,7 @@ use crate::volume::device::{Volume, VolumeDevice};
 use crate::volume::recovery::{next_epoch, read_label, write_labels};
 use crate::volume::reserve::Changed;
 pub use crate::volume::reserve::Reserve;
+use crate::volume::timeouts::{as_disks, with_limit};
 
 pub use protection::{KEPT_MAX_S, Kept, Managed};
 use snapshots::{AT_ONCE, detached};
@@ -153,6 +154,7 @@ impl Pool {
         if disks.len() > DISKS_MAX {
             return Err(Error::invalid(format!("a pool has at most {DISKS_MAX} disks, {} given", disks.len())));
         }
+        let disks = as_disks(&with_limit(&env, disks, PoolConfig::default().disk_timeout));
         if !options.force {
             for disk in &disks {
                 refuse_foreign(disk).await?;

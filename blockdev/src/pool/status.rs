@@ -117,6 +117,19 @@ impl Pool {
                 ),
             );
         }
+        let silent = engine.array.members();
+        for d in silent.iter().filter(|m| m.is_unresponsive(now)).map(|m| m.info()) {
+            add(
+                disk(d.id),
+                "critical",
+                "disk.unresponsive",
+                format!(
+                    "disk {} ({}) does not answer, and the pool cannot do without it: requests wait for it; look after its cable, \
+                     controller and power",
+                    d.id, d.path
+                ),
+            );
+        }
         for d in engine.array.members().iter().filter(|m| m.is_stalled()).map(|m| m.info()) {
             add(
                 disk(d.id),
@@ -246,7 +259,8 @@ impl Pool {
         let redundancy = engine.state.read().segments.redundancy(&engine.array);
         let alerts = self.alerts(&disks, &redundancy);
         let hurt = engine.hurt_segments().len() as u64;
-        let waits = engine.array.members().iter().any(|m| m.is_stalled());
+        let now = engine.env.now();
+        let waits = engine.array.members().iter().any(|m| m.is_stalled() || m.is_unresponsive(now));
         let health = if engine.failure().is_some() {
             "failed"
         } else if redundancy.lost > 0 || hurt > 0 || waits {

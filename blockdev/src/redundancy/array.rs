@@ -295,6 +295,18 @@ impl DiskArray {
         ))
     }
 
+    /// Whether no more disks were gone than all data survives if those of the bit set were. Those that came back count as gone until a checkpoint
+    /// tells what they lack.
+    pub fn has_quorum_without(&self, disks: u128) -> bool {
+        let members = self.members.read();
+        let is_one = |m: &Member| disks.checked_shr(m.id.0.into()).unwrap_or(0) & 1 == 1;
+        let gone: Vec<&Arc<Member>> =
+            members.iter().filter(|m| m.is_counted() && (is_one(m) || !m.is_settled())).collect();
+        let (tolerance, mixed) = (self.guaranteed().drives(), self.is_mixed());
+        let together = |m: &Member| gone.iter().filter(|other| mixed || other.set() == m.set()).count();
+        gone.iter().all(|m| together(m) <= tolerance)
+    }
+
     /// Declares a disk failed: it is not used again until it is reinstated.
     pub fn fail(&self, id: DiskId, why: &str) {
         if let Some(member) = self.member(id)

@@ -79,6 +79,8 @@ pub struct Member {
     errors_of_late: Mutex<(Duration, f64)>,
     /// Places that were counted, since a time: a place counts once.
     places: Mutex<(Duration, BTreeSet<u64>)>,
+    /// Until when it counts as one that does not answer, and cannot be done without.
+    unresponsive: Mutex<Duration>,
     /// Writes that wait because the file system below this file-backed disk is full.
     pub(super) stalled: AtomicU64,
 }
@@ -134,6 +136,7 @@ impl Member {
             earlier: Mutex::default(),
             errors_of_late: Mutex::default(),
             places: Mutex::default(),
+            unresponsive: Mutex::default(),
             stalled: AtomicU64::new(0),
         }
     }
@@ -389,6 +392,23 @@ impl Member {
     /// Whether writes wait for space in the file system below this disk.
     pub fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed) > 0
+    }
+
+    /// It does not answer, and cannot be done without: that is known until a time. Says whether it is news.
+    pub fn set_unresponsive(&self, until: Duration) -> bool {
+        let mut known = self.unresponsive.lock();
+        let is_news = *known == Duration::ZERO;
+        *known = until;
+        is_news
+    }
+
+    /// Whether it does not answer, and cannot be done without.
+    pub fn is_unresponsive(&self, now: Duration) -> bool {
+        let mut until = self.unresponsive.lock();
+        if *until < now {
+            *until = Duration::ZERO;
+        }
+        now < *until
     }
 
     /// Record for people; what concerns segments is filled in by their owner.

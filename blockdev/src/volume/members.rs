@@ -171,7 +171,7 @@ impl Engine {
             }
         }
         if let Some(disk) = member.handle() {
-            self.candidates.write().retain(|d| !Arc::ptr_eq(d, &disk));
+            self.candidates.write().retain(|d| !d.is(&disk));
         }
         if let Some(disk) = member.online() {
             // A label that stays behind does no harm: no catalogue names it.

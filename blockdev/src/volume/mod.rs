@@ -33,6 +33,7 @@ pub mod scrub;
 pub mod shares;
 pub mod space;
 pub mod state;
+pub mod timeouts;
 pub mod usage;
 mod verify;
 mod versions;
@@ -49,7 +50,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::codec::FRAME_BLOCKS;
 use crate::dedupe::DedupeIndex;
-use crate::disk::Disk;
+use crate::disk::TimeoutDisk;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::ScrubRecord;
@@ -94,6 +95,8 @@ pub struct PoolConfig {
     pub scrub_interval: Duration,
     /// A disk with so many errors of late is emptied and declared failed; never when zero.
     pub error_limit: u32,
+    /// A disk that leaves a request unanswered for so long is declared failed, if the pool can do without it; none: never.
+    pub disk_timeout: Option<Duration>,
     /// Nothing is written: for pools that lack more disks than they tolerate, whatever can be read of them.
     pub read_only: bool,
     /// How much background work may slow hosts down.
@@ -117,6 +120,8 @@ pub struct KnownDisk {
     pub path: String,
     /// Why it could not be opened this time.
     pub trouble: Option<String>,
+    /// That is so because somebody has it open.
+    pub busy: bool,
 }
 
 impl Default for PoolConfig {
@@ -132,6 +137,7 @@ impl Default for PoolConfig {
             missing_grace: Duration::from_secs(300),
             scrub_interval: Duration::from_secs(28 * 24 * 3600),
             error_limit: 64,
+            disk_timeout: Some(Duration::from_secs(30)),
             read_only: false,
             priority: Priority::Normal,
             recompress_after: None,
@@ -218,7 +224,9 @@ pub struct Engine {
     /// Disks.
     pub array: Arc<DiskArray>,
     /// All disks the pool was opened with, also those that could not be used then.
-    pub candidates: RwLock<Vec<Arc<dyn Disk>>>,
+    pub candidates: RwLock<Vec<Arc<TimeoutDisk>>>,
+    /// What becomes of disks that do not answer is decided one after the other.
+    judged: parking_lot::Mutex<()>,
     /// Identity.
     pub uuid: Uuid,
     /// Name.

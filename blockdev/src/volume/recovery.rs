@@ -22,6 +22,7 @@ use super::pace::Pace;
 use super::shares::{Cache, PAGE_MEMORY, Shares};
 use super::space::taken_max;
 use super::state::State;
+use super::timeouts;
 use super::{Counters, Durable, Engine, PoolConfig};
 use crate::dedupe::{DedupeIndex, ListId};
 use crate::disk::{AlignedBuf, Disk};
@@ -339,6 +340,7 @@ impl Engine {
         Self {
             opened,
             candidates: RwLock::new(Rank::Candidates, Vec::new()),
+            judged: Default::default(),
             uuid: label.pool,
             name: label.pool_name.clone(),
             epoch,
@@ -406,8 +408,8 @@ impl Engine {
     /// Opens a pool without writing anything to it, whatever it lacks: in the state of the newest checkpoint and of as much of the log as is there.
     /// With more disks gone than the pool tolerates that may be less than was flushed.
     async fn open_to_read(env: Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, config: PoolConfig) -> Result<Arc<Self>> {
-        let candidates = disks.clone();
-        let found = identify(disks).await?;
+        let candidates = timeouts::with_limit(&env, disks, config.disk_timeout);
+        let found = identify(timeouts::as_disks(&candidates)).await?;
         let Root { superblock, catalogue, .. } = newest_checkpoint(&found.disks).await?;
         let array = Arc::new(assemble(&env, &found, &catalogue, &config)?);
         let label = found.disks[0].label.clone();
@@ -420,7 +422,7 @@ impl Engine {
         let entries = std::mem::take(&mut replayed.entries);
         let (epoch, at) = (superblock.epoch, (&superblock, &catalogue));
         let engine = Arc::new(Self::at_checkpoint(env, array, &label, epoch, at, replayed, config));
-        *engine.candidates.write() = candidates;
+        engine.set_candidates(candidates);
         tracing::warn!(pool = engine.name, entries = entries.len(), "opening for reading only");
         let open = engine.replay(entries).await.context(format!("pool {}: replaying the log", label.pool_name))?;
         engine.mark_stale(&open, absent);
@@ -443,8 +445,8 @@ impl Engine {
         if config.read_only {
             return Self::open_to_read(env, disks, config).await;
         }
-        let candidates = disks.clone();
-        let found = identify(disks).await?;
+        let candidates = timeouts::with_limit(&env, disks, config.disk_timeout);
+        let found = identify(timeouts::as_disks(&candidates)).await?;
         let disks = &found.disks;
         let Root { superblock, catalogue, encoded } = newest_checkpoint(disks).await?;
         let array = Arc::new(assemble(&env, &found, &catalogue, &config)?);
@@ -457,6 +459,7 @@ impl Engine {
         // Disks that came back since the newest label was written lack what was logged meanwhile.
         let newest: Vec<&Label> = disks.iter().map(|d| &d.label).filter(|l| l.epoch.0 >> 32 == seen.0 >> 32).collect();
         let absent = absent_by_labels(&newest, &catalogue);
+        timeouts::refuse_busy(&array, &config, absent)?;
         write_labels(&array, &label, epoch, absent).await?;
         // Whoever opens the pool next must go on from here, or from what comes of it. Disks that did not show their superblocks this time may
         // hold that of another checkpoint, which a crash cut short and whose space is about to be written to; and this checkpoint itself may
@@ -481,8 +484,8 @@ impl Engine {
         let found = replay::Replay { entries: Vec::new(), ..found };
         let at = (&superblock, &catalogue);
         let engine = Self::at_checkpoint(env, array, &label, epoch, at, found, config);
-        *engine.candidates.write() = candidates;
         let engine = Arc::new(engine);
+        engine.set_candidates(candidates);
         tracing::info!(
             pool = engine.name,
             epoch = epoch.0,

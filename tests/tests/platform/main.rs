@@ -13,5 +13,6 @@ mod ublk;
 mod ublk_restart;
 mod ublk_sectors;
 mod ublk_trouble;
+mod unanswered;
 mod unplug;
 mod upgrade;

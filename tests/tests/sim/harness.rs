@@ -68,6 +68,8 @@ pub enum Faults {
     Any,
     /// They die and stay dead.
     Deaths,
+    /// They do not answer any more, or die, and may come back in the next life.
+    Hangs,
     /// All of them stall, and some do not keep what they were told to flush, and say so once.
     Slow,
     /// They die and may come back, in the same life or the next. Strict: what they missed must be known without a checksum.
@@ -259,9 +261,12 @@ impl Appliance {
         }
         for &i in &self.frail.clone() {
             let mut budget = FaultBudget::none();
-            if matches!(self.scenario.faults, Faults::Deaths | Faults::Returns { .. }) {
+            if matches!(self.scenario.faults, Faults::Deaths | Faults::Returns { .. } | Faults::Hangs) {
                 budget.death_after_ops =
                     self.rng.chance(2, 3).then(|| self.disks[i].ops_count() + self.rng.between(1, 300));
+                if self.scenario.faults == Faults::Hangs && self.rng.chance(3, 4) {
+                    budget.hang_after_ops = budget.death_after_ops.take();
+                }
                 self.disks[i].set_budget(budget);
                 continue;
             }

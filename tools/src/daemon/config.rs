@@ -106,6 +106,9 @@ pub struct File {
     pub scrub_days: Option<u64>,
     /// See [`Config::error_limit`].
     pub error_limit: Option<u64>,
+    /// See [`Config::disk_timeout`], in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_timeout: Option<u64>,
     /// See [`Config::health_interval`], in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_interval: Option<u64>,
@@ -299,6 +302,8 @@ pub struct Config {
     pub scrub_days: Setting<u64>,
     /// A drive with so many errors of late is emptied and declared failed; never when 0.
     pub error_limit: Setting<u64>,
+    /// A drive that does not answer for so many seconds is declared failed, if the pool can do without it; never when 0.
+    pub disk_timeout: Setting<u64>,
     /// Drives are asked for their health every so many seconds; never when 0.
     pub health_interval: Setting<u64>,
     /// Time zone of the times at which rules take snapshots.
@@ -546,6 +551,12 @@ impl Config {
             )?,
             scrub_days: pick.text(pick.value(file.scrub_days, 28), ("ASHLAR_SCRUB_DAYS", ""), None, parse_count)?,
             error_limit: pick.text(pick.value(file.error_limit, 64), ("ASHLAR_ERROR_LIMIT", ""), None, parse_count)?,
+            disk_timeout: pick.text(
+                pick.value(file.disk_timeout, 30),
+                ("ASHLAR_DISK_TIMEOUT", ""),
+                None,
+                parse_seconds,
+            )?,
             health_interval: pick.text(
                 pick.value(file.health_interval, 300),
                 ("ASHLAR_HEALTH_INTERVAL", ""),
@@ -667,6 +678,7 @@ impl Config {
             row("missing_grace", &self.missing_grace, |s| format!("{s} s")),
             row("scrub_days", &self.scrub_days, ToString::to_string),
             row("error_limit", &self.error_limit, ToString::to_string),
+            row("disk_timeout", &self.disk_timeout, |s| format!("{s} s")),
             row("health_interval", &self.health_interval, |s| format!("{s} s")),
             row("timezone", &self.zone, |z| z.0.iana_name().unwrap_or("system").into()),
             row("hooks_dir", &self.hooks_dir, path),

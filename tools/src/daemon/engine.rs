@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 
 use super::config::Config;
 use super::faults::{Drive, Faults, Faulty};
+use super::rescan::LOOK_MAX;
 use super::{corrupt, known_disks};
 use crate::wire::lab::{DiskCorrupt, DiskCorrupted};
 
@@ -220,15 +221,19 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     let env: Arc<dyn Env> = RealEnv::new(Handle::current(), config.threads.value);
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
     let mut drives: Vec<Drive> = Vec::new();
-    let mut refused: BTreeMap<&PathBuf, Error> = BTreeMap::new();
+    let mut refused: BTreeMap<PathBuf, Error> = BTreeMap::new();
+    let paths = known_disks::load(&config.state_dir.value);
     for path in &config.disks.value {
         let disk = match open_when_released(path).await {
             Ok(disk) => disk,
-            // Somebody else writes to it: to go on without would be to let two pools drift apart.
-            Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
+            // Somebody else writes to it: to go on without would be to let two pools drift apart. Unless it is known and was given up: that is looked at
+            // once the others have told.
+            Err(e) if e.kind() == ErrorKind::Busy && !paths.values().any(|known| Path::new(known) == path) => {
+                return Err(e);
+            }
             Err(e) => {
                 tracing::error!(disk = %path.display(), error = %e, "cannot open a disk");
-                refused.insert(path, e);
+                refused.insert(path.clone(), e);
                 continue;
             }
         };
@@ -243,7 +248,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     // Disks that were added since the configuration was written.
     let mut labels = Vec::new();
     for disk in &disks {
-        labels.extend(read_label(disk).await.ok());
+        labels.extend(look(disk).await);
     }
     for path in known_disks::added(&config.state_dir.value) {
         if config.disks.value.iter().any(|other| identity(other).is_some_and(|i| Some(i) == identity(&path))) {
@@ -254,11 +259,12 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
             Ok(disk) => disk,
             Err(e) => {
                 tracing::warn!(disk = %path.display(), error = %e, "a disk that was added to the pool cannot be opened");
+                refused.insert(path, e);
                 continue;
             }
         };
         let ours = |l: &Label| labels.iter().all(|other| other.pool == l.pool && other.disk != l.disk);
-        if !read_label(&disk).await.is_ok_and(|label| ours(&label)) {
+        if !look(&disk).await.is_some_and(|label| ours(&label)) {
             tracing::warn!(disk = %path.display(), "a disk that was added to the pool is not of the pool any more");
             continue;
         }
@@ -270,20 +276,21 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
             disks.push(disk);
         }
     }
-    let paths = known_disks::load(&config.state_dir.value);
     if let (true, Some((_, e))) = (disks.is_empty(), refused.first_key_value()) {
         return Err(e.clone().context("no disk can be opened"));
     }
     let faults = if config.lab.value { Some(Faults::new(&config.state_dir.value, drives)?) } else { None };
     let known = paths.iter().map(|(uuid, path)| {
-        let trouble = refused.get(&PathBuf::from(path)).map(ToString::to_string);
-        (*uuid, KnownDisk { path: path.clone(), trouble })
+        let refused = refused.get(&PathBuf::from(path));
+        let (trouble, busy) = (refused.map(ToString::to_string), refused.is_some_and(|e| e.kind() == ErrorKind::Busy));
+        (*uuid, KnownDisk { path: path.clone(), trouble, busy })
     });
     let options = PoolConfig {
         memory: config.engine_memory(),
         compression: config.compression.value,
         recompress_after: Some(config.recompress_after.value).filter(|s| *s > 0).map(Duration::from_secs),
         scrub_interval: Duration::from_secs(config.scrub_days.value.saturating_mul(24 * 3600)),
+        disk_timeout: Some(config.disk_timeout.value).filter(|s| *s > 0).map(Duration::from_secs),
         error_limit: config.error_limit.value.try_into().unwrap_or(u32::MAX),
         priority: config.rebuild_priority.value,
         failed_grace: Duration::from_secs(config.failed_grace.value),
@@ -305,6 +312,11 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     }
     tracing::info!(pool = name, "the pool is open");
     Ok((Arc::new(pool), faults))
+}
+
+/// The label of a disk, if it shows one in time.
+async fn look(disk: &Arc<dyn Disk>) -> Option<Label> {
+    tokio::time::timeout(LOOK_MAX, read_label(disk)).await.ok()?.ok()
 }
 
 /// A disk that can be made to fail.

@@ -14,12 +14,14 @@ use blockdev::format::layout::LABEL_SIZE;
 use blockdev::report::{DiskInfo, DiskState};
 use blockdev::units::Uuid;
 
+use parking_lot::Mutex;
+
 use super::engine::{identity, open_when_released};
 use super::known_disks;
 use super::state::Appliance;
 
 /// Longest wait for a look at one drive: one that hangs must not keep the others.
-const LOOK_MAX: Duration = Duration::from_secs(10);
+pub const LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// O_NONBLOCK of linux: opening a drive without a medium, or a pipe, does not wait.
 const NONBLOCK: i32 = 0o4000;
@@ -84,16 +86,31 @@ async fn find(app: &Appliance) -> Vec<PathBuf> {
         status.disks.iter().filter(|d| !is_absent(d)).filter_map(|d| identity(Path::new(&d.path))).collect();
     let mut found = Vec::new();
     for path in paths {
-        if identity(&path).is_some_and(|identity| seen.insert(identity)) {
-            let at = path.clone();
-            let look = tokio::task::spawn_blocking(move || label(&at));
-            let label = tokio::time::timeout(LOOK_MAX, look).await.ok().and_then(|ended| ended.ok().flatten());
-            if label.is_some_and(|label| is_wanted(&label, status.uuid, &status.disks)) {
-                found.push(path);
-            }
+        if identity(&path).is_some_and(|identity| seen.insert(identity))
+            && look(&path).await.is_some_and(|label| is_wanted(&label, status.uuid, &status.disks))
+        {
+            found.push(path);
         }
     }
     found
+}
+
+/// Drives that are being looked at.
+static LOOKS: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+
+/// The label of a drive, if it shows one in time. One that hangs is not looked at a second time until the first look has ended: each keeps a thread.
+async fn look(path: &Path) -> Option<Label> {
+    let at = path.to_owned();
+    let identity = identity(path)?;
+    if !LOOKS.lock().insert(identity) {
+        return None;
+    }
+    let look = tokio::task::spawn_blocking(move || {
+        let found = label(&at);
+        LOOKS.lock().remove(&identity);
+        found
+    });
+    tokio::time::timeout(LOOK_MAX, look).await.ok()?.ok()?
 }
 
 fn is_wanted(label: &Label, pool: Uuid, disks: &[DiskInfo]) -> bool {
@@ -115,9 +132,7 @@ fn label(path: &Path) -> Option<Label> {
 }
 
 async fn take_back(app: &Appliance, path: &Path) -> Result<()> {
-    let at = path.to_owned();
-    let label = tokio::task::spawn_blocking(move || label(&at)).await.ok().flatten();
-    let Some(label) = label else { return Ok(()) };
+    let Some(label) = look(path).await else { return Ok(()) };
     // Whatever is open of it would keep this from being opened.
     app.engine.let_go_of_disk(label.disk);
     app.engine.release_disk(path);

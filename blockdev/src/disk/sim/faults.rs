@@ -62,6 +62,9 @@ pub struct FaultBudget {
     /// whether the disk has lost its link, as by [`super::SimDisk::fail`], or its power, as by
     /// [`super::SimDisk::fail_power`].
     pub death_after_ops: Option<u64>,
+    /// This many requests are accepted and answered; those in flight then, and all later ones, are accepted and not answered, as while the disk
+    /// is stalled ([`super::SimDisk::set_stalled`]).
+    pub hang_after_ops: Option<u64>,
 }
 
 impl FaultBudget {
@@ -78,6 +81,7 @@ impl FaultBudget {
             stalls: FaultRate::NEVER,
             stall_max: Duration::from_secs(20),
             death_after_ops: None,
+            hang_after_ops: None,
         }
     }
 }
@@ -105,6 +109,8 @@ pub struct FaultCounts {
     pub stalls: u32,
     /// Sudden deaths.
     pub deaths: u32,
+    /// Beginnings of not answering.
+    pub hangs: u32,
 }
 
 impl FaultCounts {
@@ -117,6 +123,7 @@ impl FaultCounts {
             + self.flush_failures
             + self.stalls
             + self.deaths
+            + self.hangs
     }
 }
 
@@ -197,6 +204,16 @@ impl Dice {
         if hit {
             self.budget.death_after_ops = None;
             self.counts.deaths += 1;
+        }
+        hit
+    }
+
+    /// Whether the disk answers nothing from its request number `ops` on, counted from 1.
+    pub fn hang(&mut self, ops: u64) -> bool {
+        let hit = self.budget.hang_after_ops.is_some_and(|after| ops > after);
+        if hit {
+            self.budget.hang_after_ops = None;
+            self.counts.hangs += 1;
         }
         hit
     }

@@ -183,9 +183,17 @@ impl SimDisk {
         answers.into_iter().for_each(Answer::send);
     }
 
-    /// A failed disk comes back, with the content it had when it failed.
+    /// A failed disk comes back, with the content it had when it failed. Requests that are still under way, since it was given up, end before that:
+    /// their writes reach it in part, in whole or not at all.
     pub fn restore(&self) {
-        self.lock().failed = None;
+        let answers = {
+            let mut state = self.lock();
+            let works = state.forget_requests(Media::cut_link);
+            state.failed = None;
+            state.stalled = false;
+            works.into_iter().map(|work| work.refuse(format!("sim disk {}: given up", self.shared.name)))
+        };
+        answers.for_each(Answer::send);
     }
 
     /// Whether the disk has failed.
@@ -294,6 +302,9 @@ impl SimDisk {
             let cut = if state.rng.chance(1, 2) { Media::cut_link } else { Media::cut_power };
             answers = state.fail(format!("sim disk {}: died", self.shared.name), cut);
         }
+        if state.dice.hang(state.ops) {
+            state.stalled = true;
+        }
         let (reply, receive) = oneshot::channel();
         let work = work(state, reply);
         let token = state.next_token;
@@ -362,6 +373,10 @@ impl Disk for SimDisk {
             state.counters.discards += 1;
             Work::Discard { offset, len, reply }
         })
+    }
+
+    fn abandon(&self, why: &str) {
+        self.lock().failed.get_or_insert_with(|| format!("sim disk {}: given up: {why}", self.shared.name));
     }
 }
 

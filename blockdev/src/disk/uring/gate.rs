@@ -12,6 +12,7 @@ pub(super) struct Gate {
     places: Arc<Semaphore>,
     in_flight: AtomicUsize,
     closed: AtomicBool,
+    abandoned: AtomicBool,
     idle: Mutex<()>,
     became_idle: Condvar,
 }
@@ -29,6 +30,7 @@ impl Gate {
             places: Arc::new(Semaphore::new(depth)),
             in_flight: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             idle: Mutex::new(()),
             became_idle: Condvar::new(),
         })
@@ -57,6 +59,17 @@ impl Gate {
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.places.close();
+    }
+
+    /// Nobody waits for what is in flight, which may be for ever.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+        self.close();
+    }
+
+    /// See [`Gate::abandon`].
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst)
     }
 
     /// Blocks until nothing is in flight, at most for `timeout`; true if nothing is. Call [`Gate::close`] first.

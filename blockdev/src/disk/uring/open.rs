@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use super::threads::Threads;
 use crate::disk::{DiskError, DiskGeometry, DiskResult, IO_ALIGN};
 use crate::error::{Context, Error, ErrorKind, Result};
 
@@ -49,6 +50,8 @@ pub(super) struct OpenFile {
     geometry: DiskGeometry,
     /// Why the disk must not be used any more.
     failed: OnceLock<String>,
+    /// Started when it is needed. Of its own, for a device that does not answer keeps it.
+    discards: OnceLock<Threads>,
 }
 
 impl Drop for OpenFile {
@@ -91,6 +94,11 @@ impl OpenFile {
     /// Whether transfers bypass the page cache.
     pub(super) fn is_direct(&self) -> bool {
         self.is_direct
+    }
+
+    /// Who does its discards, where those are calls that block.
+    pub(super) fn discards(&self) -> &Threads {
+        self.discards.get_or_init(Threads::for_discards)
     }
 
     /// From now on every request is refused.
@@ -170,7 +178,7 @@ impl OpenFile {
             return Err(Error::invalid(format!("is smaller than {IO_ALIGN} bytes")));
         }
         let path = path.to_owned();
-        Ok(Self { file, path, is_device, is_direct, geometry, failed: OnceLock::new() })
+        Ok(Self { file, path, is_device, is_direct, geometry, failed: OnceLock::new(), discards: OnceLock::new() })
     }
 }
 

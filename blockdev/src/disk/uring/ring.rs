@@ -28,6 +28,9 @@ use crate::disk::arena;
 const SUBMISSIONS: u32 = 512;
 /// Entries of the completion queue. Completions beyond it wait in the kernel (IORING_FEAT_NODROP), none is lost.
 const COMPLETIONS: u32 = 8192;
+/// Most workers of the kernel for requests that cannot be started at once. They exist only while they are needed. Its own bound, a few times the processors,
+/// is as much as one disk that does not answer may keep waiting for a place in its queue: the flushes of all others would wait for those.
+const WORKERS: u32 = 1024;
 /// Completions taken from the queue at a time.
 const BATCH: usize = 64;
 /// Pause before a submission is repeated that the kernel had no memory for.
@@ -72,6 +75,9 @@ impl Ring {
         let params = uring.params();
         if !params.is_feature_nodrop() || !params.is_feature_submit_stable() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is too old (5.5 is needed)"));
+        }
+        if let Err(e) = uring.submitter().register_iowq_max_workers(&mut [WORKERS, 0]) {
+            tracing::debug!("the kernel bounds the workers of io_uring by itself: {e}");
         }
         let mapped = Self::map_arena(&uring);
         let ring: &'static Self = Box::leak(Box::new(Self {

@@ -11,7 +11,7 @@ use super::ring::answer;
 /// Threads of a full pool: as many requests are with the devices at a time.
 const THREADS: usize = 16;
 
-/// A pool of threads; lives as long as the process.
+/// A pool of threads.
 pub(super) struct Threads {
     // The queue itself needs no bound: each request in it holds a place at its disk's gate.
     queue: Sender<Box<Request>>,
@@ -25,10 +25,9 @@ impl Threads {
         SHARED.get_or_init(|| Self::start("disk-io", THREADS))
     }
 
-    /// The pool for requests that only exist as blocking calls, apart so that they never delay reads and writes.
-    pub(super) fn for_discards() -> &'static Self {
-        static SHARED: OnceLock<Threads> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start("disk-discard", 2))
+    /// A thread for the requests of one disk that only exist as blocking calls. It ends with this handle, once what is queued is done.
+    pub(super) fn for_discards() -> Self {
+        Self::start("disk-discard", 1)
     }
 
     fn start(name: &str, count: usize) -> Self {
@@ -52,7 +51,7 @@ impl Threads {
         if self.running == 0 {
             return process(request);
         }
-        // The receivers live as long as the process.
+        // The receivers live as long as this sender.
         let _ = self.queue.send(request);
     }
 }
