@@ -212,6 +212,46 @@ fn a_slow_disk_is_waited_for() {
 }
 
 #[test]
+fn a_disk_that_does_not_answer_is_done_without() {
+    let lab = Lab::up(SINGLE);
+    lab.lab("stop", &[]).expect_ok();
+    let config = lab.dir().join("ashlar.toml");
+    let text = std::fs::read_to_string(&config).expect("the configuration");
+    std::fs::write(&config, format!("disk_timeout = 2\nfailed_grace = 600\n{text}")).expect("the configuration");
+    lab.lab("start", &[]).expect_ok();
+    create(&lab, "data", "32M");
+    attach(&lab, "data", &["nbd"]);
+    let mut expected = write(&lab, 0, 12);
+    let slow = |disk: &str, delay: &str| lab.lab("disk-slow", &[disk, "--delay", delay]).expect_ok();
+    // Slow, but not too slow.
+    slow("1", "300ms");
+    expected.extend(write(&lab, 12, 1));
+    assert_eq!(disk(&lab, "1")["state"], "online");
+    slow("1", "60s");
+    expected.extend(write(&lab, 13, 3));
+    lab.ashlar(&["volume", "create", "more", "--size", "1M"]).expect_ok();
+    let failed = || disk(&lab, "1")["state"] == "failed";
+    assert!(wait_until(Duration::from_secs(60), failed), "{}", disk(&lab, "1"));
+    let shown = disk(&lab, "1");
+    assert!(shown["reason"].as_str().expect("a reason").contains("has not answered for 2 s"), "{shown}");
+    // A second one is waited for: it answers later than it may, with what it was asked.
+    slow("2", "2500ms");
+    expected.extend(write(&lab, 16, 1));
+    expect_content(&lab, &expected);
+    assert_eq!(disk(&lab, "2")["state"], "online");
+    slow("2", "0");
+    slow("1", "0");
+    lab.ashlar(&["disk", "rescan"]).expect_ok();
+    let health = || lab.json(&["pool", "status"])["health"].clone();
+    assert!(wait_until(Duration::from_secs(60), || health() == "healthy"), "{}", lab.json(&["pool", "status"]));
+    // What it missed it has now.
+    lab.lab("disk-pull", &["0"]).expect_ok();
+    restart(&lab, "kill");
+    expect_content(&lab, &expected);
+    expect_sound(&lab);
+}
+
+#[test]
 fn faults_are_for_laboratories_and_their_file_must_be_understood() {
     let lab = Lab::up(SINGLE);
     let file = lab.dir().join("disk-faults.json");

@@ -120,7 +120,7 @@ pub enum Command {
     },
     /// Let a disk answer every request late
     ///
-    /// It stays slow across a restart.
+    /// It stays slow across a restart. With a delay of `disk_timeout` or more it is a disk that does not answer: the pool does without it.
     #[command(after_help = "Examples:\n  ashlar lab disk-slow --dir /tmp/lab 3 --delay 20ms\n  \
         ashlar lab disk-slow --dir /tmp/lab 3 --delay 0          # as fast as it is")]
     DiskSlow {
