@@ -47,11 +47,11 @@ docs: ## Build the API documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
 
 .PHONY: deny
-deny: ## Licences and origins of dependencies, if cargo-deny is installed
+deny: ## Licences and origins of dependencies, by cargo-deny if it is installed
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --locked check bans licenses sources; \
 	else \
-		echo "cargo-deny is not installed: licences of dependencies not checked"; \
+		scripts/licences.py; \
 	fi
 
 # Unit, property, simulation, crash and end-to-end tests. A test that lacks a tool or a privilege says so and is counted passed;
@@ -70,7 +70,7 @@ unit: ## All tests (T=NAME chooses)
 	else \
 		set -x; $(CARGO) test --locked --workspace --no-fail-fast $(T); \
 	fi
-	$(if $(T),,python3 -B -m unittest discover -s tools/bench)
+	$(if $(T),,python3 -B -m unittest discover -s tools/bench && python3 -B -m unittest discover -s scripts)
 	@if [ -s $(ASHLAR_SKIPPED) ]; then echo "left out here:"; sort -u $(ASHLAR_SKIPPED); fi
 
 # Tests on Debian's kernel in an emulated machine, one boot for all; there a test that lacks something fails. The whole workspace is named so that
