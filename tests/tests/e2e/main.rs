@@ -14,6 +14,7 @@ mod full;
 mod history;
 mod images;
 mod lab_faults;
+mod lab_script;
 mod memory;
 mod nbd;
 mod protection;
