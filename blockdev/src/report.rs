@@ -73,6 +73,8 @@ pub enum DiskState {
     /// Serving.
     #[default]
     Online,
+    /// It serves, and made many errors of late.
+    Degraded,
     /// It serves, but lacks what was written while it was away: see [`DiskInfo::behind`].
     Stale,
     /// What lies on it is being moved to the others, so that it can be removed.
@@ -83,6 +85,15 @@ pub enum DiskState {
     Failed,
     /// Not found when the pool was opened.
     Missing,
+    /// Failed or missing, and what it held is being rebuilt on the others.
+    Rebuilding,
+}
+
+impl DiskState {
+    /// Whether it is not used.
+    pub fn is_absent(self) -> bool {
+        matches!(self, Self::Failed | Self::Missing | Self::Rebuilding)
+    }
 }
 
 /// One drive.
@@ -114,6 +125,12 @@ pub struct DiskInfo {
     pub write_errors: u64,
     /// Frames whose checksum did not match because of what this drive gave back, since it joined the pool.
     pub checksum_errors: u64,
+    /// Bytes read from it since it joined the pool.
+    #[serde(default)]
+    pub bytes_read: u64,
+    /// Bytes written to it since it joined the pool.
+    #[serde(default)]
+    pub bytes_written: u64,
 }
 
 /// Data reduction.

@@ -6,6 +6,7 @@ mod allocator;
 mod cli;
 mod client;
 mod daemon;
+mod drives;
 mod exit;
 mod lab;
 mod output;

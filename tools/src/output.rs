@@ -201,11 +201,13 @@ pub fn pairs(pairs: &[(&str, String)], indent: usize) -> String {
 pub fn state_word(state: DiskState) -> &'static str {
     match state {
         DiskState::Online => "online",
+        DiskState::Degraded => "degraded",
         DiskState::Stale => "stale",
         DiskState::Removing => "removing",
         DiskState::Failing => "failing",
         DiskState::Failed => "failed",
         DiskState::Missing => "missing",
+        DiskState::Rebuilding => "rebuilding",
     }
 }
 

@@ -6,6 +6,7 @@ use blockdev::report::{CheckReport, Damage, DiskInfo, DriveHealth, Tolerance, Vo
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+pub mod drives;
 pub mod events;
 pub mod lab;
 pub mod protection;

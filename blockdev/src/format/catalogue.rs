@@ -25,7 +25,7 @@ pub const DISK_IDS: u16 = 128;
 const DECLARED: u8 = 1 << 7;
 
 /// Fewest bytes of an encoded [`DiskRecord`].
-const DISK_RECORD_MIN: usize = 24;
+const DISK_RECORD_MIN: usize = 26;
 
 /// What a pool expects of a disk. The numbers are on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +76,17 @@ pub struct DiskRecord {
     pub set: u16,
     /// What it did wrong since it joined.
     pub errors: DiskErrors,
+    /// What it did since it joined: its wear.
+    pub traffic: DiskTraffic,
+}
+
+/// Bytes that went to and came from a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskTraffic {
+    /// Bytes read.
+    pub read: u64,
+    /// Bytes written.
+    pub written: u64,
 }
 
 /// What a disk did wrong.
@@ -172,7 +183,7 @@ impl Catalogue {
             body.put_varint(d.last_checkpoint);
             body.put_u8(d.service as u8 | if d.declared { DECLARED } else { 0 });
             body.put_varint(d.set.into());
-            for v in [d.errors.read, d.errors.write, d.errors.checksum] {
+            for v in [d.errors.read, d.errors.write, d.errors.checksum, d.traffic.read, d.traffic.written] {
                 body.put_varint(v);
             }
         }
@@ -245,6 +256,10 @@ impl Catalogue {
                     read: get.below(COUNTER_LIMIT, "read errors")?,
                     write: get.below(COUNTER_LIMIT, "write errors")?,
                     checksum: get.below(COUNTER_LIMIT, "checksum errors")?,
+                },
+                traffic: DiskTraffic {
+                    read: get.below(COUNTER_LIMIT, "bytes read")?,
+                    written: get.below(COUNTER_LIMIT, "bytes written")?,
                 },
             });
         }

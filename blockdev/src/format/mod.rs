@@ -14,7 +14,7 @@ pub mod superblock;
 pub mod volume;
 
 /// Version of the on-disk format; anything else is refused.
-pub const FORMAT_VERSION: u32 = 7;
+pub const FORMAT_VERSION: u32 = 8;
 
 /// Checksum of metadata and of 4 KiB blocks: the low 64 bits of XXH3-128.
 pub fn checksum(data: &[u8]) -> u64 {

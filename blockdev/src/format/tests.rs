@@ -8,7 +8,7 @@ mod imports {
     pub use crate::codec::Codec;
     pub use crate::env::Rng;
     pub use crate::error::Result;
-    pub use crate::format::catalogue::{Catalogue, DiskErrors, DiskRecord, ScrubRecord, Service};
+    pub use crate::format::catalogue::{Catalogue, DiskErrors, DiskRecord, DiskTraffic, ScrubRecord, Service};
     pub use crate::format::cursor::{COUNTER_LIMIT, Get};
     pub use crate::format::label::Label;
     pub use crate::format::layout::{EDGE, PoolGeometry};
@@ -389,6 +389,7 @@ fn impossible_values_are_refused() {
             declared: false,
             set: 0,
             errors: DiskErrors::default(),
+            traffic: DiskTraffic::default(),
         }],
         table_len: 128,
         ..Catalogue::default()

@@ -17,8 +17,15 @@ impl Pool {
     pub(super) fn disk_info(&self, member: &Member, segments: &SegmentTable) -> DiskInfo {
         let info = member.info();
         let behind = segments.behind(member.id);
+        let is_used = segments.is_used(member.id);
+        let state = match info.state {
+            DiskState::Online if behind > 0 => DiskState::Stale,
+            DiskState::Online if member.errors_of_late(self.0.engine.env.now()) >= ERRORS_MANY => DiskState::Degraded,
+            DiskState::Failed | DiskState::Missing if member.is_given_up() && is_used => DiskState::Rebuilding,
+            state => state,
+        };
         DiskInfo {
-            state: if behind > 0 && info.state == DiskState::Online { DiskState::Stale } else { info.state },
+            state,
             allocated: segments.allocated(member.id) * u64::from(self.0.engine.array.geometry.chunk_size),
             behind,
             ..info
@@ -39,8 +46,9 @@ impl Pool {
             let name = if d.path.is_empty() { d.uuid.to_string() } else { d.path.clone() };
             let name = format!("disk {} ({name})", d.id);
             let why = d.reason.as_deref().unwrap_or_default();
-            match d.state {
-                DiskState::Online => {}
+            let gone = engine.array.members().into_iter().find(|m| m.id.0 == d.id).map(|m| m.state());
+            match if d.state == DiskState::Rebuilding { gone.unwrap_or_default() } else { d.state } {
+                DiskState::Online | DiskState::Degraded | DiskState::Rebuilding => {}
                 DiskState::Removing => add(
                     disk(d.id),
                     "info",
@@ -265,7 +273,9 @@ impl Pool {
             "failed"
         } else if redundancy.lost > 0 || hurt > 0 || waits {
             "critical"
-        } else if redundancy.none + redundancy.reduced > 0 || disks.iter().any(|d| d.state != DiskState::Online) {
+        } else if redundancy.none + redundancy.reduced > 0
+            || disks.iter().any(|d| !matches!(d.state, DiskState::Online | DiskState::Degraded))
+        {
             "degraded"
         } else {
             "healthy"

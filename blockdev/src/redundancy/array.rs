@@ -470,6 +470,7 @@ impl DiskArray {
             match disk.write(offset, data.clone(), durable).await {
                 Ok(()) => {
                     member.writes.fetch_add(1, Ordering::AcqRel);
+                    member.bytes_written.fetch_add(bytes as u64, Ordering::Relaxed);
                     self.written.fetch_add(bytes as u64, Ordering::Relaxed);
                     return Ok(());
                 }
@@ -501,6 +502,7 @@ impl DiskArray {
         let disk = member.online().ok_or_else(gone)?;
         match disk.read(offset, len).await {
             Ok(data) => {
+                member.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
                 self.read.fetch_add(len as u64, Ordering::Relaxed);
                 Ok(data)
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use crate::disk::Disk;
-use crate::format::catalogue::{DiskErrors, Service};
+use crate::format::catalogue::{DiskErrors, DiskTraffic, Service};
 use crate::report::{DiskInfo, DiskState};
 use crate::units::{DiskId, Uuid};
 
@@ -73,8 +73,12 @@ pub struct Member {
     pub(super) read_errors: AtomicU64,
     pub(super) write_errors: AtomicU64,
     pub(super) checksum_errors: AtomicU64,
+    pub(super) bytes_read: AtomicU64,
+    pub(super) bytes_written: AtomicU64,
     /// Errors before the pool was opened, or before it was taken back.
     earlier: Mutex<DiskErrors>,
+    /// Bytes before the pool was opened.
+    earlier_traffic: Mutex<DiskTraffic>,
     /// Errors of late, as of a time: the count halves with every [`ERRORS_HALVE`].
     errors_of_late: Mutex<(Duration, f64)>,
     /// Places that were counted, since a time: a place counts once.
@@ -133,7 +137,10 @@ impl Member {
             read_errors: AtomicU64::new(0),
             write_errors: AtomicU64::new(0),
             checksum_errors: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
             earlier: Mutex::default(),
+            earlier_traffic: Mutex::default(),
             errors_of_late: Mutex::default(),
             places: Mutex::default(),
             unresponsive: Mutex::default(),
@@ -245,6 +252,20 @@ impl Member {
     /// Errors until now as the catalogue has them.
     pub fn set_errors(&self, errors: DiskErrors) {
         *self.earlier.lock() = errors;
+    }
+
+    /// Bytes that went to and came from it since it joined the pool.
+    pub fn traffic(&self) -> DiskTraffic {
+        let before = *self.earlier_traffic.lock();
+        DiskTraffic {
+            read: before.read + self.bytes_read.load(Ordering::Relaxed),
+            written: before.written + self.bytes_written.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Bytes until now as the catalogue has them.
+    pub fn set_traffic(&self, traffic: DiskTraffic) {
+        *self.earlier_traffic.lock() = traffic;
     }
 
     /// Its errors of late do not count.
@@ -413,7 +434,7 @@ impl Member {
 
     /// Record for people; what concerns segments is filled in by their owner.
     pub fn info(&self) -> DiskInfo {
-        let errors = self.errors();
+        let (errors, traffic) = (self.errors(), self.traffic());
         DiskInfo {
             id: self.id.0,
             uuid: self.uuid,
@@ -427,6 +448,8 @@ impl Member {
             read_errors: errors.read,
             write_errors: errors.write,
             checksum_errors: errors.checksum,
+            bytes_read: traffic.read,
+            bytes_written: traffic.written,
         }
     }
 }

@@ -640,6 +640,7 @@ pub fn disk_records(array: &DiskArray, unused: &dyn Fn(DiskId) -> bool) -> Vec<D
         },
         declared: m.is_declared_failed(),
         errors: m.errors(),
+        traffic: m.traffic(),
         set: m.set(),
     };
     array.members().into_iter().map(record).collect()

@@ -265,6 +265,7 @@ pub fn assemble(env: &Arc<dyn Env>, found: &Found, catalogue: &Catalogue, config
         let sure = record.last_checkpoint.max(seen.saturating_sub(1));
         member.last_checkpoint.store(sure, Ordering::Relaxed);
         member.set_errors(record.errors);
+        member.set_traffic(record.traffic);
         member.set_set(record.set);
         if record.declared {
             member.stay_out();

@@ -59,7 +59,9 @@ fn the_laboratory_comes_up_with_a_mounted_volume_and_leaves_no_trace() {
     // What it says can be done can be done.
     let app = place.dir().join("appliance");
     let json = |arguments: &[&str]| {
-        run(Command::new(ashlar()).arg("--dir").arg(&app).args(["-o", "json"]).args(arguments), LIMIT).expect_ok().json()
+        run(Command::new(ashlar()).arg("--dir").arg(&app).args(["-o", "json"]).args(arguments), LIMIT)
+            .expect_ok()
+            .json()
     };
     let volumes = json(&["volume", "list"]);
     let dedupe = json(&["pool", "status"])["reduction"]["dedupe_ratio"].as_f64().expect("a ratio");

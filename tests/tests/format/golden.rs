@@ -106,8 +106,8 @@ const BAD: &[Bad] = &[
         (kind("label").seal)(d);
         d[50] ^= 1;
     }),
-    ("bad-label-version", "label", "label: format version 8 is unknown to this release, which reads version 7", |d| {
-        d[8] = 8
+    ("bad-label-version", "label", "label: format version 9 is unknown to this release, which reads version 8", |d| {
+        d[8] = 9
     }),
     ("bad-label-tolerance", "label", "label: tolerance 3 is unknown", |d| d[46] = 3),
     ("bad-label-geometry", "label", "label: chunk size 0 and strip size", |d| d[63..67].fill(0)),
@@ -119,7 +119,7 @@ const BAD: &[Bad] = &[
         d[28..36].fill(0xff)
     }),
     ("bad-catalogue-magic", "catalogue", "catalogue: no magic", |d| d[0] = b'X'),
-    ("bad-catalogue-version", "catalogue", "catalogue: format version 8 is unknown to this release", |d| d[4] = 8),
+    ("bad-catalogue-version", "catalogue", "catalogue: format version 9 is unknown to this release", |d| d[4] = 9),
     ("bad-catalogue-length", "catalogue", "catalogue: its length is not what its header says", |d| d[8] ^= 1),
     ("bad-catalogue-bomb", "catalogue", "catalogue: its length is not what its header says", |d| {
         let mut bomb = packed(&vec![0; 1 << 20]);
@@ -136,7 +136,7 @@ const BAD: &[Bad] = &[
         (kind("log-entry").seal)(d);
         d[65] ^= 1;
     }),
-    ("bad-log-entry-version", "log-entry", "log: format version 8 is unknown to this release", |d| d[4] = 8),
+    ("bad-log-entry-version", "log-entry", "log: format version 9 is unknown to this release", |d| d[4] = 9),
     ("bad-log-entry-length", "log-entry", "log: an entry is longer than its extent", |d| {
         (kind("log-entry").seal)(d);
         d[55] = 1;

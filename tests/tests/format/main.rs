@@ -11,7 +11,7 @@ mod imports {
     pub use blockdev::codec::Codec;
     pub use blockdev::env::Rng;
     pub use blockdev::error::Result;
-    pub use blockdev::format::catalogue::{Catalogue, DiskErrors, DiskRecord, ScrubRecord, Service};
+    pub use blockdev::format::catalogue::{Catalogue, DiskErrors, DiskRecord, DiskTraffic, ScrubRecord, Service};
     pub use blockdev::format::cursor::{COUNTER_LIMIT, Get};
     pub use blockdev::format::label::Label;
     pub use blockdev::format::layout::{EDGE, PoolGeometry};

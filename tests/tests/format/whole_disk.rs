@@ -218,7 +218,7 @@ fn unknown_format_version_is_refused_by_name() {
             data[4088..].copy_from_slice(&sum.to_le_bytes());
             put(&disks[2], at, &data);
         }
-        says(&refuses(&disks), ErrorKind::Unsupported, &["d2", "format version 8 is unknown", "use a newer release"]);
+        says(&refuses(&disks), ErrorKind::Unsupported, &["d2", "format version 9 is unknown", "use a newer release"]);
     }
 }
 

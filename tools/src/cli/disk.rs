@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use blockdev::report::{DiskInfo, DiskState};
+use blockdev::report::DiskInfo;
 use hyper::Method;
 
 use super::Global;
 use crate::client::Client;
+use crate::drives;
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::output::{Align, Table, pairs, percent, show, size, state_word};
+use crate::wire::drives::Drive;
 use crate::wire::{Disk, DiskAdd};
 
 mod health;
@@ -25,6 +27,15 @@ pub enum Command {
         after_help = "Examples:\n  ashlar disk list -o json | jq '.[] | select(.state != \"online\")'\n  ashlar disk list -o json | jq '.[] | select(.health.wear_percent >= 80) | .path'"
     )]
     List,
+    /// Drives of this machine that a pool could be given, and what the others hold
+    ///
+    /// Free ones have nothing on them that is known. Foreign ones hold something: another pool, a file system, a partition table; only --force gives
+    /// them to a pool. Needs no daemon, but the right to read drives. Nothing is written to them.
+    #[command(
+        visible_alias = "scan",
+        after_help = "Examples:\n  ashlar disk available\n  ashlar disk available -o json | jq -r '.[] | select(.state == \"free\") | .stable_path // .path'"
+    )]
+    Available,
     /// All there is about one drive, with what it tells about itself: model, wear, temperature, errors, warnings
     ///
     /// The daemon asks drives every `health_interval` seconds (NVMe health log, SMART, SCSI log pages). Files, loop devices and virtio drives
@@ -117,6 +128,7 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let disks: Vec<Disk> = super::talk(client.get("/v1/disks"))?;
             show(global.output, &disks, |disks| table_with_health(disks))?;
         }
+        Command::Available => show(global.output, &drives::all(&drives::System::default()), available)?,
         Command::Show { disk } => {
             let disk: Disk = super::talk(async {
                 let id = find(&client, &disk).await?.id;
@@ -145,11 +157,9 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
                 let id = find(&client, &disk).await?.id;
                 client.send(Method::POST, &format!("/v1/disks/{id}/keep")).await
             })?;
-            show(global.output, &disk, |d| match d.state {
-                DiskState::Failed | DiskState::Missing => {
-                    format!("disk {} ({}) is not there: it is taken back when it is found", d.id, d.path)
-                }
-                _ => format!("disk {} ({}) stays, and takes data again", d.id, d.path),
+            show(global.output, &disk, |d| match d.state.is_absent() {
+                true => format!("disk {} ({}) is not there: it is taken back when it is found", d.id, d.path),
+                false => format!("disk {} ({}) stays, and takes data again", d.id, d.path),
             })?;
         }
         Command::Rescan => {
@@ -209,6 +219,12 @@ fn pick<'a>(disks: &'a [DiskInfo], wanted: &str) -> CommandResult<&'a DiskInfo> 
     }
 }
 
+/// Bytes written to a drive, and how often that is all of it: its wear as far as the pool has caused it.
+fn worn(disk: &DiskInfo) -> String {
+    let times = disk.bytes_written as f64 / disk.size.max(1) as f64;
+    format!("{} ({times:.2} times its size) since it joined", size(disk.bytes_written))
+}
+
 /// All there is about one drive.
 fn describe(Disk { info: disk, health }: &Disk) -> String {
     let mut lines = vec![
@@ -223,6 +239,8 @@ fn describe(Disk { info: disk, health }: &Disk) -> String {
     lines.extend([
         ("size", size(disk.size)),
         ("allocated", format!("{} ({share} %)", size(disk.allocated))),
+        ("written", worn(disk)),
+        ("read", size(disk.bytes_read)),
         ("behind", if disk.behind == 0 { "nothing".into() } else { format!("about {}", size(disk.behind)) }),
         ("read errors", disk.read_errors.to_string()),
         ("write errors", disk.write_errors.to_string()),
@@ -278,9 +296,33 @@ fn table_with_health(disks: &[Disk]) -> String {
     table.render(0)
 }
 
+/// Drives of the machine, one a line.
+fn available(drives: &Vec<Drive>) -> String {
+    let mut table = Table::new(&[
+        ("PATH", Align::Left),
+        ("SIZE", Align::Right),
+        ("STATE", Align::Left),
+        ("MODEL", Align::Left),
+        ("HOLDS", Align::Left),
+        ("STABLE PATH", Align::Left),
+    ]);
+    for d in drives {
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+        table.row([
+            d.path.clone(),
+            size(d.size),
+            d.state.word().into(),
+            or_dash(&d.model),
+            or_dash(&d.holds),
+            or_dash(&d.stable_path),
+        ]);
+    }
+    table.render(0)
+}
+
 #[cfg(test)]
 mod tests {
-    use blockdev::report::DriveHealth;
+    use blockdev::report::{DiskState, DriveHealth};
 
     use super::*;
     use crate::exit::Exit;

@@ -9,20 +9,22 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use blockdev::error::{Error, ErrorKind};
-use blockdev::report::{DiskInfo, DiskState, PoolStats, PoolStatus, Scrub, Severity};
+use blockdev::report::{DiskInfo, PoolStats, PoolStatus, Scrub, Severity};
 use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::engine::open_new;
+use super::engine::{identity, open_new};
 use super::events::origin::Origin;
 use super::jobs::Outcome;
 use super::known_disks;
-use super::rescan::rescan;
+use super::rescan::{LOOK_MAX, rescan};
 use super::state::Appliance;
+use crate::drives;
 use crate::output::{size, tolerance_word};
 use crate::values::{check_name, check_volume_size};
+use crate::wire::drives::Drive;
 use crate::wire::events::Event;
 use crate::wire::{
     AttachRequest, Attachment, ConfigRow, Disk, DiskAdd, ErrorBody, Health, Job, PoolChange, Volume, VolumeCreate,
@@ -114,6 +116,7 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(pool_scrub, pool_scrub_stop))
         .routes(routes!(disks, disk_add))
         .routes(routes!(disk_rescan))
+        .routes(routes!(disks_available))
         .routes(routes!(disk, disk_remove))
         .routes(routes!(disk_keep))
         .routes(routes!(disk_give_up))
@@ -260,6 +263,19 @@ async fn disks(State(app): Shared) -> Json<Vec<Disk>> {
     Json(app.engine.status().await.disks.into_iter().map(|info| app.disk(info)).collect())
 }
 
+/// Drives of the machine that are not of the pool: those it could be given, and what the others hold.
+#[utoipa::path(get, path = "/v1/disks/available", tag = "pool", responses((status = 200, body = [Drive])))]
+async fn disks_available(State(app): Shared) -> Answer<Vec<Drive>> {
+    let look = tokio::task::spawn_blocking(|| drives::all(&drives::System::default()));
+    let found = tokio::time::timeout(LOOK_MAX, look).await;
+    let silent = || Error::new(ErrorKind::Unavailable, "a drive of this machine does not answer");
+    let found = found.map_err(|_| silent())?.map_err(|e| Error::io(format!("looking at the drives: {e}")))?;
+    let ours: Vec<_> =
+        app.engine.status().await.disks.iter().filter_map(|d| identity(std::path::Path::new(&d.path))).collect();
+    let is_ours = |d: &Drive| identity(std::path::Path::new(&d.path)).is_some_and(|identity| ours.contains(&identity));
+    Ok(Json(found.into_iter().filter(|d| !is_ours(d)).collect()))
+}
+
 /// Adds a drive to the pool. New data goes to it at once; what is there does not move.
 #[utoipa::path(post, path = "/v1/disks", tag = "pool", request_body = DiskAdd,
     responses((status = 201, body = DiskInfo), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
@@ -343,7 +359,7 @@ async fn disk_keep(State(app): Shared, origin: Origin, Path(id): Path<String>) -
         let info = app.engine.keep_disk(id).await?;
         let message = format!("disk {id} ({}) is to stay in the pool", info.path);
         app.record(origin.of(told("disk.keep", format!("disk/{id}"), message)));
-        if !matches!(info.state, DiskState::Failed | DiskState::Missing) {
+        if !info.state.is_absent() {
             return Ok(info);
         }
         // It was declared failed, and is not open any more: perhaps it is found.

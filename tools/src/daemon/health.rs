@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blockdev::report::{Alert, DiskInfo, DiskState, DriveHealth, HealthState, HealthWarning, Severity};
+use blockdev::report::{Alert, DiskInfo, DriveHealth, HealthState, HealthWarning, Severity};
 use blockdev::units::Uuid;
 use parking_lot::Mutex;
 
@@ -52,7 +52,7 @@ impl Watch {
             let mut table = self.table.lock();
             table.retain(|uuid, _| disks.iter().any(|d| d.uuid == *uuid));
             // The path of one that is not used may be that of another by now.
-            let used = |d: &&DiskInfo| !matches!(d.state, DiskState::Failed | DiskState::Missing) && !d.path.is_empty();
+            let used = |d: &&DiskInfo| !d.state.is_absent() && !d.path.is_empty();
             for disk in disks.iter().filter(used) {
                 let entry = table.entry(disk.uuid).or_default();
                 let fresh = entry.asked.is_some_and(|asked| asked.elapsed() < self.interval);
@@ -108,7 +108,7 @@ impl Watch {
                 cause,
                 action: "look at its cables and its controller, and at the kernel's messages".into(),
             });
-        } else if matches!(disk.state, DiskState::Failed | DiskState::Missing) && health.source.is_some() {
+        } else if disk.state.is_absent() && health.source.is_some() {
             health.note = Some("it is not used, and was not asked since".into());
         } else if health.note.is_none() && health.source.is_none() {
             health.note = Some("it was not asked yet".into());
@@ -119,7 +119,7 @@ impl Watch {
     /// What drives warn of.
     pub fn alerts(&self, disks: &[DiskInfo]) -> Vec<Alert> {
         let mut all = Vec::new();
-        for disk in disks.iter().filter(|d| !matches!(d.state, DiskState::Failed | DiskState::Missing)) {
+        for disk in disks.iter().filter(|d| !d.state.is_absent()) {
             let health = self.of(disk);
             let drive: Vec<&str> = [&health.model, &health.serial].into_iter().filter_map(|t| t.as_deref()).collect();
             let drive = if drive.is_empty() { String::new() } else { format!(", {}", drive.join(" serial ")) };
@@ -153,7 +153,7 @@ fn tell(path: &Path, health: &DriveHealth) {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use blockdev::report::HealthSource;
+    use blockdev::report::{DiskState, HealthSource};
 
     use super::*;
 

@@ -11,7 +11,7 @@ use blockdev::disk::Disk;
 use blockdev::error::{ErrorKind, Result};
 use blockdev::format::label::Label;
 use blockdev::format::layout::LABEL_SIZE;
-use blockdev::report::{DiskInfo, DiskState};
+use blockdev::report::DiskInfo;
 use blockdev::units::Uuid;
 
 use parking_lot::Mutex;
@@ -68,7 +68,7 @@ pub async fn rescan(app: &Appliance) -> Result<Vec<DiskInfo>> {
 }
 
 fn is_absent(disk: &DiskInfo) -> bool {
-    matches!(disk.state, DiskState::Failed | DiskState::Missing)
+    disk.state.is_absent()
 }
 
 /// Where drives are that the pool lacks.
@@ -152,6 +152,8 @@ async fn take_back(app: &Appliance, path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use blockdev::report::DiskState;
+
     use super::*;
 
     #[test]

@@ -336,6 +336,7 @@ pub fn catalogue(rng: &mut Rng) -> Catalogue {
                 declared: rng.chance(1, 4),
                 set: rng.below(4) as u16,
                 errors: DiskErrors { read: number(rng, 1 << 20), write: rng.below(9), checksum: number(rng, 1 << 40) },
+                traffic: DiskTraffic { read: number(rng, COUNTER_LIMIT), written: number(rng, COUNTER_LIMIT) },
             })
             .collect(),
         segments,

@@ -32,7 +32,7 @@ fn label() {
         absent: 0,
     }
     .encode();
-    let expected = "4153484c41524c42 07000000 11111111111111111111111111111111 22222222222222222222222222222222
+    let expected = "4153484c41524c42 08000000 11111111111111111111111111111111 22222222222222222222222222222222
         0403 02 0201000000000000 0000004000000000 00000400 00000100 00000200 00000300 04000000 04 74616e6b";
     assert_eq!(hex(&bytes[..88]), digits(expected));
     assert!(bytes[88..4088].iter().all(|&b| b == 0));
@@ -51,7 +51,7 @@ fn superblock() {
         log_epoch: Epoch(9),
     }
     .encode();
-    let expected = "4153484c41525342 07000000 11111111111111111111111111111111
+    let expected = "4153484c41525342 08000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000 05000000 0102030405060708
         0900000000000000";
     assert_eq!(hex(&bytes[..72]), digits(expected));
@@ -137,6 +137,7 @@ fn catalogue() {
         declared: false,
         set: id + 1,
         errors: DiskErrors { read: 1, write: 2, checksum: 128 },
+        traffic: DiskTraffic { read: 5, written: 300 },
     };
     let catalogue = Catalogue {
         record: 1000,
@@ -165,12 +166,12 @@ fn catalogue() {
     };
     let bytes = catalogue.encode().unwrap();
     let body = super::generate::body_of(&bytes);
-    assert_eq!(hex(&bytes[..16]), format!("4153484307000000{}", hex(&(body.len() as u64).to_le_bytes())));
+    assert_eq!(hex(&bytes[..16]), format!("4153484308000000{}", hex(&(body.len() as u64).to_le_bytes())));
     let expected = format!(
         "e807 d00f ad02 04 8002 8040 b817 a846
-         03 00 00000000000000000000000000000000 8080808004 08 00 01 01 02 8001
-            01 01010101010101010101010101010101 8080808004 08 01 02 01 02 8001
-            02 02020202020202020202020202020202 8080808004 08 03 03 01 02 8001
+         03 00 00000000000000000000000000000000 8080808004 08 00 01 01 02 8001 05 ac02
+            01 01010101010101010101010101010101 8080808004 08 01 02 01 02 8001 05 ac02
+            02 02020202020202020202020202020202 8080808004 08 03 03 01 02 8001 05 ac02
          01 {SEGMENT} 01 {VOLUME} 01 01000000 02000000 0300 02 00 05000000 0400000000000000
          c801 c901 03 04 05 06 02 01 01 ad02 01 03612f31 027b7d"
     );
@@ -254,7 +255,7 @@ fn log_entry_with_every_operation() {
          0f ac02"
     ));
     let len = 64 + body.len() / 2;
-    let header = "4153484c 07000000 11111111111111111111111111111111
+    let header = "4153484c 08000000 11111111111111111111111111111111
         0200000000000000 0300000000000000 0400000000000000";
     assert_eq!(hex(&bytes[..48]), digits(header));
     assert_eq!(hex(&bytes[48..56]), hex(&(len as u64).to_le_bytes()));
@@ -326,7 +327,7 @@ fn pages() {
 }
 
 /// Checksums of the structures above: XXH3 as the reference implementation computes it.
-const LABEL_SUM: &str = "92a4163ce9eb0641";
-const SUPERBLOCK_SUM: &str = "6e33c375b991415b";
-const ENTRY_SUM: &str = "868c074bfc3ddacb";
+const LABEL_SUM: &str = "99026f2393980c3b";
+const SUPERBLOCK_SUM: &str = "8cf3e573df7c2d3d";
+const ENTRY_SUM: &str = "2c801510da3ef421";
 const PART_SUM: &str = "37072583a80d38d5";

@@ -33,6 +33,7 @@ fn absent(labels: &[(u16, u128)], services: &[Service]) -> u128 {
         declared: false,
         set: 0,
         errors: Default::default(),
+        traffic: Default::default(),
     };
     let disks = services.iter().enumerate().map(record);
     let catalogue = Catalogue { disks: disks.collect(), ..Catalogue::default() };

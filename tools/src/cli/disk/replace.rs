@@ -27,7 +27,8 @@ pub struct Replaced {
 /// Whether the drive is the one that is at `path`. One that is missing was seen last where another one may be now.
 fn is_at(disk: &DiskInfo, path: &Path) -> bool {
     let other = Path::new(&disk.path);
-    disk.state != DiskState::Missing && (other == path || identity(path).is_some_and(|i| identity(other) == Some(i)))
+    !(disk.state == DiskState::Missing || disk.state == DiskState::Rebuilding)
+        && (other == path || identity(path).is_some_and(|i| identity(other) == Some(i)))
 }
 
 /// Finds the old drive, and the new one if it was added before. Refuses what cannot be meant before anything is changed.
@@ -72,7 +73,7 @@ pub async fn replace(client: &Client, old: &str, new: &Path, force: bool, no_wai
     };
     let path = format!("/v1/disks/{}", old.id);
     let removed = async {
-        if matches!(old.state, DiskState::Failed | DiskState::Missing) {
+        if old.state.is_absent() {
             // What it held is rebuilt from now on, even if there is no room for all of it.
             let _: DiskInfo = client.send(Method::POST, &format!("{path}/fail")).await?;
         }

@@ -391,6 +391,11 @@ fn state_changed(disk: &DiskInfo, before: DiskState) -> Event {
         DiskState::Removing => (Severity::Info, String::new()),
         DiskState::Stale => (Severity::Warning, "nothing: what it missed is written to it".into()),
         DiskState::Failing => (Severity::Error, format!("replace it (`ashlar disk replace {id} NEW`)")),
+        DiskState::Degraded => (Severity::Warning, format!("plan to replace it (`ashlar disk replace {id} NEW`)")),
+        DiskState::Rebuilding => (
+            Severity::Warning,
+            format!("nothing: what it held is rebuilt on the others; then replace it (`ashlar disk replace {id} NEW`)"),
+        ),
         DiskState::Failed | DiskState::Missing => (
             Severity::Error,
             format!("bring it back (`ashlar disk rescan` looks for it) or replace it (`ashlar disk replace {id} NEW`)"),
