@@ -86,7 +86,7 @@ test-vm: ## Tests on a real kernel with real block devices, in an emulated machi
 	@mkdir -p $(UNDER_TEST) && cp $(TARGET)/debug/ashlar $(ASHLAR_BIN)
 	@binary=$$($(CARGO) test --locked --workspace --test platform --no-run --message-format=json-render-diagnostics | \
 		jq -r 'select(.reason == "compiler-artifact" and .target.name == "platform") | .executable'); \
-	set -x; scripts/vm.sh tests --kernel $(KERNEL) $(if $(T),--only $(T)) "$$binary"
+	set -x; scripts/vm.sh tests --kernel $(KERNEL) $(if $(ASHLAR_VM_KILLS),--limit 3600 --test-limit 900) $(if $(T),--only $(T)) "$$binary"
 
 # The package is made of the debug build, which `unit` has built already.
 test-package: export ASHLAR_BIN := $(UNDER_TEST)/ashlar
@@ -118,6 +118,7 @@ package: build ## The Debian package of the release build
 nightly: export ASHLAR_SIM_TIMES ?= 50
 nightly: export ASHLAR_SIM_POINTS ?= 1000000
 nightly: export ASHLAR_KILL_ROUNDS ?= 500
+nightly: export ASHLAR_VM_KILLS ?= 20
 nightly: export ASHLAR_FUZZ_SECS ?= 600
 nightly: export NEXTEST_PROFILE ?= nightly
 nightly: lint docs ## The long tests: 50 times the seeds (100,000 of the general ones), 500 kills, long fuzzing

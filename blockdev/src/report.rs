@@ -90,6 +90,18 @@ pub enum DiskState {
 }
 
 impl DiskState {
+    /// All there are.
+    pub const ALL: [Self; 8] = [
+        Self::Online,
+        Self::Degraded,
+        Self::Stale,
+        Self::Removing,
+        Self::Failing,
+        Self::Failed,
+        Self::Missing,
+        Self::Rebuilding,
+    ];
+
     /// Whether it is not used.
     pub fn is_absent(self) -> bool {
         matches!(self, Self::Failed | Self::Missing | Self::Rebuilding)
@@ -333,6 +345,9 @@ pub struct PoolStatus {
     /// How much of the one of them at hand is done, 0 to 1.
     #[serde(default)]
     pub deleting_done: f64,
+    /// Stored bytes of that one that are still to come back, about; null before anything has.
+    #[serde(default)]
+    pub deleting_to_come: Option<u64>,
     /// Alerts, most severe first.
     pub alerts: Vec<Alert>,
 }

@@ -1,12 +1,16 @@
 //! Drives of this machine: which of them a pool could be given, what the others hold, who uses them. Nothing is written, and nothing is claimed.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use blockdev::disk::signature::{HEAD_LEN, TAIL_LEN, detect};
 use blockdev::format::label::Label;
 use blockdev::format::layout::LABEL_SIZE;
+
+use parking_lot::Mutex;
 
 use crate::wire::drives::{Drive, DriveState};
 
@@ -15,7 +19,12 @@ const NONBLOCK: i32 = 0o4000;
 /// Bytes of a sector as sysfs counts.
 const SECTOR: u64 = 512;
 /// Block devices that are no drives to be given to a pool: memory, optical and floppy drives, and what volumes are presented as.
-const NO_DRIVES: &[&str] = &["ram", "zram", "sr", "fd", "ublkb"];
+const NO_DRIVES: &[&str] = &["ram", "zram", "sr", "fd", "ublkb", "nbd"];
+/// Longest wait for what a drive holds.
+const READ_MAX: Duration = Duration::from_secs(3);
+
+/// Drives that are being read. One that does not answer keeps a thread; it is not read a second time until it has.
+static READING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Where the system tells about its drives.
 pub struct System {
@@ -54,29 +63,40 @@ fn unescaped(name: &str) -> String {
     name.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
 }
 
-/// All drives, in the order of their names.
-pub fn all(system: &System) -> Vec<Drive> {
+/// All drives but `ours`, which are not looked at, in the order of their names. Each has [`READ_MAX`] to say what it holds.
+pub fn all(system: &System, ours: &dyn Fn(&Path) -> bool) -> Vec<Drive> {
     let block = system.sys.join("block");
     let mounts = text(system.proc.join("self/mountinfo")).unwrap_or_default();
     let swaps = text(system.proc.join("swaps")).unwrap_or_default();
     let is_drive = |dir: &PathBuf| {
         let name = name_of(dir);
         let kind = name.trim_end_matches(|c: char| c.is_ascii_digit());
-        !NO_DRIVES.contains(&kind)
+        !NO_DRIVES.contains(&kind) && !is_presented(dir, &mounts) && !ours(&device(system, dir))
     };
     entries(&block).into_iter().filter(is_drive).filter_map(|dir| look(system, &dir, &mounts, &swaps)).collect()
 }
 
+/// Its device. Slashes of names in /dev are written as exclamation marks there.
+fn device(system: &System, dir: &Path) -> PathBuf {
+    system.dev.join(name_of(dir).replace('!', "/"))
+}
+
+/// Whether it is a loop device of a file on a FUSE mount: a volume is presented like that, and must not become a drive of its own pool.
+fn is_presented(dir: &Path, mounts: &str) -> bool {
+    let Some(backing) = text(dir.join("loop/backing_file")) else { return false };
+    let by_fuse = |line: &&str| line.split(" - ").nth(1).is_some_and(|kind| kind.starts_with("fuse"));
+    let mut points = mounts.lines().filter(by_fuse).filter_map(|line| line.split(' ').nth(4)).map(unescaped);
+    points.any(|point| Path::new(&backing).starts_with(point))
+}
+
 fn look(system: &System, dir: &Path, mounts: &str, swaps: &str) -> Option<Drive> {
-    let name = name_of(dir);
-    // Slashes of names in /dev are written as exclamation marks there.
-    let path = system.dev.join(name.replace('!', "/"));
+    let path = device(system, dir);
     let size = text(dir.join("size"))?.parse::<u64>().ok()?.checked_mul(SECTOR).filter(|size| *size > 0)?;
     let parts: Vec<PathBuf> = entries(dir).into_iter().filter(|part| part.join("partition").exists()).collect();
     let used = std::iter::once(dir).chain(parts.iter().map(PathBuf::as_path));
     let (state, holds) = match used.filter_map(|dir| user_of(system, dir, mounts, swaps)).next() {
         Some(user) => (DriveState::InUse, Some(user)),
-        None => content(&path, size),
+        None => content_in_time(&path, size),
     };
     let read_only = text(dir.join("ro")).is_some_and(|ro| ro == "1");
     Some(Drive {
@@ -106,6 +126,25 @@ fn user_of(system: &System, dir: &Path, mounts: &str, swaps: &str) -> Option<Str
     }
     let swap = system.dev.join(&name).display().to_string();
     swaps.lines().any(|line| line.split_whitespace().next() == Some(&swap)).then(|| format!("{name} is swap space"))
+}
+
+fn content_in_time(path: &Path, size: u64) -> (DriveState, Option<String>) {
+    let silent = || (DriveState::Unreadable, Some("it does not answer".to_owned()));
+    if !READING.lock().insert(path.to_owned()) {
+        return silent();
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    let at = path.to_owned();
+    let reader = std::thread::Builder::new().name("drives".into()).spawn(move || {
+        let found = content(&at, size);
+        READING.lock().remove(&at);
+        let _ = tell.send(found);
+    });
+    if let Err(e) = reader {
+        READING.lock().remove(path);
+        return (DriveState::Unreadable, Some(e.to_string()));
+    }
+    told.recv_timeout(READ_MAX).unwrap_or_else(|_| silent())
 }
 
 /// What a drive holds that nobody uses.
@@ -175,7 +214,7 @@ mod tests {
 
         fn found(&self) -> Vec<(String, DriveState, String)> {
             let row = |d: Drive| (name_of(Path::new(&d.path)), d.state, d.holds.unwrap_or_default());
-            all(&self.system).into_iter().map(row).collect()
+            all(&self.system, &|_| false).into_iter().map(row).collect()
         }
     }
 
@@ -219,9 +258,33 @@ mod tests {
                 row("sdf", DriveState::Foreign, "it is read-only"),
             ]
         );
-        let sde = all(&machine.system).into_iter().find(|d| d.path.ends_with("sde")).unwrap();
+        let sde = all(&machine.system, &|_| false).into_iter().find(|d| d.path.ends_with("sde")).unwrap();
         assert!(sde.stable_path.is_some_and(|path| path.ends_with("wwn-0x5")));
         assert_eq!(sde.size, 64 << 20);
+        let ours = |path: &Path| !path.ends_with("sdd");
+        assert_eq!(all(&machine.system, &ours).len(), 1);
+    }
+
+    #[test]
+    fn volumes_and_drives_that_do_not_answer() {
+        let machine = Machine::new();
+        machine.drive("loop1", "7:1", 64);
+        machine.put("sys/block/loop1/loop/backing_file", "/my pool/mnt/data\n");
+        machine.drive("loop2", "7:2", 64);
+        machine.put("sys/block/loop2/loop/backing_file", "/my pool/disks/disk0.img\n");
+        machine.put(
+            "proc/self/mountinfo",
+            "30 1 0:50 / /my\\040pool/mnt rw,nosuid - fuse.ashlar ashlar rw\n31 1 8:1 / /my\\040pool/disks rw - ext4 /dev/sda1 rw\n",
+        );
+        // One that somebody waits for already.
+        machine.drive("sda", "8:0", 64);
+        std::fs::remove_file(machine.system.dev.join("sda")).unwrap();
+        READING.lock().insert(machine.system.dev.join("sda"));
+        assert_eq!(
+            machine.found(),
+            [row("loop2", DriveState::Free, ""), row("sda", DriveState::Unreadable, "it does not answer")]
+        );
+        READING.lock().remove(&machine.system.dev.join("sda"));
     }
 
     #[test]

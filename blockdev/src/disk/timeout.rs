@@ -17,7 +17,7 @@ mod tests;
 /// What is overdue is looked at again after this part of the limit.
 const AGAIN: u32 = 8;
 
-/// Told for how long a request has been unanswered, each time that was found.
+/// Told since when a request has been unanswered, each time that was found.
 type Watcher = Box<dyn Fn(Duration) + Send + Sync>;
 
 /// A [`Disk`] that passes requests on to another one, and notices when it does not answer.
@@ -43,6 +43,10 @@ struct Waiting {
     looked_after: bool,
     /// Why the disk is not used any more.
     given_up: Option<String>,
+    /// When the newest request began that was answered: it worked then, or later.
+    answered: Option<Duration>,
+    /// Since when the request was unanswered that was asked about last.
+    asked_about: Option<Duration>,
 }
 
 struct Unanswered {
@@ -77,6 +81,11 @@ impl TimeoutDisk {
         Arc::ptr_eq(&self.inner, inner)
     }
 
+    /// Whether both are around the same disk.
+    pub fn is_around_the_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Whether the other is this very one.
     pub fn is(&self, other: &Arc<dyn Disk>) -> bool {
         std::ptr::addr_eq(self, Arc::as_ptr(other))
@@ -93,10 +102,14 @@ impl TimeoutDisk {
         self.limit
     }
 
-    /// For how long the oldest request that counts has been unanswered.
-    pub fn silent_for(&self) -> Option<Duration> {
-        let since = self.waiting.lock().places.iter().flatten().filter(|r| !r.patient).map(|r| r.since).min()?;
-        Some(self.env.now().saturating_sub(since))
+    /// Whether it has answered a request that was made since a time, or a little before.
+    pub fn has_answered_since(&self, time: Duration) -> bool {
+        self.waiting.lock().answered.is_some_and(|answered| answered >= time)
+    }
+
+    /// Whether nobody has asked this before of a request that has been unanswered since a time.
+    pub fn is_first_question(&self, since: Duration) -> bool {
+        self.waiting.lock().asked_about.replace(since) != Some(since)
     }
 
     /// Gives the disk up: what waits, and what comes, fails with this reason.
@@ -128,7 +141,8 @@ impl TimeoutDisk {
         };
         let place = Place { waiting: self.waiting.clone(), at: place };
         if unattended {
-            self.env.spawn(Box::pin(look_after(self.me.clone(), self.env.clone(), limit)));
+            let attendance = Attendance { waiting: self.waiting.clone(), ended: false };
+            self.env.spawn(Box::pin(look_after(self.me.clone(), self.env.clone(), limit, attendance)));
         }
         Box::pin(Timed { inner: request(&*self.inner), place })
     }
@@ -149,7 +163,7 @@ impl TimeoutDisk {
                 }
                 next = Some(next.map_or(limit / AGAIN, |at| at.min(limit / AGAIN)));
                 if request.confirmed {
-                    overdue = overdue.max(Some(age));
+                    overdue = Some(overdue.map_or(request.since, |since| since.min(request.since)));
                 } else {
                     request.asked = true;
                     wakers.extend(request.waker.take());
@@ -159,10 +173,10 @@ impl TimeoutDisk {
             (wakers, overdue, next)
         };
         wakers.into_iter().for_each(Waker::wake);
-        if let Some(age) = overdue {
+        if let Some(since) = overdue {
             match self.watcher.get() {
-                Some(watcher) => watcher(age),
-                None => self.give_up(&unanswered_for(age)),
+                Some(watcher) => watcher(since),
+                None => self.give_up(&unanswered_for(now.saturating_sub(since))),
             }
         }
         next
@@ -174,13 +188,31 @@ pub fn unanswered_for(age: Duration) -> String {
     format!("it has not answered for {} s", age.as_secs())
 }
 
+/// Somebody looks after a disk, until this is dropped: also by a panic of whoever watches it.
+struct Attendance {
+    waiting: Arc<Mutex<Waiting>>,
+    /// It was said already, at the moment in which nothing waited any more.
+    ended: bool,
+}
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.waiting.lock().looked_after = false;
+        }
+    }
+}
+
 /// The timer of one disk: runs while requests wait, and does not keep the disk from being closed.
-async fn look_after(disk: Weak<TimeoutDisk>, env: Arc<dyn Env>, limit: Duration) {
+async fn look_after(disk: Weak<TimeoutDisk>, env: Arc<dyn Env>, limit: Duration, mut attendance: Attendance) {
     let mut pause = limit;
     loop {
         env.sleep(pause).await;
         let Some(disk) = disk.upgrade() else { return };
-        let Some(next) = disk.look(limit) else { return };
+        let Some(next) = disk.look(limit) else {
+            attendance.ended = true;
+            return;
+        };
         // So short a pause is no look at all.
         pause = next.max(limit / (2 * AGAIN));
     }
@@ -203,11 +235,22 @@ struct Place {
     at: usize,
 }
 
+impl Place {
+    /// Frees the place. What was there, a waker, is to be dropped without the lock: it may be the last to hold a task.
+    fn leave(&self, answered: bool) -> Option<Unanswered> {
+        let mut waiting = self.waiting.lock();
+        let request = waiting.places[self.at].take()?;
+        waiting.free.push(self.at);
+        if answered {
+            waiting.answered = waiting.answered.max(Some(request.since));
+        }
+        Some(request)
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut waiting = self.waiting.lock();
-        waiting.places[self.at] = None;
-        waiting.free.push(self.at);
+        drop(self.leave(false));
     }
 }
 
@@ -222,19 +265,20 @@ impl<T> Future for Timed<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if let Poll::Ready(answer) = self.inner.as_mut().poll(context) {
+            drop(self.place.leave(true));
             return Poll::Ready(answer);
         }
+        let waker = Some(context.waker().clone());
         let mut waiting = self.place.waiting.lock();
         if let Some(why) = &waiting.given_up {
             return Poll::Ready(Err(DiskError::Failed(why.clone())));
         }
-        if let Some(request) = &mut waiting.places[self.place.at] {
+        let before = waiting.places[self.place.at].as_mut().and_then(|request| {
             request.confirmed = request.asked;
-            match &mut request.waker {
-                Some(waker) => waker.clone_from(context.waker()),
-                none => *none = Some(context.waker().clone()),
-            }
-        }
+            std::mem::replace(&mut request.waker, waker)
+        });
+        drop(waiting);
+        drop(before);
         Poll::Pending
     }
 }

@@ -189,10 +189,15 @@ fn closed() -> DiskError {
 impl Engine {
     fn issue(self, operation: Operation, offset: u64, len: u64, file: Arc<OpenFile>, pass: Pass) -> Answer {
         let (reply, receiver) = oneshot::channel();
-        let request = Box::new(Request::new(operation, offset, len, file.clone(), pass, reply));
+        // Held for no longer than the request is: closing waits for those.
+        let thread = (file.is_device() && matches!(operation, Operation::Discard)).then(|| file.clone());
+        let request = Box::new(Request::new(operation, offset, len, file, pass, reply));
         let mut shared = None;
+        if let Some(file) = thread {
+            file.discards().issue(request);
+            return Answer { shared, receiver };
+        }
         match self {
-            _ if request.needs_thread() => file.discards().issue(request),
             Self::Ring(ring) => {
                 if let Err(request) = request.borrow_ring() {
                     ring.issue(request);

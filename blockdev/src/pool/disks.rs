@@ -66,7 +66,8 @@ impl Pool {
     /// Looks again at all disks the pool was opened with and takes those back that failed or were missing and now answer.
     pub async fn rescan_disks(&self) -> Result<()> {
         let engine = &self.0.engine;
-        for member in engine.array.online() {
+        let now = engine.env.now();
+        for member in engine.array.online().into_iter().filter(|m| !m.is_unresponsive(now)) {
             // One that was pulled is noticed now instead of at its next write.
             let _ = engine.array.read_disk(member.id, 0, LABEL_SIZE).await;
         }
@@ -85,7 +86,9 @@ impl Pool {
         let engine = &self.0.engine;
         let Some(member) = engine.array.members().into_iter().find(|m| m.uuid == disk) else { return };
         if let Some(handle) = member.let_go() {
-            engine.candidates.write().retain(|d| !d.is(&handle));
+            // Nobody waits for what may still be under way.
+            handle.abandon("it failed");
+            engine.let_go_of_candidates(|d| d.is(&handle));
         }
     }
 
@@ -146,8 +149,9 @@ impl Pool {
                 engine.name
             ))
         })?;
-        let member = engine.add_disk(disk, replaces.map(DiskId)).await?;
+        // From the moment on in which it is a member the pool decides.
         engine.watch(&timed);
+        let member = engine.add_disk(disk, replaces.map(DiskId)).await?;
         engine.add_candidate(timed);
         Ok(self.disk_info(&member, &engine.state.read().segments))
     }
@@ -156,9 +160,9 @@ impl Pool {
     pub fn release_disk(&self, name: &str) -> bool {
         let members = self.0.engine.array.members();
         let is_member = |d: &TimeoutDisk| members.iter().filter_map(|m| m.handle()).any(|h| d.is(&h));
-        let mut candidates = self.0.engine.candidates.write();
-        candidates.retain(|d| d.name() != name || is_member(d));
-        candidates.iter().any(|d| d.name() == name)
+        let engine = &self.0.engine;
+        engine.let_go_of_candidates(|d| d.name() == name && !is_member(d));
+        engine.candidates.read().iter().any(|d| d.name() == name)
     }
 
     /// Begins to remove a disk: what lies on it moves to the others, then it is let go. One that is gone is removed once what it held was rebuilt.

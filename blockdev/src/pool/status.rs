@@ -282,7 +282,7 @@ impl Pool {
         };
         // Both look at the state themselves.
         let (rebuild, spare, scrub) = (engine.rebuild_progress(), engine.spare(), engine.scrub_progress());
-        let (deleting, deleting_done) = engine.reaping();
+        let reaping = engine.reaping();
         let provisioned = engine.provisioned();
         let state = engine.state.read();
         let layout = state.segments.width(&engine.array).map_or("-".into(), |w| format!("{}+{}", w.data, w.parity));
@@ -316,8 +316,9 @@ impl Pool {
             ),
             volumes: volumes().count(),
             snapshots: state.volumes.values().filter(|v| !v.deleting && v.is_snapshot()).count(),
-            deleting,
-            deleting_done,
+            deleting: reaping.versions,
+            deleting_done: reaping.done,
+            deleting_to_come: reaping.to_come,
             redundancy,
             disks,
             alerts,

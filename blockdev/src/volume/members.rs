@@ -171,7 +171,7 @@ impl Engine {
             }
         }
         if let Some(disk) = member.handle() {
-            self.candidates.write().retain(|d| !d.is(&disk));
+            self.let_go_of_candidates(|d| d.is(&disk));
         }
         if let Some(disk) = member.online() {
             // A label that stays behind does no harm: no catalogue names it.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::join_all;
+use rustc_hash::FxHashMap;
 
 use super::Engine;
 use super::commit::Draft;
@@ -26,6 +27,19 @@ const GONE_MAX: usize = 8;
 pub(crate) struct Reaper {
     running: bool,
     again: bool,
+    /// The version that is being given back, how far that was when this began, and bytes that came back since.
+    at_hand: Option<(VolumeId, u64, u64)>,
+}
+
+/// How far the deletion of versions is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reaping {
+    /// Versions that are being deleted and can go.
+    pub versions: usize,
+    /// How much of the one at hand was looked at: 0 to 1.
+    pub done: f64,
+    /// Stored bytes of that one that are still to come back, as far as what came back so far tells.
+    pub to_come: Option<u64>,
 }
 
 /// Map pages that could not be read.
@@ -118,6 +132,8 @@ impl Engine {
 
     async fn reap_version(self: &Arc<Self>, id: VolumeId) -> Result<()> {
         let (mut unreadable, places) = (Unreadable::new(), self.config.reap_places);
+        let begun = self.state.read().volumes.get(&id).map_or(0, |v| v.handed);
+        self.reaper.lock().at_hand = Some((id, begun, 0));
         loop {
             // Hosts' commits come in between.
             tokio::task::yield_now().await;
@@ -132,14 +148,21 @@ impl Engine {
             }
             let mut committer = self.committer.lock().await;
             let _pass = self.gate.enter();
+            let mut freed = 0;
             let op = match self.ask_past(&mut unreadable, |s, lost| next_step(s, id, places, lost)).await? {
                 Step::Nothing => return Ok(()),
                 Step::Drop => Op::DropVolume(id),
-                Step::HandOver { to, blocks } => Op::HandOver { volume: id, to: Lba(to), blocks },
+                Step::HandOver { to, blocks } => {
+                    freed = self.held_by(&blocks).await.unwrap_or(0);
+                    Op::HandOver { volume: id, to: Lba(to), blocks }
+                }
             };
             let end = matches!(op, Op::DropVolume(_));
             let record = Record { ops: vec![op], ..Record::default() };
             self.commit(&mut committer, Draft { record, ..Draft::default() }).await?;
+            if let Some((_, _, so_far)) = &mut self.reaper.lock().at_hand {
+                *so_far += freed;
+            }
             if end {
                 self.broken.lock().remove(&id);
                 return Ok(());
@@ -159,19 +182,37 @@ impl Engine {
                 event.entries.into_iter().map(|(_, block)| block).chain(event.pages).collect();
             self.preload_entries(&blocks).await;
             let _pass = self.gate.enter();
-            for block in blocks {
-                let entry = self.with_state(|s| s.table.entry(block)).await?;
-                held += if entry.refcount == 1 { entry.share() } else { 0 };
-            }
+            held += self.held_by(&blocks).await?;
         }
     }
 
-    /// Versions that are being deleted and can go, and how much of the one at hand was looked at: 0 to 1.
-    pub fn reaping(&self) -> (usize, f64) {
+    /// Stored bytes of those of these blocks, named once for each reference, that nothing else refers to. The caller has a pass.
+    async fn held_by(&self, blocks: &[VirtualBlock]) -> Result<u64> {
+        let mut references: FxHashMap<VirtualBlock, u64> = FxHashMap::default();
+        blocks.iter().for_each(|block| *references.entry(*block).or_default() += 1);
+        self.with_state(|s| {
+            let mut held = 0;
+            for (block, count) in &references {
+                let entry = s.table.entry(*block)?;
+                held += if u64::from(entry.refcount) <= *count { entry.share() } else { 0 };
+            }
+            Ok(held)
+        })
+        .await
+    }
+
+    /// How far the deletion of versions is.
+    pub fn reaping(&self) -> Reaping {
+        let at_hand = self.reaper.lock().at_hand;
         let state = self.state.read();
         let going = || state.volumes.values().filter(|v| v.deleting && state.children(v.id).nth(1).is_none());
-        let begun = going().map(|v| v.handed as f64 / v.blocks.max(1) as f64).fold(0.0, f64::max);
-        (going().count(), begun.min(1.0))
+        let done = going().map(|v| v.handed as f64 / v.blocks.max(1) as f64).fold(0.0, f64::max).min(1.0);
+        let to_come = at_hand.and_then(|(id, begun, freed)| {
+            let v = going().find(|v| v.id == id)?;
+            let seen = v.handed.checked_sub(begun).filter(|seen| *seen > 0)?;
+            Some((freed as f64 / seen as f64 * v.blocks.saturating_sub(v.handed) as f64) as u64)
+        });
+        Reaping { versions: going().count(), done, to_come }
     }
 
     /// Gives back what none of the versions sees that go on from a deleted snapshot. Ends early when there is more urgent work.

@@ -1,7 +1,6 @@
 //! Disks that do not answer: which of them the pool can do without; see `docs/design/0023-disks-that-do-not-answer.md`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Engine, PoolConfig};
@@ -9,7 +8,9 @@ use crate::disk::timeout::unanswered_for;
 use crate::disk::{Disk, TimeoutDisk};
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::layout::LABEL_SIZE;
 use crate::redundancy::array::DiskArray;
+use crate::units::DiskId;
 
 /// Disks with a time limit for their answers.
 pub fn with_limit(env: &Arc<dyn Env>, disks: Vec<Arc<dyn Disk>>, limit: Option<Duration>) -> Vec<Arc<TimeoutDisk>> {
@@ -44,44 +45,70 @@ impl Engine {
     /// A disk that was given to the open pool, in place of what was known under its name and is no member.
     pub(crate) fn add_candidate(&self, disk: Arc<TimeoutDisk>) {
         let handles: Vec<Arc<dyn Disk>> = self.array.members().iter().filter_map(|m| m.handle()).collect();
+        let name = disk.name();
+        let is_old = |d: &TimeoutDisk| d.name() == name && !handles.iter().any(|h| d.is(h)) && !std::ptr::eq(d, &*disk);
+        let gone = self.take_candidates(is_old);
+        // It may be the same disk below that is used now.
+        gone.iter().filter(|d| !d.is_around_the_same_as(&disk)).for_each(|d| d.abandon("another one took its place"));
+        drop(gone);
         let mut candidates = self.candidates.write();
-        candidates.retain(|d| d.name() != disk.name() || handles.iter().any(|h| d.is(h)));
         if !candidates.iter().any(|d| Arc::ptr_eq(d, &disk)) {
             candidates.push(disk);
         }
     }
 
+    /// Lets go of disks, without waiting for what they may still be asked.
+    pub(crate) fn let_go_of_candidates(&self, which: impl Fn(&TimeoutDisk) -> bool) {
+        self.take_candidates(which).iter().for_each(|d| d.abandon("it is not used any more"));
+    }
+
+    /// Closing a disk may take time: not under the lock.
+    fn take_candidates(&self, which: impl Fn(&TimeoutDisk) -> bool) -> Vec<Arc<TimeoutDisk>> {
+        let mut candidates = self.candidates.write();
+        let (gone, stay) = std::mem::take(&mut *candidates).into_iter().partition(|d| which(d));
+        *candidates = stay;
+        gone
+    }
+
     /// Judges from now on what happens when a disk does not answer.
     pub(crate) fn watch(self: &Arc<Self>, disk: &Arc<TimeoutDisk>) {
         let (engine, watched) = (Arc::downgrade(self), Arc::downgrade(disk));
-        disk.watch(move |age| {
+        disk.watch(move |since| {
             if let (Some(engine), Some(disk)) = (engine.upgrade(), watched.upgrade()) {
-                engine.overdue(&disk, age);
+                engine.overdue(&disk, since);
             }
         });
     }
 
-    fn overdue(&self, disk: &Arc<TimeoutDisk>, age: Duration) {
-        let why = unanswered_for(age);
+    /// A disk has left a request unanswered that was made at a time.
+    fn overdue(&self, disk: &Arc<TimeoutDisk>, since: Duration) {
+        // One after the other: whoever is next sees what was decided.
+        let _alone = self.judged.lock();
+        let now = self.env.now();
+        let why = unanswered_for(now.saturating_sub(since));
         let members = self.array.members();
         let member_of = |disk: &TimeoutDisk| members.iter().find(|m| m.handle().is_some_and(|handle| disk.is(&handle)));
-        if let Some(member) = member_of(disk) {
-            // One after the other: whoever is next sees that this one is gone.
-            let _alone = self.judged.lock();
-            let limit = disk.limit().unwrap_or_default();
-            // Where many are silent at the same time it is not the drives.
-            let silent = |d: &&Arc<TimeoutDisk>| d.silent_for().is_some_and(|age| age >= limit / 2);
-            let silent = self
-                .candidates
-                .read()
-                .iter()
-                .filter(silent)
-                .filter_map(|d| Some(member_of(d)?.id))
-                .fold(1u128.checked_shl(member.id.0.into()).unwrap_or(0), |bits, id| {
-                    bits | 1u128.checked_shl(id.0.into()).unwrap_or(0)
-                });
-            if member.online().is_some() && !self.can_do_without(silent) {
-                if member.set_unresponsive(self.env.now() + limit) {
+        if let Some(member) = member_of(disk).filter(|m| m.online().is_some()) {
+            // Where others are silent as well it is not the drives. Those that nobody has asked for anything are asked first.
+            let others: Vec<Arc<TimeoutDisk>> = {
+                let candidates = self.candidates.read();
+                let silent = |d: &&Arc<TimeoutDisk>| {
+                    let is_member = member_of(d).is_some_and(|m| m.id != member.id && m.online().is_some());
+                    is_member && !d.has_answered_since(since)
+                };
+                candidates.iter().filter(silent).cloned().collect()
+            };
+            if !others.is_empty() && disk.is_first_question(since) {
+                for other in others {
+                    let probe = other.read(0, LABEL_SIZE);
+                    self.env.spawn(Box::pin(async move { drop(probe.await) }));
+                }
+                return;
+            }
+            let bit = |id: DiskId| 1u128.checked_shl(id.0.into()).unwrap_or(0);
+            let silent = others.iter().filter_map(|d| member_of(d)).fold(bit(member.id), |bits, m| bits | bit(m.id));
+            if !self.can_do_without(silent) {
+                if member.set_unresponsive(now + disk.limit().unwrap_or_default()) {
                     tracing::error!(
                         disk = member.id.0,
                         name = disk.name(),
@@ -99,9 +126,10 @@ impl Engine {
     fn can_do_without(&self, disks: u128) -> bool {
         let absent = self.array.absent();
         self.array.has_quorum_without(disks)
-            && self.state.read().segments.iter().filter(|s| !s.extent.damaged.load(Ordering::Relaxed)).all(|s| {
-                let lost = s.extent.lost_columns(absent | disks);
-                lost.count_ones() as usize <= s.extent.parity || lost == s.extent.lost_columns(absent)
+            && self.state.read().segments.iter().all(|s| {
+                let lost = |absent| s.extent.lost_columns(absent).count_ones() as usize;
+                let nothing_to_lose = s.record.sealed && s.record.live == 0 || lost(absent) > s.extent.parity;
+                nothing_to_lose || lost(absent | disks) <= s.extent.parity
             })
     }
 }

@@ -11,7 +11,7 @@ use crate::crash::{BLOCKS, Device, write_until_it_breaks};
 use crate::disks::{fio, job};
 use crate::history::{History, Random};
 use crate::nbd::Client;
-use crate::tools::{attach, create, expect_refused, expect_sound, nbd_socket};
+use crate::tools::{attach, create, expect_refused, expect_sound, nbd_socket, shell};
 
 /// Writes from the start to the kill at the end, while `change` happens.
 fn under_load(lab: &Lab, seed: u64, change: impl FnOnce()) -> History {
@@ -39,14 +39,50 @@ fn expect_content(lab: &Lab, history: &mut History) {
     history.check(&image).unwrap_or_else(|e| panic!("{} of {} flushed: {e}", history.flushed, history.step));
 }
 
-/// One drive of each resiliency set.
-fn one_of_each_set(lab: &Lab) -> Vec<String> {
+/// So many drives of each resiliency set.
+fn some_of_each_set(lab: &Lab, count: usize) -> Vec<String> {
     let disks = lab.json(&["disk", "list"]);
-    let mut seen = std::collections::BTreeMap::new();
+    let mut seen: std::collections::BTreeMap<String, Vec<String>> = std::collections::BTreeMap::new();
     for disk in disks.as_array().expect("disks") {
-        seen.entry(disk["set"].to_string()).or_insert(disk["id"].to_string());
+        seen.entry(disk["set"].to_string()).or_default().push(disk["id"].to_string());
     }
-    seen.into_values().collect()
+    seen.into_values().flat_map(|ids| ids.into_iter().take(count)).collect()
+}
+
+/// As many drives as there can be. Two of each set go in the middle of fio, one more is refused, and the daemon is killed.
+#[test]
+fn ninety_six_drives() {
+    if !met("ninety_six_drives", &[Need::Tool("fio")]) {
+        return;
+    }
+    let lab = Lab::up(&["--disks", "96", "--disk-size", "256M", "--tolerance", "double", "--memory", "512M"]);
+    create(&lab, "data", "4G");
+    let uri = attach(&lab, "data", &["nbd"]);
+    let status = lab.json(&["pool", "status"]);
+    assert_eq!((&status["sets"], &status["layout"]), (&2.into(), &"16+2".into()), "{status}");
+    let victims = some_of_each_set(&lab, 2);
+    assert_eq!(victims.len(), 4);
+    let output = std::thread::scope(|scope| {
+        let load = scope.spawn(|| fio(&lab, &uri, 9));
+        for disk in &victims {
+            lab.lab("disk-pull", &[disk]).expect_ok();
+        }
+        load.join().expect("fio's thread")
+    });
+    assert_eq!(job(&output.expect_ok())["error"].as_u64(), Some(0));
+    assert_eq!(lab.json(&["pool", "status"])["health"], "degraded");
+    let more = lab.dir().join("more.img").display().to_string();
+    shell("truncate -s 256M \"$1\"", &[&more]).expect_ok();
+    expect_refused(lab.ashlar(&["disk", "add", &more]), 2, "the most there can be");
+    lab.lab("kill", &[]).expect_ok();
+    lab.lab("start", &[]).expect_ok();
+    expect_sound(&lab);
+    for disk in &victims {
+        lab.lab("disk-push", &[disk]).expect_ok();
+    }
+    let healthy = || lab.json(&["pool", "status"])["health"] == "healthy";
+    assert!(wait_until(Duration::from_secs(300), healthy), "{}", lab.json(&["pool", "status"]));
+    expect_sound(&lab);
 }
 
 #[test]
@@ -56,7 +92,7 @@ fn thirty_drives_form_two_sets_that_fail_by_themselves() {
     attach(&lab, "data", &["nbd"]);
     let status = lab.json(&["pool", "status"]);
     assert_eq!((&status["sets"], &status["mixed"]), (&2.into(), &false.into()), "{status}");
-    let victims = one_of_each_set(&lab);
+    let victims = some_of_each_set(&lab, 1);
     assert_eq!(victims.len(), 2);
     let mut history = under_load(&lab, 31, || {
         for disk in &victims {

@@ -188,50 +188,67 @@ fn snapshots_hold_what_was_and_go_in_any_order() {
     expect_sound(&lab);
 }
 
-/// The script in the documentation backs an ext4 volume up, whole and then what changed only, and puts it back.
+/// The script in the documentation, as it is run by people.
+struct Backups<'a> {
+    lab: &'a Lab,
+    dir: String,
+}
+
+impl<'a> Backups<'a> {
+    fn of(lab: &'a Lab) -> Self {
+        Self { lab, dir: lab.dir().join("backups").display().to_string() }
+    }
+
+    fn run(&self, verb: &str, volume: &str, before: &str) -> ashlar_tests::process::Output {
+        let script = ashlar_tests::binary::workspace().join("tools/backup/incremental.sh").display().to_string();
+        let program = ashlar_tests::binary::ashlar().display().to_string();
+        let line = format!("{before}ASHLAR=$1 ASHLAR_DIR=$2 bash \"$3\" \"$4\" \"$5\" \"$6\"");
+        shell(&line, &[&program, &self.lab.dir().display().to_string(), &script, verb, volume, &self.dir])
+    }
+
+    fn names(&self) -> Vec<String> {
+        let all = std::fs::read_dir(&self.dir).expect("backups").map(|e| e.expect("an entry").file_name());
+        let mut all: Vec<String> = all.map(|name| name.to_string_lossy().into_owned()).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// The newest that counts.
+    fn last(&self) -> String {
+        let name = self.names().into_iter().rfind(|name| name.ends_with(".qcow2")).expect("a backup");
+        name.trim_end_matches(".qcow2").to_owned()
+    }
+
+    /// Bytes that the newest has of its own.
+    fn own(&self) -> u64 {
+        let image = format!("{}/{}.qcow2", self.dir, self.last());
+        let map = tool("qemu-img", &["map", "--output=json", &image]).expect_ok().json();
+        let own = map.as_array().expect("extents").iter().filter(|e| e["depth"] == 0 && e["present"] != false);
+        own.map(|e| e["length"].as_u64().expect("a length")).sum()
+    }
+}
+
+/// The script backs a volume up, whole and then what changed only, and puts it back.
 #[test]
 fn an_incremental_backup_and_its_restore() {
-    let tools = ["qemu-img", "qemu-io", "nbdcopy", "nbdinfo", "mkfs.ext4", "jq"].map(Need::Tool);
+    let tools = ["qemu-img", "qemu-io", "qemu-nbd", "nbdcopy", "nbdinfo", "mkfs.ext4", "jq"].map(Need::Tool);
     if !met("an_incremental_backup_and_its_restore", &tools) {
         return;
     }
     let lab = Lab::up(SMALL);
-    let script = ashlar_tests::binary::workspace().join("tools/backup/incremental.sh").display().to_string();
-    let (dir, backups) = (lab.dir().display().to_string(), lab.dir().join("backups").display().to_string());
-    let program = ashlar_tests::binary::ashlar().display().to_string();
-    let backup = |verb: &str, volume: &str| {
-        shell(
-            "ASHLAR=$1 ASHLAR_DIR=$2 bash \"$3\" \"$4\" \"$5\" \"$6\"",
-            &[&program, &dir, &script, verb, volume, &backups],
-        )
-    };
+    let backups = Backups::of(&lab);
     create(&lab, "v", "96M");
     let uri = attach(&lab, "v", &["nbd"]);
     let image = lab.dir().join("ext4.img").display().to_string();
     let source = ashlar_tests::binary::workspace().join("blockdev/src").display().to_string();
     shell("truncate -s 96M \"$1\"; mkfs.ext4 -q -d \"$2\" \"$1\"", &[&image, &source]).expect_ok();
     tool("nbdcopy", &["--flush", &image, &uri]).expect_ok();
-    backup("save", "v").expect_ok();
-    let names = || -> Vec<String> {
-        let all = std::fs::read_dir(&backups).expect("backups").map(|e| e.expect("an entry").file_name());
-        let mut all: Vec<String> = all.map(|name| name.to_string_lossy().into_owned()).collect();
-        all.sort_unstable();
-        all
-    };
-    let last = || {
-        let name = names().into_iter().rfind(|name| name.ends_with(".ranges")).expect("a backup");
-        name.trim_end_matches(".ranges").to_owned()
-    };
-    // What was read for a backup: the ranges of its list.
-    let newest = || -> u64 {
-        let ranges = std::fs::read_to_string(format!("{backups}/{}.ranges", last())).expect("its ranges");
-        ranges.lines().map(|line| line.split_once(' ').expect("two numbers").1.parse::<u64>().expect("a length")).sum()
-    };
-    assert_eq!(newest(), 96 << 20);
+    backups.run("load", "v", "").expect_failure();
+    backups.run("save", "v", "").expect_ok();
     for round in 0..3 {
         change(&uri, round);
         // By NBD, as other tools ask.
-        let last = last();
+        let last = backups.last();
         let told = |namespace: &str| -> u64 {
             let map = format!("--map={namespace}:{last}");
             let map = tool("nbdinfo", &[map.as_str(), "--json", &uri]).expect_ok().json();
@@ -239,28 +256,78 @@ fn an_incremental_backup_and_its_restore() {
             changed.map(|e| e["length"].as_u64().expect("a length")).sum()
         };
         let (ours, qemu) = (told("ashlar:changed-since"), told("qemu:dirty-bitmap"));
-        backup("save", "v").expect_ok();
-        assert_eq!((ours, qemu), (newest(), newest()));
+        backups.run("save", "v", "").expect_ok();
+        assert_eq!(ours, qemu);
         assert!((1 << 20..4 << 20).contains(&ours), "{ours} bytes for a change of 2.6 MiB");
+        // The image is made of pieces of 64 KiB.
+        assert!((1 << 20..12 << 20).contains(&backups.own()), "{} bytes for {ours}", backups.own());
+        // Each shows the whole volume.
+        let image = format!("{}/{}.qcow2", backups.dir, backups.last());
+        tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", &image, &uri]).expect_ok();
     }
     // One that is cut short by a full disk counts for nothing and leaves nothing, and the next one goes on from the one before it: also of what is as it was
     // by then.
     let before = copy(&lab, &uri, "before");
     change(&uri, 3);
-    let cut = format!("ulimit -f 1; ASHLAR='{program}' ASHLAR_DIR='{dir}' bash '{script}' save v '{backups}'");
     let counted = |all: &[String]| all.iter().filter(|name| !name.ends_with(".part")).count();
-    let complete = counted(&names());
-    shell(&cut, &[""; 0]).expect_failure();
-    assert_eq!(counted(&names()), complete, "{:?}", names());
+    let complete = counted(&backups.names());
+    backups.run("save", "v", "ulimit -f 1; ").expect_failure();
+    // Nor does one whose source goes in the middle.
+    shell(
+        "printf '#!/bin/sh\nexec \"$0.real\" \"$@\" | head -n 1' >\"$1\"; chmod +x \"$1\"",
+        &[&lab.dir().join("qemu-io").display().to_string()],
+    )
+    .expect_ok();
+    let real = ashlar_tests::require::find("qemu-io").expect("qemu-io").display().to_string();
+    std::os::unix::fs::symlink(real, lab.dir().join("qemu-io.real")).expect("a link");
+    backups.run("save", "v", &format!("export PATH='{}':$PATH; ", lab.dir().display())).expect_failure();
+    assert_eq!(counted(&backups.names()), complete, "{:?}", backups.names());
     assert_eq!(lab.json(&["snapshot", "list", "v"]).as_array().map(Vec::len), Some(1));
     tool("nbdcopy", &["--flush", &before, &uri]).expect_ok();
     shell("qemu-io -f raw -c 'write -P 99 7M 64k' -c flush \"$1\"", &[&uri]).expect_ok();
-    backup("save", "v").expect_ok();
-    assert!(names().iter().all(|name| !name.ends_with(".part")), "{:?}", names());
+    backups.run("save", "v", "").expect_ok();
+    assert!(backups.names().iter().all(|name| !name.ends_with(".part")), "{:?}", backups.names());
+    // Over whatever a volume held before.
     create(&lab, "back", "96M");
-    backup("load", "back").expect_ok();
+    change(&attach(&lab, "back", &["nbd"]), 7);
+    lab.ashlar(&["volume", "detach", "back"]).expect_ok();
+    backups.run("load", "back", "").expect_ok();
     let live = copy(&lab, &uri, "live");
     same(&live, &attach(&lab, "back", &["nbd"]));
+    expect_sound(&lab);
+}
+
+/// A file system that is in use is backed up, and what is put back of it can be mounted.
+#[test]
+fn a_mounted_file_system_is_backed_up_and_its_restore_is_mounted() {
+    let tools =
+        ["qemu-img", "qemu-io", "qemu-nbd", "nbdcopy", "nbdinfo", "mkfs.ext4", "fsck.ext4", "jq"].map(Need::Tool);
+    let needs: Vec<Need> = [Need::Root, Need::Fuse, Need::Loop].into_iter().chain(tools).collect();
+    if !met("a_mounted_file_system_is_backed_up_and_its_restore_is_mounted", &needs) {
+        return;
+    }
+    let lab = Lab::up(SMALL);
+    let backups = Backups::of(&lab);
+    create(&lab, "v", "256M");
+    let device = attach(&lab, "v", &["fuse", "--loop"]);
+    let mounted = |name: &str| lab.dir().join(name).display().to_string();
+    let (fs, back) = (mounted("fs"), mounted("back"));
+    shell("mkdir \"$2\" \"$3\"; mkfs.ext4 -q \"$1\"; mount \"$1\" \"$2\"", &[&device, &fs, &back]).expect_ok();
+    let source = ashlar_tests::binary::workspace().join("blockdev/src").display().to_string();
+    let mut own = Vec::new();
+    for round in 0..3 {
+        let work = "cp -r \"$1\" \"$2/copy$3\"; rm -rf \"$2/copy$(($3 - 2))\"; sync -f \"$2\"";
+        shell(work, &[&source, &fs, &round.to_string()]).expect_ok();
+        backups.run("save", "v", "").expect_ok();
+        own.push(backups.own());
+    }
+    assert!(own[1] < own[0] * 3 && own[2] > 1 << 20, "{own:?} bytes");
+    create(&lab, "w", "256M");
+    backups.run("load", "w", "").expect_ok();
+    let device = attach(&lab, "w", &["fuse", "--loop"]);
+    // Of one instant: mounting replays its log, and then nothing is wrong with it.
+    let look = "mount \"$1\" \"$3\"; diff -r --no-dereference \"$2\" \"$3\"; umount \"$3\"; fsck.ext4 -fn \"$1\"; umount \"$2\"";
+    shell(look, &[&device, &fs, &back]).expect_ok();
     expect_sound(&lab);
 }
 

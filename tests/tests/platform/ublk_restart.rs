@@ -30,12 +30,13 @@ const EXERCISE: &str = "fs=$1; stop=$2; n=0
     done
     echo $n";
 
-/// A file system on a ublk device, in use while the daemon is killed and started again so many times.
+/// A file system on a ublk device, in use while the daemon is killed and started again so many times, or as often as `ASHLAR_VM_KILLS` says.
 fn outlives_kills(test: &str, make: &str, check: &str, kills: usize) {
     let first = |line: &str| &*line.split(' ').next().expect("a command").to_owned().leak();
     if !here(test, &[first(make), first(check), "fsx"]) {
         return;
     }
+    let kills = std::env::var("ASHLAR_VM_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(kills);
     let mut appliance = Appliance::on(&ordinary());
     let device = appliance.volume_on_ublk("data", "768M");
     let mount = appliance.mountpoint();
@@ -45,7 +46,7 @@ fn outlives_kills(test: &str, make: &str, check: &str, kills: usize) {
     let work = |script: &str, arguments: &[&str]| {
         let mut work = Command::new("bash");
         work.args(["-euo", "pipefail", "-c", script, "work"]).args(arguments);
-        let output = run(&mut work, Duration::from_secs(160));
+        let output = run(&mut work, Duration::from_secs(100 + 20 * kills as u64));
         ended.store(true, Ordering::Release);
         output
     };
@@ -163,6 +164,38 @@ fn what_is_left_of_a_daemon_that_does_not_come_back_is_cleared() {
         assert!(appliance.json(&["volume", "show", name])["attachment"]["error"].is_null());
         appliance.ashlar(&["volume", "detach", name]);
     }
+    appliance.expect_sound();
+}
+
+/// A FUSE mount without a daemon, and a loop device on it.
+#[test]
+fn what_is_left_of_a_file_presented_by_fuse_is_cleared() {
+    if !here("what_is_left_of_a_file_presented_by_fuse_is_cleared", &["losetup"]) {
+        return;
+    }
+    shell("modprobe -a fuse loop", &[""; 0]).expect_ok();
+    let mut appliance = Appliance::on(&ordinary());
+    appliance.ashlar(&["volume", "create", "data", "--size", "64M"]);
+    let device = appliance.ashlar(&["volume", "attach", "data", "--via", "fuse", "--loop"]).stdout.trim().to_owned();
+    assert!(device.starts_with("/dev/loop"), "{device}");
+    assert_eq!(doctor(&appliance, &[]), (true, vec![]), "nothing is wrong while the daemon serves");
+    appliance.kill();
+    let mount =
+        shell("awk -v d=\"$1/\" 'index($5, d) == 1 { print $5 }' /proc/self/mountinfo", &[appliance.dir()]).expect_ok();
+    let mount = mount.stdout.trim().to_owned();
+    let found = || doctor(&appliance, &[]).1;
+    let told = || found().contains(&device) && found().contains(&mount);
+    assert!(wait_until(LIMIT, told), "{device} and {mount} are missing: {:?}", found());
+    // All but what writes wait for.
+    doctor(&appliance, &["--fix"]);
+    assert!(!found().contains(&device) && !found().contains(&mount), "{:?}", found());
+    shell("! losetup \"$1\" 2>/dev/null; ! findmnt \"$2\"", &[&device, &mount]).expect_ok();
+    // The next daemon presents it again.
+    appliance.start();
+    let shown = appliance.json(&["volume", "show", "data"]);
+    assert!(shown["attachment"]["error"].is_null(), "{shown}");
+    assert_eq!(doctor(&appliance, &[]), (true, vec![]));
+    appliance.ashlar(&["volume", "detach", "data"]);
     appliance.expect_sound();
 }
 

@@ -62,7 +62,7 @@ fn a_drive_that_hangs_is_done_without() {
         return;
     }
     let (_mapped, drives) = Mapped::new();
-    let mut appliance = Appliance::with(&drives, "disk_timeout = 4\n");
+    let mut appliance = Appliance::with(&drives, "disk_timeout = 6\n");
     let device = appliance.volume_on_ublk("data", "128M");
     let fio = "fio --name=f --filename=\"$1\" --size=64m --ioengine=libaio --direct=1 --iodepth=8 --fsync=16 --verify=crc32c --randseed=7 \
         --output-format=terse";
@@ -92,7 +92,17 @@ fn a_drive_that_hangs_is_done_without() {
     expect_back(&appliance, 2);
     shell(&verify, &[device.as_str()]).expect_ok();
 
-    // A daemon that is killed while one hangs, and another that is silent from the beginning.
+    // One that is silent from the beginning is left out.
+    appliance.stop();
+    suspend(3);
+    appliance.start();
+    assert_eq!(appliance.drive(3).0, "missing");
+    resume(3);
+    expect_back(&appliance, 3);
+
+    // A daemon that is killed while one hangs.
+    let device =
+        appliance.json(&["volume", "show", "data"])["attachment"]["device"].as_str().expect("a device").to_owned();
     suspend(4);
     shell("dd if=/dev/urandom of=\"$1\" bs=64k count=64 seek=1024 oflag=direct conv=fsync status=none", &[&device])
         .expect_ok();

@@ -146,18 +146,23 @@ fn the_tolerance_changes_1() {
     sweep(1, 2, 300, run_tolerance);
 }
 
-/// A pool grows beyond one resiliency set, and survives a failure in each; then it shrinks again.
+/// A pool grows beyond one resiliency set, and survives as many failures in each as it tolerates; then it shrinks again.
 pub fn run_sets(seed: u64) -> Result<(), String> {
+    run_sets_of(seed, Tolerance::Single, 25)
+}
+
+/// The same, with at most so many disks in a set.
+fn run_sets_of(seed: u64, tolerance: Tolerance, most: usize) -> Result<(), String> {
     let mut rng = Rng::new(seed ^ 0x5E75);
     let mut scenario = rebuild_scenario(seed);
-    (scenario.tolerance, scenario.disks, scenario.disk_size) = (Tolerance::Single, 23 + rng.index(3), 4 << 20);
+    (scenario.tolerance, scenario.disks, scenario.disk_size) = (tolerance, most - 2 + rng.index(3), 4 << 20);
     scenario.blocks = rng.between(60, 200);
     scenario.config.missing_grace = Duration::from_secs(3600);
     scenario.config.failed_grace = Duration::from_secs(3600);
     let mut a = Appliance::new(scenario)?;
     a.set_frail(Vec::new());
     a.live(None)?;
-    while a.disks.len() < 26 + rng.index(3) {
+    while a.disks.len() < most + 1 + rng.index(3) {
         a.heal_after(Change::Add, rng.chance(1, 3).then(|| 1 + rng.below(200)))?;
         for _ in 0..rng.below(3) {
             let reach = 1 << rng.between(2, 9);
@@ -176,12 +181,15 @@ pub fn run_sets(seed: u64) -> Result<(), String> {
         sets.entry(disk.set).or_default().push(index);
     }
     // A crash may have left a disk out that was about to join.
-    let expected = members.div_ceil(25);
-    if sets.len() < expected || now.mixed || sets.values().any(|disks| disks.len() > 25) {
+    let expected = members.div_ceil(most);
+    if sets.len() < expected || now.mixed || sets.values().any(|disks| disks.len() > most) {
         return Err(format!("{members} disks form {} sets, mixed {}", sets.len(), now.mixed));
     }
-    // One failure in each set at once.
-    let victims: Vec<usize> = sets.values().map(|disks| disks[rng.index(disks.len())]).collect();
+    // As many failures in each set as may be, at once.
+    for disks in sets.values_mut() {
+        rng.shuffle(disks);
+    }
+    let victims: Vec<usize> = sets.values().flat_map(|disks| disks.iter().copied().take(tolerance.drives())).collect();
     victims.iter().for_each(|&v| a.disks[v].fail());
     a.live(Some(1 + rng.below(400)))?;
     a.live(None)?;
@@ -190,7 +198,7 @@ pub fn run_sets(seed: u64) -> Result<(), String> {
     // And back to one set.
     let small = sets.values().min_by_key(|disks| disks.len()).cloned().unwrap_or_default();
     if rng.chance(1, 3) && sets.len() > 1 {
-        for &disk in small.iter().take(small.len().saturating_sub(3)) {
+        for &disk in small.iter().take(small.len().saturating_sub(2 + tolerance.drives())) {
             a.heal_after(Change::Remove(disk), rng.chance(1, 4).then(|| 1 + rng.below(200)))?;
             a.heal_after(Change::Remove(disk), None)?;
         }
@@ -205,6 +213,11 @@ pub fn run_sets(seed: u64) -> Result<(), String> {
 #[test]
 fn sets_split_and_fail_by_themselves() {
     sweep(0, 1, 40, run_sets);
+}
+
+#[test]
+fn sets_with_double_tolerance_split_and_fail_by_themselves() {
+    sweep(0, 1, 10, |seed| run_sets_of(seed, Tolerance::Double, 50));
 }
 
 /// Disks are added to a pool that is half full, and data is spread: afterwards all are as full, and segments as wide as new ones.

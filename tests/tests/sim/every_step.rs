@@ -1,5 +1,5 @@
 //! A crash at every write, and the death of a disk at every few requests, of every change of a pool: of a rebuild, of catching up, of a disk that joins or leaves, of another tolerance, of a scrub, of a
-//! balance. After each the pool is opened, comes to its end, and survives as many failures as it promises.
+//! balance, with and without hosts at work. After each the pool is opened, comes to its end, and survives as many failures as it promises.
 //!
 //! `ASHLAR_SIM_POINTS` sets how many of the writes are tried, evenly spread; the default is few.
 
@@ -81,10 +81,12 @@ fn change_of(what: What) -> Change {
 fn crash_at(what: What, tolerance: Tolerance, point: u64) -> Result<(), String> {
     let mut a = before(what, tolerance)?;
     let change = change_of(what);
+    // Every other time hosts are at work.
+    a.scenario.busy = point.is_multiple_of(2);
     a.heal_after(change, Some(point))?;
+    a.scenario.busy = false;
     // A disk that was about to join may be one already, or not.
-    let again = if change == Change::Add { Change::None } else { change };
-    a.heal_after(again, None)?;
+    a.heal_after(change.again(), None)?;
     let after = match change {
         Change::Tolerance(t) => t,
         _ => tolerance,
@@ -100,9 +102,12 @@ fn crash_at(what: What, tolerance: Tolerance, point: u64) -> Result<(), String> 
 fn death_at(what: What, tolerance: Tolerance, victims: &[(usize, u64)], crash: Option<u64>) -> Result<bool, String> {
     let mut a = before(what, tolerance)?;
     let change = change_of(what);
-    let joins = change == Change::Add;
+    let joins = change.joins();
     a.doomed = victims.to_vec();
-    match a.heal_after(change, crash) {
+    a.scenario.busy = victims[0].1.is_multiple_of(2);
+    let changed = a.heal_after(change, crash);
+    a.scenario.busy = false;
+    match changed {
         // It may die while it is labelled: then adding it fails, and says so. So does taking one back.
         Err(e) if joins && victims.iter().any(|(v, _)| *v == a.disks.len() - 1) && e.contains("adding") => {}
         Err(e)
@@ -112,8 +117,8 @@ fn death_at(what: What, tolerance: Tolerance, victims: &[(usize, u64)], crash: O
         other => drop(other?),
     }
     let all_died = victims.iter().all(|(v, _)| a.disks[*v].is_failed());
-    if crash.is_some() && !joins {
-        a.heal_after(change, None)?;
+    if crash.is_some() {
+        a.heal_after(change.again(), None)?;
     }
     a.heal(None)?;
     let after = match change {
@@ -192,6 +197,8 @@ every_step! {
     of_joining_without_tolerance: What::Change(Change::Add), None;
     of_leaving: What::Change(Change::Remove(2)), Single;
     of_leaving_with_double_tolerance: What::Change(Change::Remove(2)), Double;
+    of_replacing: What::Change(Change::Replace(2)), Single;
+    of_replacing_with_double_tolerance: What::Change(Change::Replace(2)), Double;
     of_declaring_a_disk_failed: What::Change(Change::Fail(1)), Single;
     of_declaring_a_disk_failed_with_double_tolerance: What::Change(Change::Fail(1)), Double;
     of_keeping_a_disk_that_was_declared_failed: What::Keep, Single;
@@ -219,6 +226,8 @@ every_death! {
     deaths_in_joining: What::Change(Change::Add), Double, 2;
     death_in_leaving: What::Change(Change::Remove(2)), Single, 1;
     deaths_in_leaving: What::Change(Change::Remove(2)), Double, 2;
+    death_in_replacing: What::Change(Change::Replace(2)), Single, 1;
+    deaths_in_replacing: What::Change(Change::Replace(2)), Double, 2;
     death_in_declaring_a_disk_failed: What::Change(Change::Fail(1)), Double, 1;
     death_in_keeping_a_disk: What::Keep, Double, 1;
     death_in_raising_the_tolerance: What::Change(Change::Tolerance(Tolerance::Double)), Single, 1;

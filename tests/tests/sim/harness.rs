@@ -26,6 +26,8 @@ pub enum Change {
     Add,
     /// This one is to be removed.
     Remove(usize),
+    /// A new one is added in the place of this one, which is removed.
+    Replace(usize),
     /// This one is declared failed.
     Fail(usize),
     /// This one is taken back that was declared failed.
@@ -36,6 +38,22 @@ pub enum Change {
     Tolerance(Tolerance),
     /// Data is spread evenly.
     Rebalance,
+}
+
+impl Change {
+    /// Whether a new disk comes.
+    pub fn joins(self) -> bool {
+        matches!(self, Self::Add | Self::Replace(_))
+    }
+
+    /// The same, once the new disk may be there.
+    pub fn again(self) -> Self {
+        match self {
+            Self::Add => Self::None,
+            Self::Replace(old) => Self::Remove(old),
+            same => same,
+        }
+    }
 }
 
 /// How often redundancy is looked at before it must be restored.
@@ -57,6 +75,8 @@ pub struct Scenario {
     /// A crash comes at the latest at the disk write 2^n of a life; n is drawn from this range.
     pub reach: (u64, u64),
     pub mix: Mix,
+    /// Whether hosts work while the set of disks is changed.
+    pub busy: bool,
     pub config: PoolConfig,
 }
 
@@ -112,6 +132,7 @@ impl Scenario {
             faults: if rng.chance(1, 2) { Faults::Any } else { Faults::None },
             reach: (2, 10),
             mix: Mix::Usual,
+            busy: false,
             config,
         }
     }
@@ -315,7 +336,7 @@ impl Appliance {
     /// removed are gone (or until a crash at the `crash`-th disk write).
     /// Returns how many writes the disks were asked for.
     pub fn heal_after(&mut self, change: Change, crash: Option<u64>) -> Result<u64, String> {
-        if change == Change::Add {
+        if change.joins() {
             let (name, seed) = (format!("disk{}", self.disks.len()), self.scenario.seed * 97 + self.disks.len() as u64);
             self.disks.push(SimDisk::new(name, self.scenario.disk_size, seed, FaultBudget::none()));
         }
@@ -329,17 +350,19 @@ impl Appliance {
         self.disks.iter().for_each(|d| d.set_crash_trigger(Some(trigger.clone())));
         let env = scope.env();
         let (mut disks, config) = (self.all_disks(), self.scenario.config.clone());
-        let new = if change == Change::Add { disks.pop() } else { None };
+        let new = if change.joins() { disks.pop() } else { None };
         let silent = scenario_is_silent(&self.scenario);
         let model = Mutex::new(std::mem::take(&mut self.model));
         let declared = Mutex::new(self.declared);
+        let (own, scenario) = (self.disks.clone(), self.scenario.clone());
+        let work_seed = if scenario.busy { self.rng.u64() } else { 0 };
         let life = async {
             let pool = Pool::open(env.clone(), disks, config).await.map_err(|e| format!("open: {e}"))?;
             let found = read_all(&pool).await?;
             model.lock().map_err(|e| e.to_string())?.recover(&found)?;
             let stays_out = *declared.lock().map_err(|e| e.to_string())?;
             if let Some(info) = stays_out.and_then(|disk| disk_of(&pool, disk))
-                && info.state != DiskState::Failed
+                && !info.state.is_absent()
             {
                 return Err(format!("disk {} was declared failed, and is {:?}", info.id, info.state));
             }
@@ -358,7 +381,9 @@ impl Appliance {
                 (Change::Keep(disk), _) => {
                     // As soon as it was asked for, either may be.
                     *declared.lock().map_err(|e| e.to_string())? = None;
-                    if let Some(info) = disk_of(&pool, disk).filter(|d| d.state == DiskState::Failed) {
+                    if let Some(info) =
+                        disk_of(&pool, disk).filter(|d| matches!(d.state, DiskState::Failed | DiskState::Rebuilding))
+                    {
                         let info = pool.keep_disk(info.id).await.map_err(|e| format!("keeping: {e}"))?;
                         if !matches!(info.state, DiskState::Online | DiskState::Stale) {
                             return Err(format!("a disk that was kept is {:?}", info.state));
@@ -370,8 +395,19 @@ impl Appliance {
                 }
                 (Change::Tolerance(t), _) => pool.set_tolerance(t).await.map_err(|e| format!("tolerance: {e}"))?,
                 (Change::Rebalance, _) => pool.rebalance().await.map_err(|e| format!("rebalance: {e}"))?,
+                (Change::Replace(old), Some(disk)) => {
+                    let old = disk_of(&pool, old).map(|d| d.id);
+                    pool.add_disk(disk, false, old).await.map_err(|e| format!("adding: {e}"))?;
+                    if let Some(old) = old {
+                        pool.remove_disk(old).await.map_err(|e| format!("removing: {e}"))?;
+                    }
+                }
                 (_, Some(disk)) => drop(pool.add_disk(disk, false, None).await.map_err(|e| format!("adding: {e}"))?),
                 _ => {}
+            }
+            if scenario.busy {
+                let worker = Worker { env: &env, pool: &pool, scenario: &scenario, model: &model, disks: &own };
+                worker.run(work_seed).await?;
             }
             let mut rounds = 0;
             while let Some(why) = lacking(&pool).await {
@@ -385,6 +421,12 @@ impl Appliance {
             check(&pool, silent && change != Change::Scrub).await?;
             no_mismatch(&pool, silent)?;
             let again = read_all(&pool).await?;
+            if scenario.busy {
+                // All that was answered is there, whether it is durable or not.
+                let mut now = model.lock().map_err(|e| e.to_string())?.clone();
+                now.flushed(now.len());
+                return now.recover(&again).map(drop);
+            }
             if again != found { Err("content changed while redundancy was restored".into()) } else { Ok(()) }
         };
         let raced = async {

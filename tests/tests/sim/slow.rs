@@ -148,6 +148,41 @@ fn a_pool_waits_for_what_it_cannot_do_without() {
     }
 }
 
+/// A controller hangs: nothing answers, though only one disk was asked for anything. None of them is to blame, and all goes on where it was.
+#[test]
+fn where_nothing_answers_no_disk_is_blamed() {
+    for seed in 0..20 {
+        let disks: Vec<Arc<SimDisk>> =
+            (0..4).map(|i| SimDisk::new(format!("d{i}"), 8 << 20, seed * 97 + i, FaultBudget::none())).collect();
+        let scope = SimScope::new(seed);
+        disks.iter().for_each(|d| d.attach(&scope));
+        let env: Arc<dyn Env> = scope.env();
+        let course = async {
+            let pool = with_pool(env.clone(), &disks).await;
+            write(&pool, 0).await;
+            env.sleep(TIMEOUT * 10).await;
+            disks.iter().for_each(|d| d.set_stalled(true));
+            let array = pool.engine().array.clone();
+            let read = array.read_disk(blockdev::units::DiskId((seed % 4) as u16), 0, 4096);
+            let mut read = Box::pin(read);
+            match futures::future::select(&mut read, env.sleep(TIMEOUT * 10)).await {
+                futures::future::Either::Left(_) => panic!("seed {seed}: answered"),
+                futures::future::Either::Right(_) => {}
+            }
+            assert!(states(&pool).iter().all(|s| *s == DiskState::Online), "seed {seed}: {:?}", states(&pool));
+            disks.iter().for_each(|d| d.set_stalled(false));
+            read.await.expect("read in the end");
+            write(&pool, 64 << 10).await;
+            // The same with one that is alone.
+            disks[1].set_stalled(true);
+            write(&pool, 128 << 10).await;
+            assert_eq!(states(&pool)[1], DiskState::Failed, "seed {seed}");
+            pool.close().await.expect("closed");
+        };
+        scope.run_until(course, 20_000_000).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    }
+}
+
 /// Requests that take longer than usual, but not too long, do no harm; nor does a pool whose disks have all the time they want.
 #[test]
 fn who_answers_in_time_stays() {

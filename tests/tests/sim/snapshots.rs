@@ -478,6 +478,47 @@ fn what_a_snapshot_holds_comes_back() {
     scope.kill_all_tasks();
 }
 
+/// How much is still to come back of a volume that is being deleted is told, and less and less.
+#[test]
+fn what_is_still_to_come_back_is_told() {
+    let mut scenario =
+        Scenario { volumes: 1, blocks: 4000, disk_size: 24 << 20, faults: Faults::None, ..Scenario::random(11) };
+    scenario.config.reap_places = 1;
+    let mut appliance = Appliance::new(scenario).expect("made");
+    let scope = appliance.next_life();
+    let (disks, config) = (appliance.all_disks(), appliance.scenario.config.clone());
+    let env = scope.env();
+    let life = async {
+        let pool = Pool::open(env.clone(), disks, config).await.expect("opened");
+        let device = pool.open_volume("v0").expect("there");
+        for i in 0..4000 {
+            device.write(i * BLOCK_BYTES, Bytes::from(content(1 << 40 | i)), false).await.expect("written");
+        }
+        pool.engine().checkpoint().await.expect("all is stored");
+        drop(device);
+        let stored = || pool.engine().state.read().stored_bytes;
+        let before = stored();
+        pool.delete_volume("v0", false).await.expect("deleted");
+        let mut told = Vec::new();
+        while pool.engine().is_reaping() {
+            let status = pool.status().await;
+            if let Some(to_come) = status.deleting_to_come {
+                assert!(status.deleting == 1 && status.deleting_done > 0.0);
+                told.push(to_come);
+                // Blocks of one size all over the volume.
+                let left = stored();
+                assert!(to_come <= left * 5 / 4 && to_come >= left * 3 / 4, "{to_come} of {left} bytes");
+            }
+            env.sleep(Duration::from_nanos(100)).await;
+        }
+        assert!(told.len() > 5 && told.first() > told.last(), "{before} bytes: {told:?}");
+        let status = pool.status().await;
+        assert_eq!((status.deleting, status.deleting_to_come, stored()), (0, None, 0));
+    };
+    scope.run_until(life, 30_000_000).expect("done");
+    scope.kill_all_tasks();
+}
+
 /// A map that has grown by a level since a snapshot was taken, and a clone of that snapshot.
 #[test]
 fn a_map_that_grew_and_its_snapshot() {

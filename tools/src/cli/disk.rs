@@ -48,7 +48,7 @@ pub enum Command {
     /// Add a drive of any size to the pool, while it is in use
     ///
     /// All it holds is lost. A drive with a partition table, a file system or another pool on it is refused without --force. New data
-    /// goes to it at once; what is on the others stays there.
+    /// goes to it at once; what is on the others is spread over all of them in the background. `pool rebalance` also writes it anew as wide as new data.
     #[command(
         after_help = "Examples:\n  ashlar disk add /dev/sdg\n  truncate -s 2G more.img && ashlar disk add more.img"
     )]
@@ -128,7 +128,7 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let disks: Vec<Disk> = super::talk(client.get("/v1/disks"))?;
             show(global.output, &disks, |disks| table_with_health(disks))?;
         }
-        Command::Available => show(global.output, &drives::all(&drives::System::default()), available)?,
+        Command::Available => show(global.output, &drives::all(&drives::System::default(), &|_| false), available)?,
         Command::Show { disk } => {
             let disk: Disk = super::talk(async {
                 let id = find(&client, &disk).await?.id;

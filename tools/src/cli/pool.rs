@@ -251,7 +251,11 @@ fn describe_provisioned(status: &PoolStatus) -> String {
     };
     let deleting = match status.deleting {
         0 => String::new(),
-        n => format!("; space of {n} deleted comes back ({:.0} % of the one at hand)", status.deleting_done * 100.0),
+        n => {
+            let to_come = status.deleting_to_come.map(|bytes| format!(", about {} to come", size(bytes)));
+            let (done, to_come) = (status.deleting_done * 100.0, to_come.unwrap_or_default());
+            format!("; space of {n} deleted comes back ({done:.0} % of the one at hand{to_come})")
+        }
     };
     let times = if status.provisioned > status.usable && status.usable > 0 {
         format!(", {:.1} times what is usable", status.provisioned as f64 / status.usable as f64)
@@ -639,6 +643,7 @@ mod tests {
             snapshots: 2,
             deleting: 0,
             deleting_done: 0.0,
+            deleting_to_come: None,
             alerts: vec![Alert {
                 severity: "warning".into(),
                 code: "pool.degraded".into(),

@@ -19,7 +19,7 @@ use super::engine::{identity, open_new};
 use super::events::origin::Origin;
 use super::jobs::Outcome;
 use super::known_disks;
-use super::rescan::{LOOK_MAX, rescan};
+use super::rescan::rescan;
 use super::state::Appliance;
 use crate::drives;
 use crate::output::{size, tolerance_word};
@@ -266,17 +266,17 @@ async fn disks(State(app): Shared) -> Json<Vec<Disk>> {
 /// Drives of the machine that are not of the pool: those it could be given, and what the others hold.
 #[utoipa::path(get, path = "/v1/disks/available", tag = "pool", responses((status = 200, body = [Drive])))]
 async fn disks_available(State(app): Shared) -> Answer<Vec<Drive>> {
-    let look = tokio::task::spawn_blocking(|| drives::all(&drives::System::default()));
-    let found = tokio::time::timeout(LOOK_MAX, look).await;
-    let silent = || Error::new(ErrorKind::Unavailable, "a drive of this machine does not answer");
-    let found = found.map_err(|_| silent())?.map_err(|e| Error::io(format!("looking at the drives: {e}")))?;
-    let ours: Vec<_> =
-        app.engine.status().await.disks.iter().filter_map(|d| identity(std::path::Path::new(&d.path))).collect();
-    let is_ours = |d: &Drive| identity(std::path::Path::new(&d.path)).is_some_and(|identity| ours.contains(&identity));
-    Ok(Json(found.into_iter().filter(|d| !is_ours(d)).collect()))
+    let disks = app.engine.status().await.disks;
+    let look = move || {
+        let ours: Vec<_> = disks.iter().filter_map(|d| identity(std::path::Path::new(&d.path))).collect();
+        let is_ours = |path: &std::path::Path| identity(path).is_some_and(|identity| ours.contains(&identity));
+        drives::all(&drives::System::default(), &is_ours)
+    };
+    let found = tokio::task::spawn_blocking(look).await;
+    Ok(Json(found.map_err(|e| Error::io(format!("looking at the drives: {e}")))?))
 }
 
-/// Adds a drive to the pool. New data goes to it at once; what is there does not move.
+/// Adds a drive to the pool. New data goes to it at once; what is there is spread over all drives in the background.
 #[utoipa::path(post, path = "/v1/disks", tag = "pool", request_body = DiskAdd,
     responses((status = 201, body = DiskInfo), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
 async fn disk_add(

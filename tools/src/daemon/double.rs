@@ -120,6 +120,7 @@ impl Engine for MemoryEngine {
             snapshots: 0,
             deleting: 0,
             deleting_done: 0.0,
+            deleting_to_come: None,
             alerts: vec![],
         }
     }

@@ -223,14 +223,17 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     let mut drives: Vec<Drive> = Vec::new();
     let mut refused: BTreeMap<PathBuf, Error> = BTreeMap::new();
     let paths = known_disks::load(&config.state_dir.value);
+    let may_be_left_to_the_kernel = |path: &PathBuf| {
+        let named = config.disks.value.iter().filter(|other| identity(other) == identity(path)).count();
+        named == 1
+            && paths.values().any(|known| Path::new(known) == path || identity(Path::new(known)) == identity(path))
+    };
     for path in &config.disks.value {
         let disk = match open_when_released(path).await {
             Ok(disk) => disk,
-            // Somebody else writes to it: to go on without would be to let two pools drift apart. Unless it is known and was given up: that is looked at
-            // once the others have told.
-            Err(e) if e.kind() == ErrorKind::Busy && !paths.values().any(|known| Path::new(known) == path) => {
-                return Err(e);
-            }
+            // Somebody else writes to it, or it is named twice: to go on without would be to let two pools drift apart. Unless it is known and was given up:
+            // that is looked at once the others have told.
+            Err(e) if e.kind() == ErrorKind::Busy && !may_be_left_to_the_kernel(path) => return Err(e),
             Err(e) => {
                 tracing::error!(disk = %path.display(), error = %e, "cannot open a disk");
                 refused.insert(path.clone(), e);
@@ -281,7 +284,9 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     }
     let faults = if config.lab.value { Some(Faults::new(&config.state_dir.value, drives)?) } else { None };
     let known = paths.iter().map(|(uuid, path)| {
-        let refused = refused.get(&PathBuf::from(path));
+        let at = identity(Path::new(path));
+        let same = |other: &PathBuf| other == Path::new(path) || at.is_some() && identity(other) == at;
+        let refused = refused.iter().find(|(other, _)| same(other)).map(|(_, e)| e);
         let (trouble, busy) = (refused.map(ToString::to_string), refused.is_some_and(|e| e.kind() == ErrorKind::Busy));
         (*uuid, KnownDisk { path: path.clone(), trouble, busy })
     });
@@ -316,7 +321,14 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
 
 /// The label of a disk, if it shows one in time.
 async fn look(disk: &Arc<dyn Disk>) -> Option<Label> {
-    tokio::time::timeout(LOOK_MAX, read_label(disk)).await.ok()?.ok()
+    match tokio::time::timeout(LOOK_MAX, read_label(disk)).await {
+        Ok(label) => label.ok(),
+        Err(_) => {
+            // Whoever lets go of it must not wait for what it does not answer.
+            disk.abandon("it does not show its label");
+            None
+        }
+    }
 }
 
 /// A disk that can be made to fail.

@@ -76,8 +76,8 @@ fn who_watches_decides() {
     let (scope, env, inner, timed) = disk();
     let told = Arc::new(AtomicU32::new(0));
     let (count, weak) = (told.clone(), Arc::downgrade(&timed));
-    timed.watch(move |age| {
-        assert!(age >= LIMIT);
+    timed.watch(move |since| {
+        assert!(since < LIMIT);
         if count.fetch_add(1, Ordering::Relaxed) == 4 {
             weak.upgrade().unwrap().give_up("enough");
         }

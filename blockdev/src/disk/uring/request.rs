@@ -86,11 +86,6 @@ impl Request {
         Self { operation, offset, len, done: 0, vectors: Vec::new(), retries: 0, file, pass, reply }
     }
 
-    /// Whether only a blocking system call can do it.
-    pub(super) fn needs_thread(&self) -> bool {
-        matches!(self.operation, Operation::Discard) && self.file.is_device()
-    }
-
     /// Gives a read to the kernel by the ring that the calling thread lends; anything else, and where that cannot be, is given back. Writes and
     /// flushes are waited for by many, who should not wait for what this thread does meanwhile.
     pub(super) fn borrow_ring(self: Box<Self>) -> Result<(), Box<Self>> {

@@ -53,7 +53,7 @@ fn plan<'a>(disks: &'a [DiskInfo], old: &str, new: &Path) -> CommandResult<(&'a 
         return Err(Failure::usage(format!("{path} is disk {} itself: name another drive to replace it", old.id)));
     }
     match new.state {
-        DiskState::Online | DiskState::Stale => Ok((old, Some(new))),
+        DiskState::Online | DiskState::Degraded | DiskState::Stale => Ok((old, Some(new))),
         state => Err(Failure::conflict(format!(
             "{path} is disk {} of the pool already, and is {}: it cannot take the place of disk {}",
             new.id,

@@ -84,8 +84,7 @@ pub struct Observer {
 
 /// A state by its word in an event.
 fn state_of(word: &str) -> Option<DiskState> {
-    use DiskState::{Failed, Failing, Missing, Online, Removing, Stale};
-    [Online, Stale, Removing, Failing, Failed, Missing].into_iter().find(|state| state_word(*state) == word)
+    DiskState::ALL.into_iter().find(|state| state_word(*state) == word)
 }
 
 fn disk_of(object: &str) -> Option<u16> {

@@ -57,6 +57,21 @@ fn a_pool_in_which_nothing_happens_has_no_events() {
 }
 
 #[test]
+fn every_state_is_told_once() {
+    let mut told = Told::default();
+    let mut now = status();
+    told.look(&now);
+    for state in DiskState::ALL.into_iter().chain(DiskState::ALL.into_iter().rev()) {
+        let changes = now.disks[1].state != state;
+        now.disks[1].state = state;
+        assert_eq!(told.look(&now).len(), usize::from(changes), "{state:?}");
+        assert_eq!(told.look(&now), NOTHING, "{state:?}");
+        told.restart();
+        assert_eq!(told.look(&now), NOTHING, "{state:?} after a restart");
+    }
+}
+
+#[test]
 fn states_of_drives_are_told_once_also_across_restarts() {
     let mut told = Told::default();
     let mut now = status();
