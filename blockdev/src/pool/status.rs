@@ -274,6 +274,7 @@ impl Pool {
         } else if redundancy.lost > 0 || hurt > 0 || waits {
             "critical"
         } else if redundancy.none + redundancy.reduced > 0
+            || engine.is_restoring()
             || disks.iter().any(|d| !matches!(d.state, DiskState::Online | DiskState::Degraded))
         {
             "degraded"

@@ -225,8 +225,9 @@ pub struct Engine {
     pub array: Arc<DiskArray>,
     /// All disks the pool was opened with, also those that could not be used then.
     pub candidates: RwLock<Vec<Arc<TimeoutDisk>>>,
-    /// What becomes of disks that do not answer is decided one after the other.
-    judged: parking_lot::Mutex<()>,
+    /// When several disks were last silent at the same time, more than can be done without. What becomes of disks that do not answer is decided one after
+    /// the other.
+    judged: parking_lot::Mutex<Option<Duration>>,
     /// Identity.
     pub uuid: Uuid,
     /// Name.

@@ -249,6 +249,11 @@ impl Engine {
         self.array.is_mixed() || self.array.guaranteed() != self.array.tolerance()
     }
 
+    /// Whether redundancy is being restored, or has been and that is not on record yet.
+    pub fn is_restoring(&self) -> bool {
+        self.rebuild.lock().as_ref().is_some_and(|p| p.cause != SPREADING)
+    }
+
     /// How far rebuilding is; none when there is nothing to do.
     pub fn rebuild_progress(&self) -> Option<Rebuild> {
         let Some(progress) = self.rebuild.lock().clone() else {
@@ -308,6 +313,10 @@ impl Engine {
         let balancing = found.first().is_some_and(|d| d.kind != Kind::Repair);
         let left: u64 = found.iter().map(Degraded::bytes).sum();
         if found.is_empty() {
+            if self.rebuild.lock().is_some() {
+                // What was restored counts once a crash does not undo it.
+                self.keep_on_record().await?;
+            }
             self.end_progress();
             // Sets that are no longer mixed, and a guarantee that can be raised, wait for a checkpoint.
             let now = (self.state.read().segments.version, self.array.changes());

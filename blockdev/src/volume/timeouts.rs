@@ -83,7 +83,7 @@ impl Engine {
     /// A disk has left a request unanswered that was made at a time.
     fn overdue(&self, disk: &Arc<TimeoutDisk>, since: Duration) {
         // One after the other: whoever is next sees what was decided.
-        let _alone = self.judged.lock();
+        let mut common_silence = self.judged.lock();
         let now = self.env.now();
         let why = unanswered_for(now.saturating_sub(since));
         let members = self.array.members();
@@ -107,14 +107,22 @@ impl Engine {
             }
             let bit = |id: DiskId| 1u128.checked_shl(id.0.into()).unwrap_or(0);
             let silent = others.iter().filter_map(|d| member_of(d)).fold(bit(member.id), |bits, m| bits | bit(m.id));
+            let limit = disk.limit().unwrap_or_default();
             if !self.can_do_without(silent) {
-                if member.set_unresponsive(now + disk.limit().unwrap_or_default()) {
+                if !others.is_empty() {
+                    *common_silence = Some(now);
+                }
+                if member.set_unresponsive(now + limit) {
                     tracing::error!(
                         disk = member.id.0,
                         name = disk.name(),
                         "{why}, and the pool cannot do without: requests wait"
                     );
                 }
+                return;
+            }
+            if common_silence.is_some_and(|then| now.saturating_sub(then) < limit / 2) {
+                // The others have just begun to answer again: this one may be about to.
                 return;
             }
             self.array.fail(member.id, &why);

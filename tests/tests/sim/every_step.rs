@@ -85,6 +85,12 @@ fn crash_at(what: What, tolerance: Tolerance, point: u64) -> Result<(), String> 
     a.scenario.busy = point.is_multiple_of(2);
     a.heal_after(change, Some(point))?;
     a.scenario.busy = false;
+    if point % 4 < 2 {
+        // The power fails as soon as the pool says that all is well; nothing is on record for any other reason.
+        a.scenario.hasty = true;
+        a.scenario.config.checkpoint_interval = Duration::from_secs(3600);
+        a.scenario.config.log_interval = Duration::from_secs(3600);
+    }
     // A disk that was about to join may be one already, or not.
     a.heal_after(change.again(), None)?;
     let after = match change {

@@ -23,6 +23,12 @@ pub fn scenario(seed: u64) -> Scenario {
     scenario.config.failed_grace = Duration::from_micros(rng.below(20_000));
     scenario.config.missing_grace = Duration::from_micros(rng.below(20_000));
     scenario.config.checkpoint_interval = Duration::from_micros(rng.between(1000, 40_000));
+    scenario.hasty = seed.is_multiple_of(2);
+    if seed.is_multiple_of(4) {
+        // Nothing is on record for any other reason.
+        scenario.config.checkpoint_interval = Duration::from_secs(3600);
+        scenario.config.log_interval = Duration::from_secs(3600);
+    }
     scenario
 }
 

@@ -183,6 +183,73 @@ fn where_nothing_answers_no_disk_is_blamed() {
     }
 }
 
+/// A disk came back and caught up. As soon as the pool says so another one may go, also when the power fails at that moment.
+#[test]
+fn caught_up_is_on_record_when_it_is_said() {
+    for seed in 0..10 {
+        let disks: Vec<Arc<SimDisk>> =
+            (0..4).map(|i| SimDisk::new(format!("d{i}"), 16 << 20, seed * 97 + i, FaultBudget::none())).collect();
+        let all = || disks.iter().map(|d| d.clone() as Arc<dyn Disk>).collect::<Vec<_>>();
+        let never = Duration::from_secs(3600);
+        let config = PoolConfig {
+            memory: 1 << 20,
+            failed_grace: never,
+            log_interval: never,
+            checkpoint_interval: never,
+            ..PoolConfig::default()
+        };
+        let content = |i: u64| -> Bytes {
+            let mut data = vec![0; 256 << 10];
+            Rng::new(seed << 8 | i).fill(&mut data);
+            data.into()
+        };
+        let scope = SimScope::new(seed);
+        disks.iter().for_each(|d| d.attach(&scope));
+        let env: Arc<dyn Env> = scope.env();
+        let course = async {
+            drop(with_pool(env.clone(), &disks).await);
+            let pool = Pool::open(env.clone(), all(), config.clone()).await.expect("opened");
+            let device = pool.open_volume("v").expect("the device");
+            for i in 0..12 {
+                match i {
+                    4 => disks[1].fail(),
+                    8 => {
+                        disks[1].restore();
+                        pool.rescan_disks().await.expect("looked");
+                    }
+                    _ => {}
+                }
+                device.write(i * (256 << 10), content(i), true).await.expect("written");
+            }
+            for _ in 0..5000 {
+                if pool.status().await.health == "healthy" {
+                    return;
+                }
+                env.sleep(Duration::from_millis(1)).await;
+            }
+            panic!("seed {seed}: {:?}", pool.status().await);
+        };
+        scope.run_until(course, 20_000_000).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        scope.kill_all_tasks();
+        let mut rng = Rng::new(seed);
+        disks.iter().for_each(|d| d.crash(&mut rng));
+        disks[[0, 2, 3][seed as usize % 3]].fail();
+        let scope = SimScope::new(seed + 1000);
+        disks.iter().for_each(|d| d.attach(&scope));
+        let env: Arc<dyn Env> = scope.env();
+        let course = async {
+            let pool = Pool::open(env.clone(), all(), config.clone()).await.expect("opened");
+            let device = pool.open_volume("v").expect("the device");
+            for i in 0..12 {
+                let read = device.read(i * (256 << 10), 256 << 10).await;
+                assert!(read.unwrap_or_else(|e| panic!("seed {seed}: {e}")) == content(i), "seed {seed}: piece {i}");
+            }
+        };
+        scope.run_until(course, 20_000_000).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        scope.kill_all_tasks();
+    }
+}
+
 /// Requests that take longer than usual, but not too long, do no harm; nor does a pool whose disks have all the time they want.
 #[test]
 fn who_answers_in_time_stays() {
