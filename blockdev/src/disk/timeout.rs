@@ -139,7 +139,7 @@ impl TimeoutDisk {
             let unattended = !std::mem::replace(&mut waiting.looked_after, true);
             (waiting.add(unanswered), unattended)
         };
-        let place = Place { waiting: self.waiting.clone(), at: place };
+        let place = Place { waiting: self.waiting.clone(), at: Some(place) };
         if unattended {
             let attendance = Attendance { waiting: self.waiting.clone(), ended: false };
             self.env.spawn(Box::pin(look_after(self.me.clone(), self.env.clone(), limit, attendance)));
@@ -162,12 +162,12 @@ impl TimeoutDisk {
                     continue;
                 }
                 next = Some(next.map_or(limit / AGAIN, |at| at.min(limit / AGAIN)));
-                if request.confirmed {
+                if std::mem::take(&mut request.confirmed) {
                     overdue = Some(overdue.map_or(request.since, |since| since.min(request.since)));
-                } else {
-                    request.asked = true;
-                    wakers.extend(request.waker.take());
                 }
+                // What is confirmed now says nothing about the next look.
+                request.asked = true;
+                wakers.extend(request.waker.take());
             }
             waiting.looked_after = next.is_some();
             (wakers, overdue, next)
@@ -232,15 +232,17 @@ impl Waiting {
 /// The place of a request among those that wait, until it is dropped.
 struct Place {
     waiting: Arc<Mutex<Waiting>>,
-    at: usize,
+    /// None once it was left: another request may have it.
+    at: Option<usize>,
 }
 
 impl Place {
     /// Frees the place. What was there, a waker, is to be dropped without the lock: it may be the last to hold a task.
-    fn leave(&self, answered: bool) -> Option<Unanswered> {
+    fn leave(&mut self, answered: bool) -> Option<Unanswered> {
+        let at = self.at.take()?;
         let mut waiting = self.waiting.lock();
-        let request = waiting.places[self.at].take()?;
-        waiting.free.push(self.at);
+        let request = waiting.places[at].take()?;
+        waiting.free.push(at);
         if answered {
             waiting.answered = waiting.answered.max(Some(request.since));
         }
@@ -269,11 +271,12 @@ impl<T> Future for Timed<T> {
             return Poll::Ready(answer);
         }
         let waker = Some(context.waker().clone());
+        let Some(at) = self.place.at else { return Poll::Pending };
         let mut waiting = self.place.waiting.lock();
         if let Some(why) = &waiting.given_up {
             return Poll::Ready(Err(DiskError::Failed(why.clone())));
         }
-        let before = waiting.places[self.place.at].as_mut().and_then(|request| {
+        let before = waiting.places[at].as_mut().and_then(|request| {
             request.confirmed = request.asked;
             std::mem::replace(&mut request.waker, waker)
         });

@@ -108,6 +108,25 @@ fn an_answer_that_nobody_has_looked_at_is_one() {
 }
 
 #[test]
+fn a_request_that_was_answered_and_kept_takes_nobody_elses_place() {
+    let (scope, env, inner, timed) = disk();
+    run(&scope, async {
+        let mut first = timed.read(0, 4096);
+        (&mut first).await.unwrap();
+        inner.set_stalled(true);
+        // It gets the place of the first.
+        let second = timed.read(0, 4096);
+        drop(first);
+        let third = timed.read(4096, 4096);
+        let begun = env.now();
+        let (second, third) = futures::join!(second, third);
+        assert!(second.is_err() && third.is_err() && env.now() - begun < LIMIT * 2);
+    });
+    let waiting = timed.waiting.lock();
+    assert_eq!((waiting.places.len(), waiting.free.len()), (2, 2));
+}
+
+#[test]
 fn discards_have_time_and_end_with_the_disk() {
     let (scope, env, inner, timed) = disk();
     run(&scope, async {
