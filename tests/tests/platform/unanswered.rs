@@ -64,10 +64,12 @@ fn a_drive_that_hangs_is_done_without() {
     let (_mapped, drives) = Mapped::new();
     let mut appliance = Appliance::with(&drives, "disk_timeout = 6\n");
     let device = appliance.volume_on_ublk("data", "128M");
-    let fio = "fio --name=f --filename=\"$1\" --size=64m --ioengine=libaio --direct=1 --iodepth=8 --fsync=16 --verify=crc32c --randseed=7 \
+    let fio = "fio --name=f --filename=\"$1\" --size=16m --ioengine=libaio --direct=1 --iodepth=8 --fsync=16 --verify=crc32c --randseed=7 \
         --output-format=terse";
-    let write = format!("{fio} --rw=randwrite --bs=16k --do_verify=0 --time_based --runtime=14");
+    let write = format!("{fio} --rw=randwrite --bs=16k --do_verify=0 --time_based --runtime=10");
     let verify = format!("{fio} --rw=randwrite --bs=16k --verify_only");
+    // All of it is there, so that what follows may end anywhere.
+    shell(&format!("{fio} --rw=randwrite --bs=16k --do_verify=0"), &[device.as_str()]).expect_ok();
     std::thread::scope(|scope| {
         let work = scope.spawn(|| shell(&write, &[device.as_str()]));
         std::thread::sleep(Duration::from_secs(3));
