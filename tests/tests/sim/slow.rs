@@ -48,6 +48,10 @@ fn disks_that_do_not_answer() {
     assert!(hangs.into_inner() > 20, "hardly a disk stopped answering");
 }
 
+fn four_disks(seed: u64, size: u64) -> Vec<Arc<SimDisk>> {
+    (0..4).map(|i| SimDisk::new(format!("d{i}"), size, seed * 97 + i, FaultBudget::none())).collect()
+}
+
 /// A pool of four disks of which one may fail, and what happens to it.
 async fn with_pool(env: Arc<dyn Env>, disks: &[Arc<SimDisk>]) -> Pool {
     let all = || disks.iter().map(|d| d.clone() as Arc<dyn Disk>).collect::<Vec<_>>();
@@ -80,8 +84,7 @@ fn states(pool: &Pool) -> Vec<DiskState> {
 #[test]
 fn a_pool_waits_for_what_it_cannot_do_without() {
     for seed in 0..20 {
-        let disks: Vec<Arc<SimDisk>> =
-            (0..4).map(|i| SimDisk::new(format!("d{i}"), 8 << 20, seed * 97 + i, FaultBudget::none())).collect();
+        let disks = four_disks(seed, 8 << 20);
         let scope = SimScope::new(seed);
         disks.iter().for_each(|d| d.attach(&scope));
         let env: Arc<dyn Env> = scope.env();
@@ -152,8 +155,7 @@ fn a_pool_waits_for_what_it_cannot_do_without() {
 #[test]
 fn where_nothing_answers_no_disk_is_blamed() {
     for seed in 0..20 {
-        let disks: Vec<Arc<SimDisk>> =
-            (0..4).map(|i| SimDisk::new(format!("d{i}"), 8 << 20, seed * 97 + i, FaultBudget::none())).collect();
+        let disks = four_disks(seed, 8 << 20);
         let scope = SimScope::new(seed);
         disks.iter().for_each(|d| d.attach(&scope));
         let env: Arc<dyn Env> = scope.env();
@@ -187,8 +189,7 @@ fn where_nothing_answers_no_disk_is_blamed() {
 #[test]
 fn caught_up_is_on_record_when_it_is_said() {
     for seed in 0..10 {
-        let disks: Vec<Arc<SimDisk>> =
-            (0..4).map(|i| SimDisk::new(format!("d{i}"), 16 << 20, seed * 97 + i, FaultBudget::none())).collect();
+        let disks = four_disks(seed, 16 << 20);
         let all = || disks.iter().map(|d| d.clone() as Arc<dyn Disk>).collect::<Vec<_>>();
         let never = Duration::from_secs(3600);
         let config = PoolConfig {
