@@ -238,6 +238,7 @@ impl Disk for FaultDisk {
         add(&self.control.discards, 1);
         self.run(false, move |disk| disk.discard(offset, len))
     }
+
     /// Requests that are late because of [`FaultDisk::set_delay`] do not reach the disk below any more, which is in order then.
     fn abandon(&self, why: &str) {
         self.control.failures.fetch_add(1, Ordering::SeqCst);

@@ -128,6 +128,7 @@ impl Disk for ThrottledDisk {
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<DiskResult<()>> {
         self.delayed(0, move |disk| disk.discard(offset, len))
     }
+
     fn abandon(&self, why: &str) {
         self.inner.abandon(why);
     }

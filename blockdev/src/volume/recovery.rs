@@ -417,7 +417,9 @@ impl Engine {
         let seen = found.disks.iter().map(|d| d.label.epoch).max().unwrap_or_default();
         let newest: Vec<&Label> =
             found.disks.iter().map(|d| &d.label).filter(|l| l.epoch.0 >> 32 == seen.0 >> 32).collect();
-        let absent = absent_by_labels(&newest, &catalogue) | array.absent();
+        let absent = absent_by_labels(&newest, &catalogue);
+        timeouts::refuse_busy(&array, &config, absent)?;
+        let absent = absent | array.absent();
         let writer = (label.pool, superblock.log_epoch);
         let mut replayed = replay::read(&array, writer, superblock.log_start, catalogue.record + 1, absent).await?;
         let entries = std::mem::take(&mut replayed.entries);

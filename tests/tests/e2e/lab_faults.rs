@@ -217,7 +217,7 @@ fn a_disk_that_does_not_answer_is_done_without() {
     lab.lab("stop", &[]).expect_ok();
     let config = lab.dir().join("ashlar.toml");
     let text = std::fs::read_to_string(&config).expect("the configuration");
-    std::fs::write(&config, format!("disk_timeout = 3\nfailed_grace = 600\n{text}")).expect("the configuration");
+    std::fs::write(&config, format!("disk_timeout = 6\nfailed_grace = 600\n{text}")).expect("the configuration");
     lab.lab("start", &[]).expect_ok();
     create(&lab, "data", "32M");
     attach(&lab, "data", &["nbd"]);

@@ -26,7 +26,6 @@ use tokio::runtime::Handle;
 
 use super::config::Config;
 use super::faults::{Drive, Faults, Faulty};
-use super::rescan::LOOK_MAX;
 use super::{corrupt, known_disks};
 use crate::wire::lab::{DiskCorrupt, DiskCorrupted};
 
@@ -250,8 +249,10 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
     }
     // Disks that were added since the configuration was written.
     let mut labels = Vec::new();
+    // As long as it has to answer anything: drives that spin up take their time.
+    let limit = Some(config.disk_timeout.value).filter(|s| *s > 0).map(Duration::from_secs);
     for disk in &disks {
-        labels.extend(look(disk).await);
+        labels.extend(look(disk, limit).await);
     }
     for path in known_disks::added(&config.state_dir.value) {
         if config.disks.value.iter().any(|other| identity(other).is_some_and(|i| Some(i) == identity(&path))) {
@@ -267,7 +268,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
             }
         };
         let ours = |l: &Label| labels.iter().all(|other| other.pool == l.pool && other.disk != l.disk);
-        if !look(&disk).await.is_some_and(|label| ours(&label)) {
+        if !look(&disk, limit).await.is_some_and(|label| ours(&label)) {
             tracing::warn!(disk = %path.display(), "a disk that was added to the pool is not of the pool any more");
             continue;
         }
@@ -295,7 +296,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
         compression: config.compression.value,
         recompress_after: Some(config.recompress_after.value).filter(|s| *s > 0).map(Duration::from_secs),
         scrub_interval: Duration::from_secs(config.scrub_days.value.saturating_mul(24 * 3600)),
-        disk_timeout: Some(config.disk_timeout.value).filter(|s| *s > 0).map(Duration::from_secs),
+        disk_timeout: limit,
         error_limit: config.error_limit.value.try_into().unwrap_or(u32::MAX),
         priority: config.rebuild_priority.value,
         failed_grace: Duration::from_secs(config.failed_grace.value),
@@ -320,8 +321,9 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
 }
 
 /// The label of a disk, if it shows one in time.
-async fn look(disk: &Arc<dyn Disk>) -> Option<Label> {
-    match tokio::time::timeout(LOOK_MAX, read_label(disk)).await {
+async fn look(disk: &Arc<dyn Disk>, limit: Option<Duration>) -> Option<Label> {
+    let Some(limit) = limit else { return read_label(disk).await.ok() };
+    match tokio::time::timeout(limit, read_label(disk)).await {
         Ok(label) => label.ok(),
         Err(_) => {
             // Whoever lets go of it must not wait for what it does not answer.

@@ -13,7 +13,6 @@ use blockdev::format::label::Label;
 use blockdev::format::layout::LABEL_SIZE;
 use blockdev::report::DiskInfo;
 use blockdev::units::Uuid;
-
 use parking_lot::Mutex;
 
 use super::engine::{identity, open_when_released};
@@ -21,7 +20,7 @@ use super::known_disks;
 use super::state::Appliance;
 
 /// Longest wait for a look at one drive: one that hangs must not keep the others.
-pub const LOOK_MAX: Duration = Duration::from_secs(10);
+const LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// O_NONBLOCK of linux: opening a drive without a medium, or a pipe, does not wait.
 const NONBLOCK: i32 = 0o4000;
