@@ -124,10 +124,17 @@ nightly: export NEXTEST_PROFILE ?= nightly
 nightly: lint docs ## The long tests: 50 times the seeds (100,000 of the general ones), 500 kills, long fuzzing
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; fi
 	$(MAKE) unit
+	$(MAKE) fuzz SECS=$(ASHLAR_FUZZ_SECS)
 	$(MAKE) test-vm
 	$(MAKE) test-vm KERNEL=newest T=ublk
 	$(MAKE) test-service
 	@echo "make nightly: all passed"
+
+SECS ?= 60
+.PHONY: fuzz
+fuzz: ## Coverage-guided fuzzing of the decoders and of the NBD server (SECS=60 each)
+	scripts/setup.sh --fuzz
+	scripts/fuzz.sh --secs $(SECS)
 
 .PHONY: bench
 bench: build ## The engine against physical limits, then a short comparison with a file and NBD servers

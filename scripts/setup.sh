@@ -4,6 +4,7 @@
 #   scripts/setup.sh             install what is missing (as root, or through sudo)
 #   scripts/setup.sh --check     change nothing; say what is missing; exit 1 if anything is
 #   scripts/setup.sh --nextest   also install cargo-nextest (otherwise the tests run under cargo test)
+#   scripts/setup.sh --fuzz      also what building the fuzzers needs
 #   scripts/setup.sh --package   also what making and testing the Debian package needs, and a small Debian to install it into
 #   scripts/setup.sh --vm        also what tests on a real kernel need: qemu, fsx, and Debian's kernel 6.12 unpacked beside the system
 #   scripts/setup.sh --vm-newest the same, and the newest kernel that Debian has (in the backports of its stable release)
@@ -83,6 +84,7 @@ for arg in "$@"; do
     --nextest) want_nextest=yes ;;
     --vm) want_vm=yes ;;
     --vm-newest) want_vm=yes want_newest=yes ;;
+    --fuzz) needs+=(c++:g++) ;;
     --package) want_package=yes ;;
     -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown option '$arg'; see --help" ;;

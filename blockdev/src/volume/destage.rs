@@ -4,6 +4,7 @@
 //! are in order again.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
@@ -26,8 +27,9 @@ use crate::map::tree::LEVELS_MAX;
 use crate::planted::{self, Bug};
 use crate::units::{BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
 
-/// Batches between destaging and committing.
-pub const BATCHES_IN_FLIGHT: usize = 8;
+/// Batches between destaging and committing: duplicates are read from disks and compared meanwhile, which should have enough to do. As
+/// many as fill a third of the write buffer, within these bounds.
+const BATCHES_IN_FLIGHT: RangeInclusive<u64> = 8..=24;
 /// Frames compressed in one piece of processor work.
 const FRAMES_PER_JOB: usize = 8;
 /// Frames of writes with at least this many blocks are not kept in the frame cache: streams would drive out everything else.
@@ -133,6 +135,12 @@ impl Uncommitted {
             }
         }
     }
+}
+
+/// Batches under way with so many bytes of write buffer.
+pub fn batches_in_flight(write_buffer: u64) -> usize {
+    let third = write_buffer / 3 / (BATCH_BLOCKS * BLOCK_SIZE) as u64;
+    third.clamp(*BATCHES_IN_FLIGHT.start(), *BATCHES_IN_FLIGHT.end()) as usize
 }
 
 impl Engine {

@@ -413,7 +413,7 @@ impl Engine {
 
     /// Starts the tasks that take writes to disk.
     pub fn start(self: &Arc<Self>) {
-        let (batches, reduced) = tokio::sync::mpsc::channel(destage::BATCHES_IN_FLIGHT);
+        let (batches, reduced) = tokio::sync::mpsc::channel(destage::batches_in_flight(self.config.write_buffer()));
         self.spawn(self.clone().destage(batches));
         self.spawn(self.clone().commit_batches(reduced));
         self.spawn(self.clone().write_log());

@@ -55,6 +55,11 @@ fn count_panics() {
     });
 }
 
+/// No server's thread may panic, whatever it is sent.
+pub fn assert_no_panic() {
+    assert_eq!(PANICS.load(Ordering::SeqCst), 0, "a server panicked");
+}
+
 /// A running server; ended in order on drop.
 pub struct Lab {
     pub dir: tempfile::TempDir,
@@ -115,7 +120,7 @@ impl Drop for Lab {
         self.runtime.block_on(self.server.shutdown());
         if !std::thread::panicking() {
             assert_eq!(self.server.connections(), 0);
-            assert_eq!(PANICS.load(Ordering::SeqCst), 0, "a server panicked");
+            assert_no_panic();
         }
     }
 }

@@ -2,6 +2,7 @@
 //! and against garbage.
 
 mod client;
+mod conversation;
 mod fuzz;
 mod lab;
 mod misuse;

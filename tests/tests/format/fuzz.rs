@@ -4,10 +4,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use blockdev::error::ErrorKind;
-
 use crate::generate::{KINDS, Kind, mutate};
 use crate::imports::*;
+use crate::property::holds;
 
 fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -31,18 +30,7 @@ fn one(kind: &Kind, seed: u64) -> bool {
     if rng.chance(7, 8) {
         (kind.seal)(&mut bytes);
     }
-    match (kind.read)(&bytes) {
-        Err(e) => {
-            let allowed = [ErrorKind::Corrupt, ErrorKind::NotFound, ErrorKind::Unsupported];
-            assert!(allowed.contains(&e.kind()), "refused as {:?}: {e}", e.kind());
-            false
-        }
-        Ok(written) => {
-            let again = (kind.read)(&written).unwrap_or_else(|e| panic!("what was accepted cannot be read again: {e}"));
-            assert_eq!(again, written, "what was accepted changes when it is written again");
-            true
-        }
-    }
+    holds(kind, &bytes)
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The command line: what can be said, and who does it. One file per noun.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -154,7 +155,17 @@ enum Command {
 
 /// Parses the command line, does it, and gives the exit code.
 pub fn main() -> ExitCode {
-    let mut cli = Cli::parse();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let mut cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        // Asking for help is no mistake.
+        Err(mistake) if mistake.use_stderr() && asks_for_json(&arguments) => {
+            let failure = Failure::usage(message_of(&mistake));
+            failure.report(Format::Json);
+            return ExitCode::from(failure.exit as u8);
+        }
+        Err(other) => other.exit(),
+    };
     // One that is set to nothing is as one that is not set.
     let environment = || std::env::var_os("ASHLAR_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     cli.global.dir = cli.global.dir.take().or_else(environment);
@@ -165,6 +176,20 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// Whether a command line that cannot be parsed asks for JSON: scripts read the answer, whatever it says.
+fn asks_for_json(arguments: &[OsString]) -> bool {
+    let before_values = arguments.split(|a| a == "--").next().unwrap_or_default();
+    let together = |a: &OsString| ["-ojson", "-o=json", "--output=json"].iter().any(|form| a == form);
+    let apart = |pair: &[OsString]| (pair[0] == "-o" || pair[0] == "--output") && pair[1] == "json";
+    before_values.iter().any(together) || before_values.windows(2).any(apart)
+}
+
+/// What is wrong with a command line, without the word that begins it for people.
+fn message_of(mistake: &clap::Error) -> String {
+    let text = mistake.render().to_string();
+    text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned()
 }
 
 fn run(command: Command, global: &Global) -> CommandResult<Exit> {

@@ -155,3 +155,19 @@ fn help_teaches() {
     }
     walk(&mut command, "ashlar".into());
 }
+
+#[test]
+fn mistakes_are_told_as_json_to_who_asks_for_it() {
+    let asks = |line: &str| asks_for_json(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>());
+    for line in
+        ["ashlar pool -o json", "ashlar --output json x", "ashlar --output=json", "ashlar -ojson x", "ashlar -o=json"]
+    {
+        assert!(asks(line), "{line}");
+    }
+    for line in ["ashlar pool", "ashlar -o table json", "ashlar x -- -o json", "ashlar json", "ashlar x -o"] {
+        assert!(!asks(line), "{line}");
+    }
+    let message = message_of(&parse("volume create NAME --syze 1G").unwrap_err());
+    assert!(message.starts_with("unexpected argument '--syze'") && message.contains("--size"), "{message}");
+    assert!(!message.contains('\u{1b}'), "{message:?}");
+}
