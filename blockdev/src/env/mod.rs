@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub mod lent;
+mod processors;
 pub mod real;
 pub mod rng;
 pub mod sim;
 
+pub use processors::ProcessorTimes;
 pub use real::RealEnv;
 pub use rng::Rng;
 pub use sim::{SimEnv, SimScope, SimStall};
@@ -38,6 +40,11 @@ pub trait Env: Send + Sync + 'static {
 
     /// How many pieces of [`Env::compute`] work run at the same time.
     fn parallelism(&self) -> usize;
+
+    /// What the machine's processors did so far, for all programs; none where that is not known.
+    fn processors(&self) -> Option<ProcessorTimes> {
+        None
+    }
 
     /// A random number.
     fn random_u64(&self) -> u64;

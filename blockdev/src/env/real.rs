@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::{BoxFuture, Env, Rng};
+use super::{BoxFuture, Env, ProcessorTimes, Rng};
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -77,6 +77,10 @@ impl Env for RealEnv {
 
     fn parallelism(&self) -> usize {
         self.threads
+    }
+
+    fn processors(&self) -> Option<ProcessorTimes> {
+        ProcessorTimes::of_stat(&std::fs::read_to_string("/proc/stat").ok()?)
     }
 
     fn random_u64(&self) -> u64 {

@@ -26,6 +26,10 @@ const CHANGED: u64 = 64;
 const ROUND: usize = 16;
 /// Blocks that are tried first.
 const SAMPLE: usize = 64;
+/// For how long the processors are watched before a segment is begun.
+const PROBE: Duration = Duration::from_millis(200);
+/// The part of that time in which they must have had nothing to do.
+const IDLE: f64 = 0.5;
 /// What is compressed harder takes so much less of what it took at most, or is left alone: part in a hundred.
 const WORTH: u64 = 95;
 
@@ -104,6 +108,9 @@ impl Engine {
                 if record.as_ref().is_some_and(|r| !self.has_room_to_empty(r, 0, LeftTo::Others)) {
                     break;
                 }
+                if !self.processors_are_idle(PROBE.min(after)).await {
+                    break;
+                }
                 // Whatever comes of it, it is not looked at again as long as it stays as it is.
                 next.left_alone = true;
                 let Some(record) = record else { continue };
@@ -121,6 +128,14 @@ impl Engine {
             }
             self.checkpoint().await?;
         }
+    }
+
+    /// Watches the processors for so long; true where nobody knows. What is done here itself does not count: it has ended.
+    async fn processors_are_idle(&self, probe: Duration) -> bool {
+        let before = self.env.processors();
+        self.env.sleep(probe).await;
+        let (Some(before), Some(now)) = (before, self.env.processors()) else { return true };
+        now.idle_since(&before).is_none_or(|share| share >= IDLE)
     }
 
     /// Tries with what lies at the end of a segment.

@@ -179,3 +179,55 @@ fn a_replacement_without_room_says_what_was_done() {
     assert_eq!(disks(&lab).len(), 3);
     expect_sound(&lab);
 }
+
+/// What is known of a rebuild while it goes on: why, how far it is, how long it takes; as a job, too.
+#[test]
+fn a_rebuild_is_a_job_with_a_cause_and_progress() {
+    let lab = Lab::up(FOUR);
+    create(&lab, "data", "64M");
+    attach(&lab, "data", &["nbd"]);
+    let mut client = connect(&lab);
+    for n in 0..64u64 {
+        let data: Vec<u8> = (n * 256..(n + 1) * 256).flat_map(bytes_of).collect();
+        client.one(Request::Write { offset: n << 20, data, fua: n == 63 }).expect("a write");
+    }
+    drop(client);
+    let status = || lab.json(&["pool", "status"]);
+    let rebuilds = || -> Vec<Value> {
+        let jobs = lab.json(&["job", "list"]);
+        jobs.as_array().expect("jobs").iter().filter(|j| j["kind"] == "pool.rebuild").cloned().collect()
+    };
+    assert!(rebuilds().is_empty());
+    let slow = |delay: &str| ["0", "1", "2"].map(|disk| lab.lab("disk-slow", &[disk, "--delay", delay]).expect_ok());
+    slow("100ms");
+    lab.ashlar(&["disk", "fail", "3"]).expect_ok();
+    let running = || {
+        let (now, jobs) = (status(), rebuilds());
+        let rebuild = now["rebuild"].clone();
+        let both = rebuild["done"].as_u64() > Some(0) && jobs.last().is_some_and(|j| j["done"].as_u64() > Some(0));
+        both.then_some((rebuild, jobs))
+    };
+    let mut seen = None;
+    let looked = wait_until(Duration::from_secs(60), || {
+        seen = running();
+        seen.is_some()
+    });
+    assert!(looked, "{}", status());
+    let (rebuild, jobs) = seen.expect("a rebuild");
+    assert!(rebuild["cause"].as_str().unwrap_or_default().contains("disk 3"), "{rebuild}");
+    assert!(rebuild["total"].as_u64() >= rebuild["done"].as_u64() && rebuild["eta_s"].is_u64(), "{rebuild}");
+    assert!(rebuild["bytes_per_second"].as_u64() > Some(0), "{rebuild}");
+    let [job] = &jobs[..] else { panic!("{jobs:?}") };
+    assert!(job["state"] == "running" && job["finished_s"].is_null(), "{job}");
+    assert!(job["total"].as_u64() >= job["done"].as_u64(), "{job}");
+    let table = lab.ashlar(&["pool", "status"]).expect_ok().stdout;
+    assert!(table.contains("left") && table.contains("disk 3"), "{table}");
+    // Waiting for it is what a script does.
+    let id = job["id"].to_string();
+    slow("0");
+    let ended = lab.json(&["job", "wait", &id]);
+    assert_eq!((&ended["state"], &ended["error"]), (&"succeeded".into(), &Value::Null), "{ended}");
+    assert!(ended["done"] == ended["total"] && ended["finished_s"].as_u64() >= ended["started_s"].as_u64(), "{ended}");
+    assert!(status()["rebuild"].is_null() && status()["redundancy"]["none"] == 0, "{}", status());
+    expect_sound(&lab);
+}

@@ -59,7 +59,12 @@ fn what_stays_as_it_is_comes_to_take_less() {
         let (before, noise_before) = (stored(), done());
         env.sleep(hour / 2).await;
         assert_eq!((done(), noise_before), (0, 0), "not yet");
+        // Nor while the processors have other work.
+        scope.set_busy(true);
         env.sleep(hour).await;
+        assert_eq!(done(), 0, "compressed beside other work");
+        scope.set_busy(false);
+        env.sleep(hour / 2).await;
         let after = stored();
         assert!(after * 100 < before * 92, "{before} bytes before, {after} after");
         let (all, again) = (done(), hour * 4);

@@ -116,6 +116,25 @@ impl Worker<'_> {
                 let restored = [(name(one), a.clone()), (name(other), b.clone())];
                 self.change(Step::Both(Box::new(steps)), self.pool.restore_volumes(&restored, None, 0)).await
             }
+            19 => {
+                // A group as a whole: several clones at once, in a group of their own, and what is noted of it.
+                let free: Vec<usize> = (0..VOLUMES_MAX).filter(|v| !now.volumes.contains_key(v)).collect();
+                let (Some(a), Some(b)) = (pick(rng, &now.snapshots), pick(rng, &now.snapshots)) else {
+                    return Ok(true);
+                };
+                let [one, other, ..] = free[..] else { return Ok(true) };
+                let (group, setting) = (1 + rng.below(3) as u32, format!("s{}", rng.below(4)));
+                let value = vec![rng.below(256) as u8; 1 + rng.below(40) as usize];
+                let new = Managed::Setting(Setting { name: setting.clone(), value: value.clone() });
+                let clones = [(one, a), (other, b)].map(|(volume, from)| Step::Clone { from: from.clone(), volume });
+                let managed = [one, other].map(|volume| {
+                    let (setting, value) = (setting.clone(), value.clone());
+                    Step::Manage { volume, group, setting, value }
+                });
+                let step = Step::Both(Box::new([Step::Both(Box::new(clones)), Step::Both(Box::new(managed))]));
+                let names = [(a.clone(), name(one)), (b.clone(), name(other))];
+                self.change(step, self.pool.clone_snapshots(&names, group, vec![new])).await
+            }
             13 => {
                 let steps = self.model().len();
                 self.pool.engine().flush().await.map_err(|e| failed("flush", e))?;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{BoxFuture, Env, Rng};
+use super::{BoxFuture, Env, ProcessorTimes, Rng};
 
 mod timers;
 pub(crate) use timers::TimerTarget;
@@ -95,6 +95,9 @@ struct State {
     trace: u64,
     running: bool,
     killed: bool,
+    /// Others keep the processors busy since then.
+    busy_since_ns: Option<u64>,
+    busy_ns: u64,
 }
 
 struct Slot {
@@ -179,6 +182,8 @@ impl SimEnv {
             trace: 0,
             running: false,
             killed: false,
+            busy_since_ns: None,
+            busy_ns: 0,
         };
         Arc::new(Self {
             core: Arc::new(Core { state: Mutex::new(state), ready: Arc::default() }),
@@ -271,6 +276,15 @@ impl SimEnv {
         self.core.state.lock().trace
     }
 
+    /// From now on other programs keep the processors busy, or no longer.
+    pub fn set_busy(&self, busy: bool) {
+        let mut state = self.core.state.lock();
+        let now = state.now_ns;
+        let before = state.busy_since_ns.take();
+        state.busy_ns += before.map_or(0, |since| now - since);
+        state.busy_since_ns = busy.then_some(now);
+    }
+
     /// Tells `target` `token` once `after` has passed, unless all tasks are killed before.
     pub(crate) fn schedule(&self, after: Duration, target: Arc<dyn TimerTarget>, token: u64) {
         let mut state = self.core.state.lock();
@@ -325,6 +339,13 @@ impl Env for SimEnv {
 
     fn parallelism(&self) -> usize {
         self.parallelism
+    }
+
+    fn processors(&self) -> Option<ProcessorTimes> {
+        let state = self.core.state.lock();
+        let busy = state.busy_ns + state.busy_since_ns.map_or(0, |since| state.now_ns - since);
+        let (all, idle) = (Duration::from_nanos(state.now_ns), Duration::from_nanos(state.now_ns - busy));
+        Some(ProcessorTimes { idle, all })
     }
 
     fn random_u64(&self) -> u64 {
