@@ -13,10 +13,10 @@ use futures::future::join_all;
 use rustc_hash::FxBuildHasher;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Engine;
 use super::frame::{Effort, Group, ReducedFrame, compress};
 use super::gate::Pass;
 use super::intake::{BATCH_BLOCKS, HostBlock, HostOp, Numbered};
+use super::{Engine, PoolConfig};
 use crate::codec::FRAME_BLOCKS;
 use crate::dedupe::{ListId, Lookup};
 use crate::env::compute;
@@ -29,7 +29,7 @@ use crate::units::{BLOCK_SIZE, Lba, Seqno, VirtualBlock, VolumeId};
 
 /// Batches between destaging and committing: duplicates are read from disks and compared meanwhile, which should have enough to do. As
 /// many as fill a third of the write buffer, within these bounds.
-const BATCHES_IN_FLIGHT: RangeInclusive<u64> = 8..=24;
+const BATCHES_IN_FLIGHT: RangeInclusive<usize> = 8..=24;
 /// Frames compressed in one piece of processor work.
 const FRAMES_PER_JOB: usize = 8;
 /// Frames of writes with at least this many blocks are not kept in the frame cache: streams would drive out everything else.
@@ -137,10 +137,11 @@ impl Uncommitted {
     }
 }
 
-/// Batches under way with so many bytes of write buffer.
-pub fn batches_in_flight(write_buffer: u64) -> usize {
-    let third = write_buffer / 3 / (BATCH_BLOCKS * BLOCK_SIZE) as u64;
-    third.clamp(*BATCHES_IN_FLIGHT.start(), *BATCHES_IN_FLIGHT.end()) as usize
+/// Batches under way.
+pub fn batches_in_flight(config: &PoolConfig) -> usize {
+    let third = (config.write_buffer() / 3 / (BATCH_BLOCKS * BLOCK_SIZE) as u64) as usize;
+    let usual = third.clamp(*BATCHES_IN_FLIGHT.start(), *BATCHES_IN_FLIGHT.end());
+    config.batches.unwrap_or(usual).max(1)
 }
 
 impl Engine {

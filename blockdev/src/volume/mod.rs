@@ -81,6 +81,8 @@ pub struct PoolConfig {
     pub compression: Compression,
     /// Blocks compressed together, 1 to [`FRAME_BLOCKS`].
     pub frame_blocks: usize,
+    /// Batches of writes that are being compared and compressed at the same time; none: as many as the write buffer is good for.
+    pub batches: Option<usize>,
     /// Longest time that buffered writes wait for company before they are reduced.
     pub linger: Duration,
     /// Longest time that committed operations wait for the log when no host asks for a flush.
@@ -130,6 +132,7 @@ impl Default for PoolConfig {
             memory: 512 << 20,
             compression: Compression::Zstd,
             frame_blocks: FRAME_BLOCKS,
+            batches: None,
             linger: Duration::from_millis(20),
             log_interval: Duration::from_millis(500),
             checkpoint_interval: Duration::from_secs(30),
@@ -413,7 +416,7 @@ impl Engine {
 
     /// Starts the tasks that take writes to disk.
     pub fn start(self: &Arc<Self>) {
-        let (batches, reduced) = tokio::sync::mpsc::channel(destage::batches_in_flight(self.config.write_buffer()));
+        let (batches, reduced) = tokio::sync::mpsc::channel(destage::batches_in_flight(&self.config));
         self.spawn(self.clone().destage(batches));
         self.spawn(self.clone().commit_batches(reduced));
         self.spawn(self.clone().write_log());

@@ -118,6 +118,7 @@ impl Scenario {
             frame_blocks: 1 + rng.index(4),
             fingerprint_bits: rng.chance(1, 4).then_some(8),
             // Not drawn: seeds that once failed go on as they did.
+            batches: [None, Some(24), None, Some(2)][(seed / 4 % 4) as usize],
             recompress_after: [3, 5].contains(&(seed % 13)).then_some(Duration::from_millis(20)),
             priority: [Priority::High, Priority::Normal, Priority::High, Priority::Low][(seed % 4) as usize],
             ..PoolConfig::default()
