@@ -103,12 +103,12 @@ impl Engine {
                 let cold = |(_, s): &(&u64, &mut Seen)| !s.left_alone && now.saturating_sub(s.since) >= after;
                 let next = seen.iter_mut().filter(cold).min_by_key(|(incarnation, s)| (s.since, **incarnation));
                 let Some((&incarnation, next)) = next else { break };
+                if !self.processors_are_idle(PROBE.min(after)).await {
+                    break;
+                }
                 let record = self.state.read().segments.get(next.id).map(|s| s.record.clone());
                 let record = record.filter(|r| r.incarnation == incarnation && r.live > 0 && !next.has_changed(r.live));
                 if record.as_ref().is_some_and(|r| !self.has_room_to_empty(r, 0, LeftTo::Others)) {
-                    break;
-                }
-                if !self.processors_are_idle(PROBE.min(after)).await {
                     break;
                 }
                 // Whatever comes of it, it is not looked at again as long as it stays as it is.

@@ -116,7 +116,8 @@ impl Worker<'_> {
                 let restored = [(name(one), a.clone()), (name(other), b.clone())];
                 self.change(Step::Both(Box::new(steps)), self.pool.restore_volumes(&restored, None, 0)).await
             }
-            19 => {
+            // Not in all: seeds that catch planted bugs go on as they did.
+            19 if self.scenario.seed % 4 == 1 => {
                 // A group as a whole: several clones at once, in a group of their own, and what is noted of it.
                 let free: Vec<usize> = (0..VOLUMES_MAX).filter(|v| !now.volumes.contains_key(v)).collect();
                 let (Some(a), Some(b)) = (pick(rng, &now.snapshots), pick(rng, &now.snapshots)) else {
