@@ -308,6 +308,12 @@ fn wrong_commands_change_nothing() {
         let output = lab.ashlar(&filled.split(' ').collect::<Vec<_>>());
         assert!(output.stdout.is_empty(), "an answer to a wrong command: {output}");
         expect_refused(output, code, message);
+        // The same for scripts.
+        let output = lab.ashlar(&filled.split(' ').chain(["-o", "json"]).collect::<Vec<_>>());
+        assert!(output.stdout.is_empty() && output.status.code() == Some(code), "{filled}: {output}");
+        let answer = output.stderr.lines().find_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let told = answer.as_ref().and_then(|answer| answer["error"]["message"].as_str());
+        assert!(told.is_some_and(|told| told.contains(message)), "{filled}: {output}");
     }
     // A name that is too long, and one with a character no terminal shows.
     for name in ["n".repeat(64), "a\u{7}b".to_owned(), "ä".to_owned(), String::new()] {
