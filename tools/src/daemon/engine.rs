@@ -247,13 +247,14 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
             disks.push(disk);
         }
     }
-    // Disks that were added since the configuration was written.
-    let mut labels = Vec::new();
-    // As long as it has to answer anything: drives that spin up take their time.
+    // As long as it has to answer anything: drives that spin up take their time. All at once: a shelf that does not answer takes no longer than a drive.
     let limit = Some(config.disk_timeout.value).filter(|s| *s > 0).map(Duration::from_secs);
-    for disk in &disks {
-        labels.extend(look(disk, limit).await);
+    let looks: Vec<_> = disks.iter().map(|disk| tokio::spawn(look(disk.clone(), limit))).collect();
+    let mut labels = Vec::new();
+    for found in looks {
+        labels.extend(found.await.ok().flatten());
     }
+    // Disks that were added since the configuration was written.
     for path in known_disks::added(&config.state_dir.value) {
         if config.disks.value.iter().any(|other| identity(other).is_some_and(|i| Some(i) == identity(&path))) {
             continue;
@@ -268,7 +269,7 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
             }
         };
         let ours = |l: &Label| labels.iter().all(|other| other.pool == l.pool && other.disk != l.disk);
-        if !look(&disk, limit).await.is_some_and(|label| ours(&label)) {
+        if !look(disk.clone(), limit).await.is_some_and(|label| ours(&label)) {
             tracing::warn!(disk = %path.display(), "a disk that was added to the pool is not of the pool any more");
             continue;
         }
@@ -321,9 +322,9 @@ pub async fn open(config: &Config) -> Result<(Arc<dyn Engine>, Option<Faults>)> 
 }
 
 /// The label of a disk, if it shows one in time.
-async fn look(disk: &Arc<dyn Disk>, limit: Option<Duration>) -> Option<Label> {
-    let Some(limit) = limit else { return read_label(disk).await.ok() };
-    match tokio::time::timeout(limit, read_label(disk)).await {
+async fn look(disk: Arc<dyn Disk>, limit: Option<Duration>) -> Option<Label> {
+    let Some(limit) = limit else { return read_label(&disk).await.ok() };
+    match tokio::time::timeout(limit, read_label(&disk)).await {
         Ok(label) => label.ok(),
         Err(_) => {
             // Whoever lets go of it must not wait for what it does not answer.
