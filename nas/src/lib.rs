@@ -1,1 +1,21 @@
-//! NAS servers: file systems over thin volumes, handed out by NFS, SMB, FTP and SFTP. Not built yet: the crate holds the place.
+//! File serving: a POSIX file system over two thin volumes ([`fs::FileSystem`]), its check ([`check`]), and how the kernel mounts it ([`fuse`]).
+//!
+//! The design is in `docs/design/0024-file-system.md`. NAS servers, NFS, SMB, FTP and SFTP are not built yet.
+
+mod alloc;
+pub mod check;
+pub mod fs;
+pub mod fuse;
+mod meta;
+pub mod planted;
+mod store;
+
+pub use meta::attr::{Attr, Kind, Time};
+pub use rustix::io::Errno;
+pub use store::{Pair, format};
+
+/// What an operation of a file system gives: the errno of POSIX, as system calls do.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// Bytes of a block, the grain in which space is given out.
+pub const BLOCK: u64 = 4096;

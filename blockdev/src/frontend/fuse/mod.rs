@@ -10,36 +10,29 @@
 mod filesystem;
 mod inflight;
 mod mountpoint;
+mod session;
 mod tree;
 mod volume_ops;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
+use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 
 use self::filesystem::VolumeDirectory;
 use self::inflight::Gate;
-use self::mountpoint::MountPoint;
 pub use self::mountpoint::{clear_stale, dead_mounts};
+use self::session::{CLOSE_GRACE, not_ended};
+pub use self::session::{HowToMount, MountedSession, Unmounted};
 use self::tree::{Node, ROOT, Tree};
-use super::errno::from_io;
-use super::{BlockDevice, loopdev};
+use super::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
-
-/// How long a file may take to be closed before removal or unmounting counts it as in use: the kernel tells of a close
-/// some time after the closing program went on.
-const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// How long requests already given to a device may take to come back before they are given up.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long the session threads may take to end once the kernel has let go.
-const SESSION_END_LIMIT: Duration = Duration::from_secs(10);
 
 /// How to mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +52,6 @@ impl Default for FuseOptions {
     }
 }
 
-/// How an unmount ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmounted {
-    /// Nobody used it any more.
-    Clean,
-    /// Files were still open: the connection was cut and the mount detached lazily; their users get errors from now on.
-    Forced,
-}
-
 /// What the session threads and the server share.
 struct Shared {
     runtime: tokio::runtime::Handle,
@@ -83,12 +67,7 @@ struct Shared {
 pub struct FuseServer {
     shared: Arc<Shared>,
     path: PathBuf,
-    session: Mutex<Option<Running>>,
-}
-
-struct Running {
-    mount: MountPoint,
-    ended: Receiver<std::io::Result<()>>,
+    session: Mutex<Option<MountedSession>>,
 }
 
 impl FuseServer {
@@ -102,10 +81,6 @@ impl FuseServer {
     }
 
     fn mount_there(runtime: tokio::runtime::Handle, mountpoint: &Path, options: FuseOptions) -> Result<Self> {
-        if options.threads == 0 {
-            return Err(Error::invalid("at least one thread is needed"));
-        }
-        let (mount, fuse) = MountPoint::mount(mountpoint, options.allow_other)?;
         let shared = Arc::new(Shared {
             runtime,
             tree: Tree::new(),
@@ -113,34 +88,22 @@ impl FuseServer {
             notifier: Mutex::new(None),
             stopping: AtomicBool::new(false),
         });
-        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-        let mut config = Config::default();
-        config.acl = acl;
-        config.n_threads = Some(options.threads);
-        config.clone_fd = true;
-        let session = Session::from_fd(VolumeDirectory(Arc::clone(&shared)), fuse.into(), acl, config)
-            .map_err(|e| from_io(&e, "agree with the kernel's FUSE"))?;
-        *shared.notifier.lock() = Some(session.notifier());
-
-        let (send, ended) = std::sync::mpsc::channel();
         let watched = Arc::clone(&shared);
-        let path = mount.path().to_owned();
-        let run = move || {
-            if !loopdev::set_io_flusher() {
-                tracing::debug!("not allowed to become an I/O flusher (CAP_SYS_RESOURCE)");
-            }
-            let result = session.run();
-            // Whoever still waits gets an answer only when the last descriptor of the connection is closed.
-            watched.notifier.lock().take();
-            watched.gate.close();
-            if let Err(error) = &result {
-                tracing::error!(%error, "the FUSE session ended with an error");
-            }
-            let _ = send.send(result);
-        };
-        let thread = std::thread::Builder::new().name("fuse-session".into()).spawn(run);
-        thread.map_err(|e| from_io(&e, "start the session thread"))?;
-        Ok(Self { shared, path, session: Mutex::new(Some(Running { mount, ended })) })
+        let how = HowToMount { threads: options.threads, allow_other: options.allow_other, data_only: true };
+        let notified = Arc::clone(&shared);
+        let session = MountedSession::start(
+            mountpoint,
+            VolumeDirectory(Arc::clone(&shared)),
+            how,
+            move |notifier| *notified.notifier.lock() = Some(notifier),
+            move || {
+                // Whoever still waits gets an answer only when the last descriptor of the connection is closed.
+                watched.notifier.lock().take();
+                watched.gate.close();
+            },
+        )?;
+        let path = session.path().to_owned();
+        Ok(Self { shared, path, session: Mutex::new(Some(session)) })
     }
 
     /// Where it is mounted, without symbolic links.
@@ -204,34 +167,18 @@ impl FuseServer {
     /// off: [`Unmounted::Forced`]. Blocks; the runtime must keep running meanwhile. Done already, it is
     /// [`Unmounted::Clean`].
     pub fn unmount(&self) -> Result<Unmounted> {
-        let Some(mut running) = self.session.lock().take() else { return Ok(Unmounted::Clean) };
+        let Some(session) = self.session.lock().take() else { return Ok(Unmounted::Clean) };
         self.shared.stopping.store(true, Ordering::Release);
-        let outcome = if running.mount.unmount(CLOSE_GRACE)? {
-            Unmounted::Clean
-        } else {
+        let outcome = session.unmount(|path| {
             let open = self.shared.tree.open_files();
-            tracing::warn!(path = %self.path.display(), ?open, "unmounting lazily and cutting off open files");
+            tracing::warn!(path = %path.display(), ?open, "unmounting lazily and cutting off open files");
             self.shared.gate.close();
-            running.mount.abort()?;
-            Unmounted::Forced
-        };
-        let limit = |what: &str, limit: Duration| {
-            let text = format!("{} is unmounted, but {what} within {} s", self.path.display(), limit.as_secs());
-            Error::new(ErrorKind::Unavailable, text)
-        };
-        match running.ended.recv_timeout(SESSION_END_LIMIT) {
-            Ok(result) => result.map_err(|e| from_io(&e, "the FUSE session ended with an error"))?,
-            Err(RecvTimeoutError::Disconnected) => return Err(Error::io("the FUSE session thread panicked")),
-            Err(RecvTimeoutError::Timeout) => {
-                // Another mount namespace may hold a copy of the mount, which keeps the session alive.
-                return Err(limit("its session did not end", SESSION_END_LIMIT));
-            }
-        }
+        })?;
         let drained = self.shared.gate.drained(DRAIN_LIMIT);
         for node in self.shared.tree.clear() {
             node.usage.cut();
         }
-        if drained { Ok(outcome) } else { Err(limit("a device did not answer", DRAIN_LIMIT)) }
+        if drained { Ok(outcome) } else { Err(not_ended(&self.path, "a device did not answer", DRAIN_LIMIT)) }
     }
 }
 

@@ -98,7 +98,7 @@ pub(super) struct MountPoint {
 
 impl MountPoint {
     /// Mounts at `path`, creating the directory if need be, and gives the mount and the connection to the kernel.
-    pub(super) fn mount(path: &Path, allow_other: bool) -> Result<(Self, File)> {
+    pub(super) fn mount(path: &Path, allow_other: bool, data_only: bool) -> Result<(Self, File)> {
         let path = absolute(path)?;
         clear_stale(&path)?;
         let created = match std::fs::create_dir(&path) {
@@ -106,14 +106,14 @@ impl MountPoint {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => false,
             Err(e) => return Err(from_io(&e, format_args!("create the directory {}", path.display()))),
         };
-        let mounted = Self::mount_on(&path, created, allow_other);
+        let mounted = Self::mount_on(&path, created, allow_other, data_only);
         if mounted.is_err() && created {
             let _ = std::fs::remove_dir(&path);
         }
         mounted
     }
 
-    fn mount_on(path: &Path, created: bool, allow_other: bool) -> Result<(Self, File)> {
+    fn mount_on(path: &Path, created: bool, allow_other: bool, data_only: bool) -> Result<(Self, File)> {
         let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::new(ErrorKind::Unsupported, "/dev/fuse is missing: load the kernel module 'fuse'")
@@ -126,7 +126,7 @@ impl MountPoint {
             "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,max_read={REQUEST_MAX}{allow_other}",
             fuse.as_raw_fd()
         );
-        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        let flags = if data_only { libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC } else { 0 };
         static MOUNTS: AtomicU64 = AtomicU64::new(1);
         let source = format!("ashlar-{}-{}", std::process::id(), MOUNTS.fetch_add(1, Ordering::Relaxed));
         loopdev::mount(&source, path, FSTYPE, flags, &data).map_err(|e| match e.raw_os_error() {
