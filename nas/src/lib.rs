@@ -12,7 +12,7 @@ mod store;
 
 pub use meta::attr::{Attr, Kind, Time};
 pub use rustix::io::Errno;
-pub use store::{Pair, format};
+pub use store::{Pair, format, reidentify};
 
 /// What an operation of a file system gives: the errno of POSIX, as system calls do.
 pub type Result<T> = std::result::Result<T, Errno>;

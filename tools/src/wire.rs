@@ -9,6 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 pub mod drives;
 pub mod events;
 pub mod lab;
+pub mod nas;
 pub mod protection;
 pub mod snapshots;
 pub mod upgrade;
@@ -138,6 +139,9 @@ pub enum Via {
     Fuse,
     /// A Linux block device by the ublk driver.
     Ublk,
+    /// Part of a file system (`ashlar nas fs`); not to be asked for.
+    #[value(skip)]
+    Fs,
 }
 
 impl std::fmt::Display for Via {
@@ -146,6 +150,7 @@ impl std::fmt::Display for Via {
             Self::Nbd => "nbd",
             Self::Fuse => "fuse",
             Self::Ublk => "ublk",
+            Self::Fs => "fs",
         })
     }
 }

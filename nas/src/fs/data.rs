@@ -426,11 +426,11 @@ impl FileSystem {
         match what {
             Fallocate::PunchHole => self.punch(&node, offset, end),
             Fallocate::Allocate { keep_size } | Fallocate::ZeroRange { keep_size } => {
-                if end > size {
+                if end > size && !keep_size {
                     self.zero_mapped(ino, size, end)?;
                 }
                 if matches!(what, Fallocate::ZeroRange { .. }) {
-                    self.zero_mapped(ino, offset, end)?;
+                    self.zero_mapped(ino, offset, end.min(size))?;
                 }
                 let (mut block, last) = (offset / BLOCK, end.div_ceil(BLOCK));
                 while block < last {
@@ -455,11 +455,13 @@ impl FileSystem {
 
     fn punch(&self, node: &Arc<Node>, offset: u64, end: u64) -> Result<()> {
         let (first, last) = (offset.div_ceil(BLOCK), end / BLOCK);
+        // What lies beyond the end is nobody's to see, except in an older commit.
+        let size = node.state.lock().attr.size;
         if first > last {
-            self.zero_mapped(node.ino, offset, end)?;
+            self.zero_mapped(node.ino, offset, end.min(size))?;
         } else {
-            self.zero_mapped(node.ino, offset, first * BLOCK)?;
-            self.zero_mapped(node.ino, last * BLOCK, end)?;
+            self.zero_mapped(node.ino, offset, (first * BLOCK).min(size))?;
+            self.zero_mapped(node.ino, last * BLOCK, end.min(size))?;
         }
         let now = self.now();
         loop {

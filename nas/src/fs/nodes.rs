@@ -140,6 +140,11 @@ impl FileSystem {
         }
     }
 
+    /// Files and directories that are open.
+    pub fn open_files(&self) -> u64 {
+        self.nodes.all().iter().filter(|node| node.state.lock().opens > 0).count() as u64
+    }
+
     /// What happens to a node when somebody stops using it.
     fn unused(&self, node: Arc<Node>) {
         let (idle, nameless) = {

@@ -388,14 +388,10 @@ impl Filesystem for Requests {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match self.fs.space() {
-            Ok(space) => {
-                // Inodes are made as they are needed: as many as there are blocks, and more.
-                let inodes = space.inodes + space.free;
-                reply.statfs(space.blocks, space.free, space.free, inodes, space.free, BLOCK as u32, 255, BLOCK as u32);
-            }
-            Err(errno) => reply.error(error(errno)),
-        }
+        let space = self.fs.space();
+        // Inodes are made as they are needed: there may be as many as there are blocks, and more.
+        let inodes = space.inodes + space.free;
+        reply.statfs(space.blocks, space.free, space.free, inodes, space.free, BLOCK as u32, 255, BLOCK as u32);
     }
 
     fn setxattr(

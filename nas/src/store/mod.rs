@@ -71,6 +71,17 @@ pub fn format(meta: Arc<dyn BlockDevice>, data: Arc<dyn BlockDevice>, identity: 
     Ok(pair)
 }
 
+/// Gives copies of the volumes of a file system an identity of their own. Ended half-way, the two do not belong together any more.
+pub fn reidentify(meta: Arc<dyn BlockDevice>, data: Arc<dyn BlockDevice>, identity: [u8; 16]) -> Result<()> {
+    let pair = Pair::open(meta, data)?;
+    for (volume, role) in [(&pair.meta, Role::Metadata), (&pair.data, Role::Data)] {
+        let header = Header { identity, ..read_header(volume, role)? };
+        volume.write(0, header.encode())?;
+    }
+    pair.meta.flush()?;
+    pair.data.flush()
+}
+
 /// A device whose operations block the calling thread until they are done.
 #[derive(Clone)]
 pub(crate) struct Volume(Arc<dyn BlockDevice>);

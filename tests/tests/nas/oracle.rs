@@ -225,11 +225,6 @@ impl Tree {
         if !keeps && offset + len > self.get(ino).data.len() {
             written.extend(self.truncate(ino, offset + len));
         }
-        let size = self.get(ino).data.len();
-        if keeps && what != Fallocate::PunchHole && offset + len > size {
-            // Behind the end, which an older commit may see.
-            written.push(Written { ino, offset: size, bytes: vec![0; 4096] });
-        }
         if !matches!(what, Fallocate::Allocate { .. }) {
             let data = &mut self.of(ino).data;
             let end = (offset + len).min(data.len());

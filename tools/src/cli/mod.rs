@@ -20,6 +20,7 @@ mod group;
 pub mod hold_frozen;
 mod job;
 mod lab;
+mod nas;
 mod policy;
 mod pool;
 mod rule;
@@ -116,6 +117,9 @@ enum Command {
     /// Protection policies: rules for volumes and groups
     #[command(subcommand)]
     Policy(policy::Command),
+    /// File systems, for files to be served from
+    #[command(subcommand)]
+    Nas(nas::Command),
     /// Drives of the pool
     #[command(subcommand)]
     Disk(disk::Command),
@@ -200,6 +204,7 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Group(command) => group::run(command, global),
         Command::Rule(command) => rule::run(command, global),
         Command::Policy(command) => policy::run(command, global),
+        Command::Nas(command) => nas::run(command, global),
         Command::Disk(command) => disk::run(command, global),
         Command::Alert(command) => alert::run(command, global),
         Command::Event(command) => event::run(command, global),

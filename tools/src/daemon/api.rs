@@ -34,6 +34,7 @@ use crate::wire::{
 mod events;
 mod groups;
 mod lab;
+mod nas;
 mod policies;
 mod snapshots;
 mod upgrade;
@@ -129,6 +130,7 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .merge(events::routes())
         .merge(groups::routes())
         .merge(lab::routes())
+        .merge(nas::routes())
         .merge(policies::routes())
         .merge(snapshots::routes())
         .merge(upgrade::routes())

@@ -12,6 +12,7 @@ use blockdev::report::VolumeInfo;
 use tokio::sync::Mutex;
 
 use super::engine::Engine;
+use super::nas::{OfFileSystem, owned};
 use crate::wire::{AttachRequest, Attachment, Via};
 
 /// Where a front end shows a volume.
@@ -94,6 +95,7 @@ impl Spec {
         match text {
             "nbd" => Some(Self { via: Via::Nbd, loop_device: false }),
             "ublk" => Some(Self { via: Via::Ublk, loop_device: false }),
+            "fs" => Some(Self { via: Via::Fs, loop_device: false }),
             "fuse" => Some(Self { via: Via::Fuse, loop_device: false }),
             "fuse+loop" => Some(Self { via: Via::Fuse, loop_device: true }),
             _ => None,
@@ -118,6 +120,8 @@ pub struct Restored {
 pub struct Attachments {
     engine: Arc<dyn Engine>,
     fronts: FrontEnds,
+    /// Keeps the volumes of file systems from being presented otherwise.
+    file_systems: Arc<dyn Presenter>,
     // Held over whole changes, so that attach, detach and delete of a volume never run into each other.
     table: Mutex<BTreeMap<String, Attachment>>,
 }
@@ -125,7 +129,7 @@ pub struct Attachments {
 impl Attachments {
     /// No attachments yet; see [`Attachments::restore`].
     pub fn new(engine: Arc<dyn Engine>, fronts: FrontEnds) -> Self {
-        Self { engine, fronts, table: Mutex::default() }
+        Self { engine, fronts, file_systems: Arc::new(OfFileSystem), table: Mutex::default() }
     }
 
     /// Presents again what was presented when the daemon last ran. What cannot be presented is kept, with the reason.
@@ -165,6 +169,10 @@ impl Attachments {
         }
         let mut table = self.table.lock().await;
         self.engine.volume_info(name).await?;
+        refuse_owned(&table, name)?;
+        if spec.via == Via::Fs {
+            return Err(Error::invalid("a file system takes its volumes by itself: ashlar nas fs create"));
+        }
         if let Some(present) = table.get(name) {
             if present.via != spec.via {
                 return Err(Error::new(
@@ -200,6 +208,7 @@ impl Attachments {
     pub async fn detach(&self, name: &str) -> Result<()> {
         let mut table = self.table.lock().await;
         let volume = self.engine.volume_info(name).await?;
+        refuse_owned(&table, name)?;
         let Some(attachment) = table.get_mut(name) else {
             return Err(Error::new(ErrorKind::NotFound, format!("volume '{name}' is not attached")));
         };
@@ -222,6 +231,7 @@ impl Attachments {
     /// Deletes a volume, which must not be attached, and its snapshots if they are to go.
     pub async fn delete(&self, name: &str, with_snapshots: bool) -> Result<()> {
         let table = self.table.lock().await;
+        refuse_owned(&table, name)?;
         if let Some(attachment) = table.get(name) {
             return Err(Error::new(
                 ErrorKind::Busy,
@@ -242,6 +252,7 @@ impl Attachments {
     /// Changes a volume's size, in bytes, wherever it is presented.
     pub async fn resize(&self, name: &str, size: u64) -> Result<()> {
         let table = self.table.lock().await;
+        refuse_owned(&table, name)?;
         let Some(attachment) = table.get(name) else {
             return self.engine.resize_volume(name, size).await.map(drop);
         };
@@ -258,6 +269,31 @@ impl Attachments {
             _ => front.resized(name, size).await,
         };
         told.context(format!("the volume is resized; telling {}", attachment.target()))
+    }
+
+    /// A file system that is mounted at `path` lies on the volume: it is presented in no other way, nor changed.
+    pub async fn claim(&self, name: &str, path: &Path) -> Result<()> {
+        let mut table = self.table.lock().await;
+        if let Some(present) = table.get(name).filter(|present| present.via != Via::Fs) {
+            let text = format!("volume '{name}' is attached via {}; detach it first", present.via);
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        let spec = Spec { via: Via::Fs, loop_device: false };
+        self.engine.set_attachment(name, Some(spec.text())).await?;
+        let mut attachment = unpresented(name, Via::Fs, String::new());
+        (attachment.error, attachment.path) = (None, Some(path.display().to_string()));
+        table.insert(name.to_owned(), attachment);
+        Ok(())
+    }
+
+    /// Takes back [`Attachments::claim`].
+    pub async fn release(&self, name: &str) -> Result<()> {
+        let mut table = self.table.lock().await;
+        if table.get(name).is_some_and(|present| present.via == Via::Fs) {
+            self.engine.set_attachment(name, None).await?;
+            table.remove(name);
+        }
+        Ok(())
     }
 
     /// Where a volume is presented.
@@ -293,6 +329,7 @@ impl Attachments {
             Via::Nbd => &self.fronts.nbd,
             Via::Fuse => &self.fronts.fuse,
             Via::Ublk => &self.fronts.ublk,
+            Via::Fs => &self.file_systems,
         }
     }
 
@@ -348,6 +385,14 @@ impl Attachments {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Fails for a volume that a file system lies on.
+fn refuse_owned(table: &BTreeMap<String, Attachment>, name: &str) -> Result<()> {
+    match table.get(name) {
+        Some(present) if present.via == Via::Fs => Err(owned(name)),
+        _ => Ok(()),
     }
 }
 

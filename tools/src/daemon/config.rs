@@ -136,6 +136,9 @@ pub struct File {
     /// FUSE front end.
     #[serde(default, skip_serializing_if = "is_default")]
     pub fuse: FuseFile,
+    /// FUSE front end.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub nas: NasFile,
     /// ublk front end.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ublk: UblkFile,
@@ -172,6 +175,15 @@ pub struct FuseFile {
     /// See [`Config::fuse_mountpoint`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mountpoint: Option<PathBuf>,
+}
+
+/// Section `[nas]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NasFile {
+    /// See [`Config::nas_mounts`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mounts: Option<PathBuf>,
 }
 
 /// Section `[ublk]`.
@@ -332,6 +344,8 @@ pub struct Config {
     pub nbd_tls_ca: Setting<Option<PathBuf>>,
     /// Directory volumes attached by FUSE appear in.
     pub fuse_mountpoint: Setting<PathBuf>,
+    /// Directory below which file systems are mounted, each in one of its name.
+    pub nas_mounts: Setting<PathBuf>,
     /// Hardware queues of a ublk device, each with a thread.
     pub ublk_queues: Setting<u16>,
     /// Requests a queue of a ublk device holds.
@@ -460,6 +474,11 @@ impl Config {
         self.memory.value / 16
     }
 
+    /// Bytes of [`Config::memory`] that file systems may have for metadata: a thirty-second.
+    pub fn nas_memory(&self) -> u64 {
+        self.memory.value / 32
+    }
+
     /// What ublk devices are made like.
     pub fn ublk_shape(&self) -> Shape {
         Shape {
@@ -501,6 +520,7 @@ impl Config {
         let run = dir.as_ref().map_or_else(|| PathBuf::from("/run/ashlar"), |d| d.join("run"));
         let hooks = dir.as_ref().map_or_else(|| PathBuf::from("/etc/ashlar/hooks"), |d| d.join("hooks"));
         let mount = dir.as_ref().map_or_else(|| run.join("volumes"), |d| d.join("mnt"));
+        let file_systems = dir.as_ref().map_or_else(|| run.join("nas"), |d| d.join("nas"));
         let disks = file.disks.map(|all| all.into_iter().map(|p| pick.base.join(p)).collect());
         let memory = file.memory.as_deref().map(parse_size).transpose().map_err(|e| e.context("memory"))?;
         let state_dir = pick.path(file.state_dir, state_default);
@@ -591,6 +611,7 @@ impl Config {
             nbd_tls_key: pick.optional_path(file.nbd.tls_key),
             nbd_tls_ca: pick.optional_path(file.nbd.tls_ca),
             fuse_mountpoint: pick.path(file.fuse.mountpoint, mount),
+            nas_mounts: pick.path(file.nas.mounts, file_systems),
             ublk_queues: pick.value(file.ublk.queues, shape.queues),
             ublk_depth: pick.value(file.ublk.depth, shape.depth),
             ublk_logical_block: pick.value(file.ublk.logical_block, shape.logical_block),
@@ -692,6 +713,7 @@ impl Config {
             row("nbd.tls_key", &self.nbd_tls_key, optional_path),
             row("nbd.tls_ca", &self.nbd_tls_ca, optional_path),
             row("fuse.mountpoint", &self.fuse_mountpoint, path),
+            row("nas.mounts", &self.nas_mounts, path),
             row("ublk.queues", &self.ublk_queues, ToString::to_string),
             row("ublk.depth", &self.ublk_depth, ToString::to_string),
             row("ublk.logical_block", &self.ublk_logical_block, ToString::to_string),

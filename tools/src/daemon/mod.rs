@@ -21,6 +21,7 @@ pub mod health;
 pub mod instance;
 pub mod jobs;
 pub mod known_disks;
+pub mod nas;
 pub mod notify;
 pub mod protection;
 pub mod quiesce;
@@ -40,6 +41,7 @@ use events::origin::Peer;
 use events::{Events, lifetime};
 use faults::Faults;
 use instance::{Instance, clear_socket};
+use nas::FileSystems;
 use protection::runner::{Runs, keep_running};
 use state::Appliance;
 use upgrade::Upgrades;
@@ -133,6 +135,7 @@ pub async fn serve_api(
     let appliance = Arc::new(Appliance {
         engine,
         attachments,
+        nas: FileSystems::new(config.nas_mounts.value.clone(), config.nas_memory()),
         jobs: Arc::default(),
         observer: parking_lot::Mutex::new(Observer::after(&events.all())),
         events,
@@ -153,6 +156,10 @@ pub async fn serve_api(
         upgrading: tokio::sync::Mutex::default(),
     });
     quiesce::end_left_over(&appliance);
+    if !config.read_only {
+        notify::starting("mounting file systems");
+        appliance.nas.start(&appliance).await;
+    }
     let followed = tokio::spawn(follow(appliance.clone()));
     let kept = (!config.read_only).then(|| tokio::spawn(keep_running(appliance.clone())));
     let (router, _) = api::router(appliance.clone());
@@ -201,6 +208,7 @@ pub async fn serve_api(
     appliance.quiescing.wait().await;
     let _ = tokio::time::timeout(DRAIN, appliance.runs.turn.lock()).await;
     tracing::info!("stopping: front ends first");
+    appliance.nas.stop().await;
     upgrades.leaving();
     appliance.attachments.stop().await;
     let _ = std::fs::remove_file(socket);

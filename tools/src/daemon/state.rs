@@ -15,6 +15,7 @@ use super::events::observer::Observer;
 use super::faults::Faults;
 use super::health::Watch;
 use super::jobs::Jobs;
+use super::nas::FileSystems;
 use super::protection::Objects;
 use super::protection::runner::Runs;
 use super::quiesce::Quiescing;
@@ -28,6 +29,8 @@ pub struct Appliance {
     pub engine: Arc<dyn Engine>,
     /// Presented volumes.
     pub attachments: Attachments,
+    /// Mounted file systems.
+    pub nas: FileSystems,
     /// Long work.
     pub jobs: Arc<Jobs>,
     /// What happened.
@@ -81,6 +84,7 @@ impl Appliance {
             let (severity, code) = ("critical".into(), "volume.unserved".into());
             status.alerts.push(Alert { severity, code, object: format!("volume/{name}"), message });
         }
+        status.alerts.extend(self.nas.alerts().await);
         status.alerts.extend(self.health.alerts(&status.disks));
         status.alerts.extend(self.events.alert());
         status.alerts.extend(self.runs.alerts(&*self.engine));

@@ -116,6 +116,15 @@ pub fn detach(device: &Path) -> Result<()> {
     with_private_files(move || loopdev::detach(&path))?
 }
 
+/// Where something is mounted below `path`, the innermost first.
+pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let below = mounts()?.into_iter().map(|m| m.mountpoint).filter(|point| point != &path && point.starts_with(&path));
+    let mut below: Vec<PathBuf> = below.collect();
+    below.reverse();
+    Ok(below)
+}
+
 /// Takes away a FUSE mount whose server is gone.
 pub fn clear_dead_mount(mountpoint: &Path) -> Result<()> {
     if !mounts()?.iter().any(|m| m.mountpoint == mountpoint) {

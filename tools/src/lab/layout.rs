@@ -170,6 +170,11 @@ impl Lab {
         self.dir.join("mnt")
     }
 
+    /// Below it file systems are mounted.
+    pub fn file_systems(&self) -> PathBuf {
+        self.dir.join("nas")
+    }
+
     /// The daemon's lock and pid file.
     pub fn pid_file(&self) -> PathBuf {
         self.dir.join("run").join(crate::daemon::config::PID_FILE)

@@ -265,6 +265,9 @@ pub fn down(dir: &Path) -> CommandResult<Vec<PathBuf>> {
         process::end(&lab, true)?;
     }
     host::clear_dead_mount(&mountpoint)?;
+    for mount in host::mounts_below(&lab.file_systems())? {
+        host::clear_dead_mount(&mount)?;
+    }
     lab.remove()
 }
 

@@ -5,6 +5,7 @@ use blockdev::pool::Kept;
 use super::policies::chosen;
 use super::snapshots::{kept_as, kept_in};
 use super::*;
+use crate::daemon::nas::owns_group;
 use crate::daemon::quiesce::Take;
 use crate::wire::protection::{
     Group, GroupChange, GroupClone, GroupCreate, GroupRestore, GroupSnapshot, GroupSnapshotCreate,
@@ -72,6 +73,9 @@ async fn group_change(
 ) -> Answer<Group> {
     let group = to_the_end(async move {
         let _turn = app.protection.lock().await;
+        if !change.add.is_empty() || !change.remove.is_empty() {
+            refuse_owned(&app, &name)?;
+        }
         app.objects().change_group(&*app.engine, &name, &change).await?;
         if !change.add.is_empty() || !change.remove.is_empty() {
             let event = told("group.changed", group_object(&name), format!("group '{name}' was changed"));
@@ -92,6 +96,7 @@ async fn group_change(
 async fn group_delete(State(app): Shared, origin: Origin, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
     let deleted = to_the_end(async move {
         let _turn = app.protection.lock().await;
+        refuse_owned(&app, &name)?;
         app.objects().delete_group(&*app.engine, &name).await?;
         app.record(origin.of(told("group.deleted", group_object(&name), format!("group '{name}' was deleted"))));
         Ok(())
@@ -195,6 +200,15 @@ async fn group_clone(
         app.group(&wanted.name).await
     });
     Ok((StatusCode::CREATED, Json(group.await?)))
+}
+
+/// Fails for the group of a file system: its volumes belong together.
+fn refuse_owned(app: &Appliance, group: &str) -> Result<(), Error> {
+    if !owns_group(&*app.engine, group) {
+        return Ok(());
+    }
+    let text = format!("group '{group}' is that of file system '{group}': see ashlar nas fs --help");
+    Err(Error::new(ErrorKind::Busy, text))
 }
 
 fn group_object(name: &str) -> String {

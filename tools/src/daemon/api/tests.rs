@@ -31,6 +31,7 @@ fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
     let appliance = Arc::new(Appliance {
         attachments: Attachments::new(engine.clone(), memory.fronts()),
         engine: engine.clone(),
+        nas: crate::daemon::nas::FileSystems::new(state.path().join("nas"), 1 << 20),
         jobs: Arc::default(),
         events: Arc::new(Events::open(state.path()).unwrap()),
         observer: Default::default(),

@@ -80,6 +80,12 @@ impl Objects {
         self.next(&self.groups, used)
     }
 
+    /// Fails when a group of this name and policy could not be made.
+    pub fn check_new_group(&self, name: &str, policy: Option<&str>) -> Result<()> {
+        self.groups.check_free(name, None)?;
+        self.policy_number(policy).map(drop)
+    }
+
     /// Makes a group.
     pub async fn create_group(&self, engine: &dyn Engine, wanted: &GroupCreate) -> Result<()> {
         self.groups.check_free(&wanted.name, None)?;
@@ -198,18 +204,30 @@ impl Objects {
         snapshot: &str,
         wanted: &GroupClone,
     ) -> Result<()> {
+        let named = |volume: &str| wanted.pattern.replace("{volume}", volume).replace("{group}", &wanted.name);
+        self.clone_group_as(engine, (group, snapshot), &wanted.name, named, Vec::new()).await
+    }
+
+    /// The same, with names that `named` gives to its volumes, and changes that are made with it.
+    pub async fn clone_group_as(
+        &self,
+        engine: &dyn Engine,
+        (group, snapshot): (&str, &str),
+        new: &str,
+        named: impl Fn(&str) -> String,
+        mut changes: Vec<Managed>,
+    ) -> Result<()> {
         let found = self.group_snapshot(group, snapshot, &engine.snapshots(None).await?)?;
-        self.groups.check_free(&wanted.name, None)?;
+        self.groups.check_free(new, None)?;
         let number = self.group_number(engine).await?;
-        let new = StoredGroup { name: wanted.name.clone(), policy: 0, since_s: 0, created_s: now_s() };
+        changes.push(put(number, &StoredGroup { name: new.to_owned(), policy: 0, since_s: 0, created_s: now_s() })?);
         let mut clones = Vec::with_capacity(found.snapshots.len());
         for from in &found.snapshots {
-            let volume = from.split_once('@').map_or(from.as_str(), |(volume, _)| volume);
-            let name = wanted.pattern.replace("{volume}", volume).replace("{group}", &wanted.name);
+            let name = named(from.split_once('@').map_or(from.as_str(), |(volume, _)| volume));
             check_name("volume", &name)?;
             clones.push((from.clone(), name));
         }
-        engine.clone_snapshots(&clones, number, vec![put(number, &new)?]).await.map(drop)
+        engine.clone_snapshots(&clones, number, changes).await.map(drop)
     }
 }
 

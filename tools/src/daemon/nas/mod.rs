@@ -1,0 +1,461 @@
+//! File systems of the appliance: each lies on two volumes, which form a group of its name, and is mounted while the daemon runs.
+//! See `docs/design/0024-file-system.md`.
+//!
+//! A setting for each says what it is to be. *Making* and *deleting* are written before the first step and taken back after the last: what a
+//! crash cut short is undone or finished at the next start.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blockdev::error::{Context, Error, ErrorKind, Result};
+use blockdev::format::volume::Setting;
+use blockdev::pool::Managed;
+use blockdev::report::{Alert, SnapshotInfo};
+use nas::Pair;
+use nas::fs::Options;
+use nas::fuse::{Mount, MountOptions};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::engine::Engine;
+use super::fronts::blocking;
+use super::protection::Objects;
+use super::state::{Appliance, now_s};
+use crate::values::check_name;
+use crate::wire::nas::{FileSystem, FileSystemCreate, FileSystemState};
+use crate::wire::protection::GroupCreate;
+
+mod presenter;
+mod snapshots;
+
+pub use presenter::{OfFileSystem, owned};
+
+/// What settings of file systems are called, before the name.
+const PREFIX: &str = "nas-fs/";
+
+/// Longest name: those of its volumes are a little longer.
+const NAME_LEN_MAX: usize = 50;
+
+/// Smallest file system, in bytes.
+const SIZE_MIN: u64 = 64 << 20;
+
+/// The volume of metadata is an eighth of that of data, within these bounds, in bytes. It is thin.
+const META_MIN: u64 = 256 << 20;
+const META_MAX: u64 = 1 << 40;
+
+/// What the pool remembers of a file system.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Stored {
+    state: StoredState,
+    created_s: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StoredState {
+    Making,
+    Ready,
+    Deleting,
+}
+
+/// The names of the two volumes.
+fn volumes_of(name: &str) -> [String; 2] {
+    [format!("{name}.fs-meta"), format!("{name}.fs-data")]
+}
+
+fn meta_size(size: u64) -> u64 {
+    (size / 8).clamp(META_MIN, META_MAX).next_multiple_of(1 << 20)
+}
+
+/// All that is remembered, by name.
+fn stored(engine: &dyn Engine) -> BTreeMap<String, Stored> {
+    let settings = engine.settings(PREFIX).into_iter();
+    settings
+        .filter_map(|Setting { name, value }| {
+            let name = name.strip_prefix(PREFIX)?.to_owned();
+            match serde_json::from_slice(&value) {
+                Ok(stored) => Some((name, stored)),
+                Err(error) => {
+                    tracing::error!(name, %error, "what is kept of a file system cannot be read");
+                    None
+                }
+            }
+        })
+        .collect()
+}
+
+/// Whether a group is that of a file system.
+pub fn owns_group(engine: &dyn Engine, group: &str) -> bool {
+    stored(engine).contains_key(group)
+}
+
+fn put(name: &str, stored: &Stored) -> Result<Managed> {
+    let value = serde_json::to_vec(stored).map_err(|e| Error::invalid(format!("file system '{name}': {e}")))?;
+    Ok(Managed::Setting(Setting { name: format!("{PREFIX}{name}"), value }))
+}
+
+fn take(name: &str) -> Managed {
+    Managed::Setting(Setting { name: format!("{PREFIX}{name}"), value: Vec::new() })
+}
+
+fn missing(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no file system '{name}' (ashlar nas fs list)"))
+}
+
+/// A file system that should be mounted.
+#[derive(Clone)]
+enum Entry {
+    Mounted(Arc<Mount>),
+    /// Why it is not.
+    Unmounted(String),
+}
+
+/// The file systems of an appliance.
+pub struct FileSystems {
+    /// They are mounted below it.
+    root: PathBuf,
+    /// Memory for metadata of all of them, in bytes.
+    memory: u64,
+    /// Held over whole changes.
+    table: Mutex<BTreeMap<String, Entry>>,
+}
+
+impl FileSystems {
+    /// None yet; see [`FileSystems::start`].
+    pub fn new(root: PathBuf, memory: u64) -> Self {
+        Self { root, memory, table: Mutex::default() }
+    }
+
+    /// Mounts what is to be mounted; undoes and finishes what was cut short.
+    pub async fn start(&self, app: &Appliance) {
+        let mut table = self.table.lock().await;
+        for (name, stored) in stored(&*app.engine) {
+            let done = match stored.state {
+                StoredState::Ready => {
+                    let entry = self.mounted(app, &name).await;
+                    table.insert(name.clone(), entry);
+                    Ok(())
+                }
+                StoredState::Making | StoredState::Deleting => self.erase(app, &name).await,
+            };
+            if let Err(error) = done {
+                tracing::error!(name, %error, "a file system that was half made or half deleted stays so");
+            }
+        }
+    }
+
+    /// Unmounts everything; what is open is cut off.
+    pub async fn stop(&self) {
+        for (name, entry) in std::mem::take(&mut *self.table.lock().await) {
+            let Entry::Mounted(mount) = entry else { continue };
+            if let Err(error) = blocking(move || unmount(&mount)).await {
+                tracing::error!(name, %error, "unmounting a file system");
+            }
+        }
+    }
+
+    /// Opens and mounts one whose volumes are there.
+    async fn mounted(&self, app: &Appliance, name: &str) -> Entry {
+        match self.mount(app, name).await {
+            Ok(mount) => {
+                tracing::info!(name, path = %mount.path().display(), "a file system is mounted");
+                Entry::Mounted(mount)
+            }
+            Err(error) => {
+                tracing::error!(name, %error, "cannot mount a file system");
+                Entry::Unmounted(error.to_string())
+            }
+        }
+    }
+
+    async fn mount(&self, app: &Appliance, name: &str) -> Result<Arc<Mount>> {
+        let path = self.root.join(name);
+        let [meta, data] = volumes_of(name);
+        for volume in [&meta, &data] {
+            app.attachments.claim(volume, &path).await?;
+        }
+        let (meta, data) = (app.engine.open_volume(&meta)?, app.engine.open_volume(&data)?);
+        let all = stored(&*app.engine).len().max(1) as u64;
+        let options = Options { cache_bytes: (self.memory / all).max(4 << 20) as usize, ..Options::default() };
+        blocking(move || {
+            let fs = nas::fs::FileSystem::open(Pair::open(meta, data)?, options)?;
+            let allow_other = rustix::process::geteuid().is_root();
+            let mounted = Mount::new(fs.clone(), &path, MountOptions { allow_other, ..MountOptions::default() });
+            if mounted.is_err() {
+                let _ = fs.close();
+            }
+            mounted.map(Arc::new)
+        })
+        .await
+    }
+
+    /// Makes a file system and mounts it.
+    pub async fn create(&self, app: &Appliance, wanted: &FileSystemCreate) -> Result<()> {
+        let name = &wanted.name;
+        check_name("file system", name)?;
+        if name.len() > NAME_LEN_MAX {
+            return Err(Error::invalid(format!("the name of a file system has at most {NAME_LEN_MAX} characters")));
+        }
+        if wanted.size < SIZE_MIN {
+            let least = crate::output::size(SIZE_MIN);
+            return Err(Error::invalid(format!("a file system has at least {least}")));
+        }
+        crate::values::check_volume_size(wanted.size)?;
+        let _turn = app.protection.lock().await;
+        let mut table = self.table.lock().await;
+        if stored(&*app.engine).contains_key(name) {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("file system '{name}' exists already")));
+        }
+        app.objects().check_new_group(name, wanted.policy.as_deref())?;
+        self.check_mountpoint(name)?;
+        let new = Stored { state: StoredState::Making, created_s: now_s() };
+        app.engine.manage(vec![put(name, &new)?]).await?;
+        let made = self.make(app, wanted, new).await;
+        match made {
+            Ok(entry) => {
+                table.insert(name.clone(), entry);
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(error) = self.erase(app, name).await {
+                    tracing::error!(name, %error, "undoing a file system that could not be made");
+                }
+                Err(error.context(format!("making file system '{name}'")))
+            }
+        }
+    }
+
+    /// Fails when something is mounted where a file system is to be, or lies there.
+    fn check_mountpoint(&self, name: &str) -> Result<()> {
+        let path = self.root.join(name);
+        let empty = std::fs::read_dir(&path).map_or(true, |mut entries| entries.next().is_none());
+        if empty { Ok(()) } else { Err(Error::new(ErrorKind::Busy, format!("{} is not empty", path.display()))) }
+    }
+
+    async fn make(&self, app: &Appliance, wanted: &FileSystemCreate, new: Stored) -> Result<Entry> {
+        let name = &wanted.name;
+        let [meta, data] = volumes_of(name);
+        app.engine.create_volume(&meta, meta_size(wanted.size), None).await?;
+        app.engine.create_volume(&data, wanted.size, None).await?;
+        let (m, d) = (app.engine.open_volume(&meta)?, app.engine.open_volume(&data)?);
+        blocking(move || nas::format(m, d, identity()?).map(drop)).await?;
+        let group = GroupCreate { name: name.clone(), volumes: vec![meta, data], policy: wanted.policy.clone() };
+        app.objects().create_group(&*app.engine, &group).await?;
+        let mount = self.mount(app, name).await?;
+        app.engine.manage(vec![put(name, &Stored { state: StoredState::Ready, ..new })?]).await?;
+        Ok(Entry::Mounted(mount))
+    }
+
+    /// Takes away everything there is of a file system that is not mounted.
+    async fn erase(&self, app: &Appliance, name: &str) -> Result<()> {
+        for volume in volumes_of(name) {
+            match app.engine.volume_info(&volume).await {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            }
+            app.attachments.release(&volume).await?;
+            app.engine.delete_volume(&volume, true).await?;
+        }
+        let objects: Objects = app.objects();
+        if objects.group(name, &[]).is_ok() {
+            objects.delete_group(&*app.engine, name).await?;
+        }
+        app.engine.manage(vec![take(name)]).await
+    }
+
+    /// Deletes a file system.
+    pub async fn delete(&self, app: &Appliance, name: &str, with_snapshots: bool, force: bool) -> Result<()> {
+        let _turn = app.protection.lock().await;
+        let mut table = self.table.lock().await;
+        let known = stored(&*app.engine).remove(name).ok_or_else(|| missing(name))?;
+        let mut snapshots = 0;
+        for volume in volumes_of(name) {
+            let of_volume = app.engine.snapshots(Some(&volume)).await?;
+            if let Some(secure) = of_volume.iter().find(|s| s.secure) {
+                let text = format!("'{}' is secure and cannot be deleted before it expires", secure.name);
+                return Err(Error::new(ErrorKind::Busy, text));
+            }
+            snapshots += of_volume.len();
+        }
+        if snapshots > 0 && !with_snapshots {
+            let text = format!("file system '{name}' has snapshots: delete them first, or with it (--snapshots)");
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        self.let_go(&mut table, name, force).await?;
+        let gone = async {
+            app.engine.manage(vec![put(name, &Stored { state: StoredState::Deleting, ..known })?]).await?;
+            self.erase(app, name).await
+        };
+        gone.await.context(format!("deleting file system '{name}'; it is finished at the next start at the latest"))
+    }
+
+    /// Unmounts a file system, unless files are open.
+    async fn let_go(&self, table: &mut BTreeMap<String, Entry>, name: &str, force: bool) -> Result<()> {
+        let Some(Entry::Mounted(mount)) = table.get(name).cloned() else { return Ok(()) };
+        let open = mount.fs().open_files();
+        if open > 0 && !force {
+            let text =
+                format!("file system '{name}' is in use: {open} open files and directories (--force cuts them off)");
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        table.insert(name.to_owned(), Entry::Unmounted("it was unmounted for a change that did not end".into()));
+        blocking(move || unmount(&mount)).await
+    }
+
+    /// Makes a file system larger, while it is used.
+    pub async fn resize(&self, app: &Appliance, name: &str, size: u64) -> Result<()> {
+        crate::values::check_volume_size(size)?;
+        let table = self.table.lock().await;
+        let mount = self.of(&table, app, name)?;
+        let [meta, data] = volumes_of(name);
+        let now = app.engine.volume_info(&data).await?.size;
+        if size < now {
+            let text = format!("file system '{name}' has {now} bytes and cannot be made smaller ({size})");
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        if meta_size(size) > app.engine.volume_info(&meta).await?.size {
+            app.engine.resize_volume(&meta, meta_size(size)).await?;
+        }
+        app.engine.resize_volume(&data, size).await?;
+        blocking(move || mount.fs().grow().map_err(|errno| Error::io(format!("growing the file system: {errno}"))))
+            .await
+    }
+
+    /// Checks a file system while it is used.
+    pub async fn check(&self, app: &Appliance, name: &str) -> Result<nas::check::Report> {
+        let mount = self.of(&*self.table.lock().await, app, name)?;
+        blocking(move || {
+            // What is in memory only is part of it.
+            let _ = mount.fs().sync();
+            mount.fs().check()
+        })
+        .await
+    }
+
+    /// The mount of a file system.
+    fn of(&self, table: &BTreeMap<String, Entry>, app: &Appliance, name: &str) -> Result<Arc<Mount>> {
+        match table.get(name) {
+            Some(Entry::Mounted(mount)) => Ok(mount.clone()),
+            Some(Entry::Unmounted(why)) => {
+                Err(Error::new(ErrorKind::Unavailable, format!("file system '{name}' is not mounted: {why}")))
+            }
+            None if stored(&*app.engine).contains_key(name) => {
+                Err(Error::new(ErrorKind::Unavailable, format!("file system '{name}' is half made or half deleted")))
+            }
+            None => Err(missing(name)),
+        }
+    }
+
+    /// Tries again to mount what is not mounted.
+    pub async fn remount(&self, app: &Appliance, name: &str) -> Result<()> {
+        let mut table = self.table.lock().await;
+        match table.get(name) {
+            Some(Entry::Mounted(mount)) if !mount.fs().is_failed() => return Ok(()),
+            Some(_) => {}
+            None => return self.of(&table, app, name).map(drop),
+        }
+        self.let_go(&mut table, name, true).await?;
+        let mount = self.mount(app, name).await;
+        let entry = match &mount {
+            Ok(mount) => Entry::Mounted(mount.clone()),
+            Err(error) => Entry::Unmounted(error.to_string()),
+        };
+        table.insert(name.to_owned(), entry);
+        mount.map(drop)
+    }
+
+    /// All file systems, by name.
+    pub async fn all(&self, app: &Appliance) -> Result<Vec<FileSystem>> {
+        let entries = self.table.lock().await.clone();
+        let (objects, snapshots) = (app.objects(), app.engine.snapshots(None).await?);
+        let mut all = Vec::new();
+        for (name, stored) in stored(&*app.engine) {
+            all.push(self.describe(app, &name, &stored, entries.get(&name), (&objects, &snapshots)).await);
+        }
+        Ok(all)
+    }
+
+    /// One file system.
+    pub async fn one(&self, app: &Appliance, name: &str) -> Result<FileSystem> {
+        self.all(app).await?.into_iter().find(|fs| fs.name == name).ok_or_else(|| missing(name))
+    }
+
+    async fn describe(
+        &self,
+        app: &Appliance,
+        name: &str,
+        stored: &Stored,
+        entry: Option<&Entry>,
+        (objects, snapshots): (&Objects, &[SnapshotInfo]),
+    ) -> FileSystem {
+        let volumes = volumes_of(name);
+        let size = app.engine.volume_info(&volumes[1]).await.map_or(0, |info| info.size);
+        let group = objects.group(name, snapshots).ok();
+        let mut fs = FileSystem {
+            name: name.to_owned(),
+            state: match stored.state {
+                StoredState::Making => FileSystemState::Making,
+                StoredState::Ready => FileSystemState::Unmounted,
+                StoredState::Deleting => FileSystemState::Deleting,
+            },
+            size,
+            used: None,
+            inodes: None,
+            path: self.root.join(name).display().to_string(),
+            volumes: volumes.into(),
+            policy: group.as_ref().and_then(|group| group.policy.clone()),
+            snapshots: group.map_or(0, |group| group.snapshots),
+            created_s: stored.created_s,
+            error: None,
+        };
+        match entry {
+            Some(Entry::Mounted(mount)) => {
+                let space = mount.fs().space();
+                fs.state = if space.failed { FileSystemState::Failed } else { FileSystemState::Mounted };
+                fs.error = space.failed.then(|| "its metadata could not be written; see the log".into());
+                fs.used = Some((space.blocks - space.free) * nas::BLOCK);
+                fs.inodes = Some(space.inodes);
+            }
+            Some(Entry::Unmounted(why)) => fs.error = Some(why.clone()),
+            None => {}
+        }
+        fs
+    }
+
+    /// What is wrong with file systems.
+    pub async fn alerts(&self) -> Vec<Alert> {
+        let mut alerts = Vec::new();
+        for (name, entry) in &*self.table.lock().await {
+            let (code, message) = match entry {
+                Entry::Mounted(mount) if mount.fs().is_failed() => {
+                    let text = "has failed: its metadata could not be written. When the cause is gone (see the other alerts and the log)";
+                    ("nas.failed", format!("file system '{name}' {text}, mount it again: ashlar nas fs mount {name}"))
+                }
+                Entry::Mounted(_) => continue,
+                Entry::Unmounted(why) => {
+                    let how = format!("Try again with ashlar nas fs mount {name}");
+                    ("nas.unmounted", format!("file system '{name}' should be mounted and is not: {why}. {how}"))
+                }
+            };
+            let (severity, code) = ("critical".into(), code.into());
+            alerts.push(Alert { severity, code, object: format!("fs/{name}"), message });
+        }
+        alerts
+    }
+}
+
+fn unmount(mount: &Mount) -> Result<()> {
+    let unmounted = mount.unmount();
+    let closed = mount.fs().close().map_err(|errno| Error::io(format!("closing the file system: {errno}")));
+    unmounted.map(drop).and(closed)
+}
+
+/// Chance, to tell file systems apart.
+fn identity() -> Result<[u8; 16]> {
+    let mut identity = [0; 16];
+    rustix::rand::getrandom(&mut identity, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| Error::io(format!("asking for random bytes: {errno}")))?;
+    Ok(identity)
+}

@@ -1,0 +1,118 @@
+//! Snapshots of file systems: those of the group of its volumes.
+
+use blockdev::error::{Error, ErrorKind, Result};
+use blockdev::pool::Kept;
+
+use super::{Entry, FileSystems, Stored, StoredState, identity, missing, put, stored, volumes_of};
+use crate::daemon::fronts::blocking;
+use crate::daemon::quiesce::Take;
+use crate::daemon::state::{Appliance, now_s};
+use crate::values::check_name;
+use crate::wire::protection::{GroupSnapshot, GroupSnapshotCreate};
+
+impl FileSystems {
+    /// Snapshots of a file system, oldest first.
+    pub async fn snapshots(&self, app: &Appliance, name: &str) -> Result<Vec<GroupSnapshot>> {
+        if !stored(&*app.engine).contains_key(name) {
+            return Err(missing(name));
+        }
+        app.objects().group_snapshots(name, &app.engine.snapshots(None).await?)
+    }
+
+    /// Takes a snapshot, with all that was done before.
+    pub async fn take_snapshot(
+        &self,
+        app: &Appliance,
+        name: &str,
+        wanted: GroupSnapshotCreate,
+    ) -> Result<GroupSnapshot> {
+        let mount = self.of(&*self.table.lock().await, app, name)?;
+        let GroupSnapshotCreate { name: snapshot, expires_in_s, secure, quiesce } = wanted;
+        let kept = Kept { expires_in_s, secure, ..Kept::default() };
+        let all = app.engine.snapshots(None).await?;
+        let (names, kept) = app.objects().group_names(name, &snapshot, kept, &all)?;
+        blocking(move || mount.fs().sync().map_err(|errno| Error::io(format!("syncing the file system: {errno}"))))
+            .await?;
+        app.take(&names, &kept, &quiesce, "").await?;
+        app.objects().group_snapshot(name, &snapshot, &app.engine.snapshots(None).await?)
+    }
+
+    /// Gives a file system the content of one of its snapshots. Handles of files stay what they are.
+    pub async fn restore(
+        &self,
+        app: &Appliance,
+        name: &str,
+        snapshot: &str,
+        keep: Option<&str>,
+        force: bool,
+    ) -> Result<()> {
+        let _turn = app.protection.lock().await;
+        let mut table = self.table.lock().await;
+        if !stored(&*app.engine).contains_key(name) {
+            return Err(missing(name));
+        }
+        app.objects().group_snapshot(name, snapshot, &app.engine.snapshots(None).await?)?;
+        self.let_go(&mut table, name, force).await?;
+        let restored = async {
+            for volume in volumes_of(name) {
+                app.attachments.release(&volume).await?;
+            }
+            app.objects().restore_group(&*app.engine, name, snapshot, keep).await
+        };
+        let restored = restored.await;
+        // Whatever came of it, it is mounted again.
+        let entry = self.mounted(app, name).await;
+        let mounted = match &entry {
+            Entry::Mounted(_) => Ok(()),
+            Entry::Unmounted(why) => Err(Error::new(ErrorKind::Unavailable, format!("mounting it again: {why}"))),
+        };
+        table.insert(name.to_owned(), entry);
+        restored.and(mounted)
+    }
+
+    /// Makes a file system that begins with what a snapshot holds.
+    pub async fn clone_from(&self, app: &Appliance, name: &str, snapshot: &str, new: &str) -> Result<()> {
+        check_name("file system", new)?;
+        if new.len() > super::NAME_LEN_MAX {
+            let most = super::NAME_LEN_MAX;
+            return Err(Error::invalid(format!("the name of a file system has at most {most} characters")));
+        }
+        let _turn = app.protection.lock().await;
+        let mut table = self.table.lock().await;
+        let all = stored(&*app.engine);
+        if !all.contains_key(name) {
+            return Err(missing(name));
+        }
+        if all.contains_key(new) {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("file system '{new}' exists already")));
+        }
+        self.check_mountpoint(new)?;
+        let making = Stored { state: StoredState::Making, created_s: now_s() };
+        let (from, to) = (volumes_of(name), volumes_of(new));
+        let named = |volume: &str| {
+            let at = from.iter().position(|v| v == volume);
+            at.map_or_else(|| format!("{volume}-{new}"), |at| to[at].clone())
+        };
+        app.objects().clone_group_as(&*app.engine, (name, snapshot), new, named, vec![put(new, &making)?]).await?;
+        let made = async {
+            let [meta, data] = volumes_of(new);
+            let (meta, data) = (app.engine.open_volume(&meta)?, app.engine.open_volume(&data)?);
+            blocking(move || nas::reidentify(meta, data, identity()?)).await?;
+            let mount = self.mount(app, new).await?;
+            app.engine.manage(vec![put(new, &Stored { state: StoredState::Ready, ..making })?]).await?;
+            Ok(Entry::Mounted(mount))
+        };
+        match made.await {
+            Ok(entry) => {
+                table.insert(new.to_owned(), entry);
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(error) = self.erase(app, new).await {
+                    tracing::error!(new, %error, "undoing a file system that could not be cloned");
+                }
+                Err(Error::context(error, format!("cloning '{name}@{snapshot}' as file system '{new}'")))
+            }
+        }
+    }
+}
