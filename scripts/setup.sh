@@ -4,6 +4,7 @@
 #   scripts/setup.sh             install what is missing (as root, or through sudo)
 #   scripts/setup.sh --check     change nothing; say what is missing; exit 1 if anything is
 #   scripts/setup.sh --nextest   also install cargo-nextest (otherwise the tests run under cargo test)
+#   scripts/setup.sh --suites    also fsx and pjdfstest, which exercise file systems (builds them)
 #   scripts/setup.sh --fuzz      also what building the fuzzers needs
 #   scripts/setup.sh --package   also what making and testing the Debian package needs, and a small Debian to install it into
 #   scripts/setup.sh --vm        also what tests on a real kernel need: qemu, fsx, and Debian's kernel 6.12 unpacked beside the system
@@ -78,6 +79,7 @@ want_nextest=no
 want_vm=no
 want_newest=no
 want_package=no
+want_suites=no
 for arg in "$@"; do
     case $arg in
     --check) check_only=yes ;;
@@ -86,6 +88,7 @@ for arg in "$@"; do
     --vm-newest) want_vm=yes want_newest=yes ;;
     --fuzz) needs+=(c++:g++) ;;
     --package) want_package=yes ;;
+    --suites) want_suites=yes ;;
     -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown option '$arg'; see --help" ;;
     esac
@@ -226,15 +229,15 @@ setup_newest_kernel() {
     rm -rf "$dir"
 }
 
-# Debian has no fsx. Where every user finds it, and the guest, which sees this machine's files.
-setup_fsx() {
-    ! command -v fsx >/dev/null || return 0
-    [ $check_only = no ] || die "fsx is missing"
-    say "installing fsx (builds it; less than a minute)"
-    local dir
+# Debian has neither fsx nor this pjdfstest. Where every user finds them, and the guest, which sees this machine's files.
+setup_suite() {
+    local name=$1 version=$2 dir
+    ! command -v "$name" >/dev/null || return 0
+    [ $check_only = no ] || die "$name is missing"
+    say "installing $name (builds it; about a minute)"
     dir=$(mktemp -d)
-    cargo install --quiet --locked --debug --root "$dir" fsx@0.3.2
-    as_root install -m 755 "$dir/bin/fsx" /usr/local/bin/fsx
+    cargo install --quiet --locked --debug --root "$dir" "$name@$version"
+    as_root install -m 755 "$dir/bin/$name" "/usr/local/bin/$name"
     rm -rf "$dir"
 }
 
@@ -264,7 +267,8 @@ fi
 [ $want_newest = no ] || setup_newest_kernel
 [ $want_package = no ] || setup_package_root
 setup_rust
-[ $want_vm = no ] || setup_fsx
+[ $want_vm$want_suites = nono ] || setup_suite fsx 0.3.2
+[ $want_suites = no ] || setup_suite pjdfstest 0.2.2
 if [ $want_nextest = yes ] && ! cargo nextest --version >/dev/null 2>&1; then
     [ $check_only = no ] || die "cargo-nextest is missing"
     say "installing cargo-nextest (builds it; a few minutes)"

@@ -9,7 +9,7 @@ mod rename;
 mod space;
 mod xattr;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -87,6 +87,8 @@ pub struct FileSystem {
     dirty: Mutex<Vec<Arc<Node>>>,
     clock: Box<dyn Fn() -> Time + Send + Sync>,
     read_only: bool,
+    /// Bytes of the database.
+    meta_length: Arc<AtomicU64>,
     /// One thread at a time discards and frees.
     reaping: Mutex<()>,
     stop: Stop,
@@ -107,7 +109,9 @@ impl FileSystem {
     pub fn open(pair: Pair, options: Options) -> blockdev::error::Result<Arc<Self>> {
         let read_only = pair.meta.read_only() || pair.data.read_only();
         let blocks = pair.data_blocks();
-        let db = database(Backend::new(&pair, read_only)?, options.cache_bytes)?;
+        let backend = Backend::new(&pair, read_only)?;
+        let meta_length = backend.length();
+        let db = database(backend, options.cache_bytes)?;
         let fresh = Counters {
             next_ino: ROOT + 1,
             hash_key: options.hash_key,
@@ -142,6 +146,7 @@ impl FileSystem {
             dirty: Mutex::default(),
             clock: options.clock,
             read_only,
+            meta_length,
             reaping: Mutex::default(),
             stop: Stop::default(),
         });
@@ -159,6 +164,11 @@ impl FileSystem {
     /// Commits made so far, over the whole life of the file system. After a crash it shows the last one that was durable.
     pub fn commits(&self) -> u64 {
         self.meta.lock().counters.commits
+    }
+
+    /// Bytes of the metadata volume that are in use, or were once.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.meta_length.load(Ordering::Relaxed)
     }
 
     /// What both volumes carry.

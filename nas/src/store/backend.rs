@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockdev::error::Error;
@@ -27,7 +28,7 @@ type Block = Box<[u8; BLOCK as usize]>;
 pub(crate) struct Backend {
     volume: Volume,
     identity: [u8; 16],
-    length: AtomicU64,
+    length: Arc<AtomicU64>,
     /// Blocks written to a volume that must stay as it is: the database writes a little when it is opened, also to be read only.
     scratch: Option<Mutex<FxHashMap<u64, Block>>>,
 }
@@ -36,9 +37,14 @@ impl Backend {
     /// With `scratch`, nothing reaches the volume.
     pub(crate) fn new(pair: &Pair, scratch: bool) -> blockdev::error::Result<Self> {
         let header = read_header(&pair.meta, Role::Metadata)?;
-        let length = AtomicU64::new(header.length);
+        let length = Arc::new(AtomicU64::new(header.length));
         let scratch = scratch.then(Mutex::default);
         Ok(Self { volume: pair.meta.clone(), identity: pair.identity, length, scratch })
+    }
+
+    /// How long the database is, in bytes; follows it.
+    pub(crate) fn length(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.length)
     }
 
     fn within(&self, offset: u64, len: usize) -> io::Result<()> {

@@ -16,6 +16,7 @@ mod images;
 mod lab_faults;
 mod lab_script;
 mod memory;
+mod nas;
 mod nbd;
 mod protection;
 mod quiesce;

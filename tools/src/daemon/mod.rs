@@ -236,6 +236,7 @@ async fn follow(appliance: Arc<Appliance>) {
             }
             Err(_) => appliance.engine.status().await,
         };
+        appliance.nas.keep_room(&appliance).await;
         appliance.health.ask(&status.disks);
         appliance.jobs.follow("pool.rebuild", status.rebuild.map(|r| (r.done, r.total)));
         appliance.jobs.follow("pool.scrub", status.scrub.running.then_some((status.scrub.done, status.scrub.total)));

@@ -84,7 +84,7 @@ impl Appliance {
             let (severity, code) = ("critical".into(), "volume.unserved".into());
             status.alerts.push(Alert { severity, code, object: format!("volume/{name}"), message });
         }
-        status.alerts.extend(self.nas.alerts().await);
+        status.alerts.extend(self.nas.alerts());
         status.alerts.extend(self.health.alerts(&status.disks));
         status.alerts.extend(self.events.alert());
         status.alerts.extend(self.runs.alerts(&*self.engine));

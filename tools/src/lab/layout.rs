@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::{CommandResult, Failure};
 
+/// Directories of a laboratory.
+const DIRECTORIES: [&str; 5] = ["disks", "run", "mnt", "nas", "log"];
+
 const MANIFEST: &str = ".ashlar-lab";
 const MANIFEST_VERSION: u32 = 1;
 
@@ -182,7 +185,7 @@ impl Lab {
 
     /// Makes the directories.
     pub fn make_dirs(&self) -> CommandResult {
-        for name in ["disks", "run", "mnt", "log"] {
+        for name in DIRECTORIES {
             let path = self.dir.join(name);
             match std::fs::create_dir(&path) {
                 // A FUSE mount whose server was killed exists and cannot be looked at; the daemon clears it.
@@ -208,7 +211,7 @@ impl Lab {
         for path in files {
             remove(&path, std::fs::remove_file)?;
         }
-        for name in ["disks", "run", "mnt", "log"] {
+        for name in DIRECTORIES {
             remove(&self.dir.join(name), std::fs::remove_dir)?;
         }
         remove(&self.dir.join(MANIFEST), std::fs::remove_file)?;

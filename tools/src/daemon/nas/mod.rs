@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use blockdev::error::{Context, Error, ErrorKind, Result};
 use blockdev::format::volume::Setting;
-use blockdev::pool::Managed;
+use blockdev::pool::{Managed, Reserve};
 use blockdev::report::{Alert, SnapshotInfo};
 use nas::Pair;
 use nas::fs::Options;
 use nas::fuse::{Mount, MountOptions};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
 
 use super::engine::Engine;
 use super::fronts::blocking;
@@ -44,6 +44,9 @@ const SIZE_MIN: u64 = 64 << 20;
 const META_MIN: u64 = 256 << 20;
 const META_MAX: u64 = 1 << 40;
 
+/// Step in which room is reserved for metadata, in bytes.
+const RESERVE_STEP: u64 = 32 << 20;
+
 /// What the pool remembers of a file system.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Stored {
@@ -62,6 +65,11 @@ enum StoredState {
 /// The names of the two volumes.
 fn volumes_of(name: &str) -> [String; 2] {
     [format!("{name}.fs-meta"), format!("{name}.fs-data")]
+}
+
+/// What is reserved for metadata of so many bytes, in steps, so that it rarely changes.
+fn reserved(metadata: u64) -> u64 {
+    (2 * metadata).next_multiple_of(RESERVE_STEP) + RESERVE_STEP
 }
 
 fn meta_size(size: u64) -> u64 {
@@ -118,23 +126,24 @@ pub struct FileSystems {
     /// Memory for metadata of all of them, in bytes.
     memory: u64,
     /// Held over whole changes.
+    turn: tokio::sync::Mutex<()>,
     table: Mutex<BTreeMap<String, Entry>>,
 }
 
 impl FileSystems {
     /// None yet; see [`FileSystems::start`].
     pub fn new(root: PathBuf, memory: u64) -> Self {
-        Self { root, memory, table: Mutex::default() }
+        Self { root, memory, turn: tokio::sync::Mutex::default(), table: Mutex::default() }
     }
 
     /// Mounts what is to be mounted; undoes and finishes what was cut short.
     pub async fn start(&self, app: &Appliance) {
-        let mut table = self.table.lock().await;
+        let _turn = self.turn.lock().await;
         for (name, stored) in stored(&*app.engine) {
             let done = match stored.state {
                 StoredState::Ready => {
                     let entry = self.mounted(app, &name).await;
-                    table.insert(name.clone(), entry);
+                    self.table.lock().insert(name.clone(), entry);
                     Ok(())
                 }
                 StoredState::Making | StoredState::Deleting => self.erase(app, &name).await,
@@ -147,7 +156,9 @@ impl FileSystems {
 
     /// Unmounts everything; what is open is cut off.
     pub async fn stop(&self) {
-        for (name, entry) in std::mem::take(&mut *self.table.lock().await) {
+        let _turn = self.turn.lock().await;
+        let all = std::mem::take(&mut *self.table.lock());
+        for (name, entry) in all {
             let Entry::Mounted(mount) = entry else { continue };
             if let Err(error) = blocking(move || unmount(&mount)).await {
                 tracing::error!(name, %error, "unmounting a file system");
@@ -203,7 +214,7 @@ impl FileSystems {
         }
         crate::values::check_volume_size(wanted.size)?;
         let _turn = app.protection.lock().await;
-        let mut table = self.table.lock().await;
+        let _held = self.turn.lock().await;
         if stored(&*app.engine).contains_key(name) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("file system '{name}' exists already")));
         }
@@ -214,7 +225,7 @@ impl FileSystems {
         let made = self.make(app, wanted, new).await;
         match made {
             Ok(entry) => {
-                table.insert(name.clone(), entry);
+                self.table.lock().insert(name.clone(), entry);
                 Ok(())
             }
             Err(error) => {
@@ -236,7 +247,7 @@ impl FileSystems {
     async fn make(&self, app: &Appliance, wanted: &FileSystemCreate, new: Stored) -> Result<Entry> {
         let name = &wanted.name;
         let [meta, data] = volumes_of(name);
-        app.engine.create_volume(&meta, meta_size(wanted.size), None).await?;
+        app.engine.create_volume(&meta, meta_size(wanted.size), Some(Reserve::Bytes(reserved(0)))).await?;
         app.engine.create_volume(&data, wanted.size, None).await?;
         let (m, d) = (app.engine.open_volume(&meta)?, app.engine.open_volume(&data)?);
         blocking(move || nas::format(m, d, identity()?).map(drop)).await?;
@@ -249,6 +260,10 @@ impl FileSystems {
 
     /// Takes away everything there is of a file system that is not mounted.
     async fn erase(&self, app: &Appliance, name: &str) -> Result<()> {
+        let objects = app.objects();
+        if objects.group(name, &[]).is_ok() {
+            objects.delete_group(&*app.engine, name).await?;
+        }
         for volume in volumes_of(name) {
             match app.engine.volume_info(&volume).await {
                 Ok(_) => {}
@@ -258,17 +273,13 @@ impl FileSystems {
             app.attachments.release(&volume).await?;
             app.engine.delete_volume(&volume, true).await?;
         }
-        let objects: Objects = app.objects();
-        if objects.group(name, &[]).is_ok() {
-            objects.delete_group(&*app.engine, name).await?;
-        }
         app.engine.manage(vec![take(name)]).await
     }
 
     /// Deletes a file system.
     pub async fn delete(&self, app: &Appliance, name: &str, with_snapshots: bool, force: bool) -> Result<()> {
         let _turn = app.protection.lock().await;
-        let mut table = self.table.lock().await;
+        let _held = self.turn.lock().await;
         let known = stored(&*app.engine).remove(name).ok_or_else(|| missing(name))?;
         let mut snapshots = 0;
         for volume in volumes_of(name) {
@@ -283,32 +294,35 @@ impl FileSystems {
             let text = format!("file system '{name}' has snapshots: delete them first, or with it (--snapshots)");
             return Err(Error::new(ErrorKind::Busy, text));
         }
-        self.let_go(&mut table, name, force).await?;
+        self.let_go(name, force).await?;
         let gone = async {
             app.engine.manage(vec![put(name, &Stored { state: StoredState::Deleting, ..known })?]).await?;
+            self.table.lock().remove(name);
             self.erase(app, name).await
         };
         gone.await.context(format!("deleting file system '{name}'; it is finished at the next start at the latest"))
     }
 
     /// Unmounts a file system, unless files are open.
-    async fn let_go(&self, table: &mut BTreeMap<String, Entry>, name: &str, force: bool) -> Result<()> {
-        let Some(Entry::Mounted(mount)) = table.get(name).cloned() else { return Ok(()) };
+    async fn let_go(&self, name: &str, force: bool) -> Result<()> {
+        let entry = self.table.lock().get(name).cloned();
+        let Some(Entry::Mounted(mount)) = entry else { return Ok(()) };
         let open = mount.fs().open_files();
         if open > 0 && !force {
             let text =
                 format!("file system '{name}' is in use: {open} open files and directories (--force cuts them off)");
             return Err(Error::new(ErrorKind::Busy, text));
         }
-        table.insert(name.to_owned(), Entry::Unmounted("it was unmounted for a change that did not end".into()));
+        let why = "it was unmounted for a change that did not end";
+        self.table.lock().insert(name.to_owned(), Entry::Unmounted(why.into()));
         blocking(move || unmount(&mount)).await
     }
 
     /// Makes a file system larger, while it is used.
     pub async fn resize(&self, app: &Appliance, name: &str, size: u64) -> Result<()> {
         crate::values::check_volume_size(size)?;
-        let table = self.table.lock().await;
-        let mount = self.of(&table, app, name)?;
+        let _held = self.turn.lock().await;
+        let mount = self.of(app, name)?;
         let [meta, data] = volumes_of(name);
         let now = app.engine.volume_info(&data).await?.size;
         if size < now {
@@ -325,7 +339,7 @@ impl FileSystems {
 
     /// Checks a file system while it is used.
     pub async fn check(&self, app: &Appliance, name: &str) -> Result<nas::check::Report> {
-        let mount = self.of(&*self.table.lock().await, app, name)?;
+        let mount = self.of(app, name)?;
         blocking(move || {
             // What is in memory only is part of it.
             let _ = mount.fs().sync();
@@ -335,9 +349,10 @@ impl FileSystems {
     }
 
     /// The mount of a file system.
-    fn of(&self, table: &BTreeMap<String, Entry>, app: &Appliance, name: &str) -> Result<Arc<Mount>> {
-        match table.get(name) {
-            Some(Entry::Mounted(mount)) => Ok(mount.clone()),
+    fn of(&self, app: &Appliance, name: &str) -> Result<Arc<Mount>> {
+        let entry = self.table.lock().get(name).cloned();
+        match entry {
+            Some(Entry::Mounted(mount)) => Ok(mount),
             Some(Entry::Unmounted(why)) => {
                 Err(Error::new(ErrorKind::Unavailable, format!("file system '{name}' is not mounted: {why}")))
             }
@@ -350,25 +365,26 @@ impl FileSystems {
 
     /// Tries again to mount what is not mounted.
     pub async fn remount(&self, app: &Appliance, name: &str) -> Result<()> {
-        let mut table = self.table.lock().await;
-        match table.get(name) {
+        let _held = self.turn.lock().await;
+        let entry = self.table.lock().get(name).cloned();
+        match entry {
             Some(Entry::Mounted(mount)) if !mount.fs().is_failed() => return Ok(()),
             Some(_) => {}
-            None => return self.of(&table, app, name).map(drop),
+            None => return self.of(app, name).map(drop),
         }
-        self.let_go(&mut table, name, true).await?;
+        self.let_go(name, true).await?;
         let mount = self.mount(app, name).await;
         let entry = match &mount {
             Ok(mount) => Entry::Mounted(mount.clone()),
             Err(error) => Entry::Unmounted(error.to_string()),
         };
-        table.insert(name.to_owned(), entry);
+        self.table.lock().insert(name.to_owned(), entry);
         mount.map(drop)
     }
 
     /// All file systems, by name.
     pub async fn all(&self, app: &Appliance) -> Result<Vec<FileSystem>> {
-        let entries = self.table.lock().await.clone();
+        let entries = self.table.lock().clone();
         let (objects, snapshots) = (app.objects(), app.engine.snapshots(None).await?);
         let mut all = Vec::new();
         for (name, stored) in stored(&*app.engine) {
@@ -424,10 +440,26 @@ impl FileSystems {
         fs
     }
 
+    /// Keeps room in the pool for the metadata of file systems, for twice what there is: deleting files, which makes room, writes metadata.
+    pub async fn keep_room(&self, app: &Appliance) {
+        let all = self.table.lock().clone();
+        for (name, entry) in all {
+            let Entry::Mounted(mount) = entry else { continue };
+            let [meta, _] = volumes_of(&name);
+            let Ok(info) = app.engine.volume_info(&meta).await else { continue };
+            let wanted = reserved(mount.fs().metadata_bytes()).min(info.size);
+            if wanted > info.reserved
+                && let Err(error) = app.engine.reserve_volume(&meta, Reserve::Bytes(wanted)).await
+            {
+                tracing::debug!(name, %error, "no more room can be kept for the metadata of a file system");
+            }
+        }
+    }
+
     /// What is wrong with file systems.
-    pub async fn alerts(&self) -> Vec<Alert> {
+    pub fn alerts(&self) -> Vec<Alert> {
         let mut alerts = Vec::new();
-        for (name, entry) in &*self.table.lock().await {
+        for (name, entry) in &*self.table.lock() {
             let (code, message) = match entry {
                 Entry::Mounted(mount) if mount.fs().is_failed() => {
                     let text = "has failed: its metadata could not be written. When the cause is gone (see the other alerts and the log)";

@@ -26,7 +26,7 @@ impl FileSystems {
         name: &str,
         wanted: GroupSnapshotCreate,
     ) -> Result<GroupSnapshot> {
-        let mount = self.of(&*self.table.lock().await, app, name)?;
+        let mount = self.of(app, name)?;
         let GroupSnapshotCreate { name: snapshot, expires_in_s, secure, quiesce } = wanted;
         let kept = Kept { expires_in_s, secure, ..Kept::default() };
         let all = app.engine.snapshots(None).await?;
@@ -47,12 +47,12 @@ impl FileSystems {
         force: bool,
     ) -> Result<()> {
         let _turn = app.protection.lock().await;
-        let mut table = self.table.lock().await;
+        let _held = self.turn.lock().await;
         if !stored(&*app.engine).contains_key(name) {
             return Err(missing(name));
         }
         app.objects().group_snapshot(name, snapshot, &app.engine.snapshots(None).await?)?;
-        self.let_go(&mut table, name, force).await?;
+        self.let_go(name, force).await?;
         let restored = async {
             for volume in volumes_of(name) {
                 app.attachments.release(&volume).await?;
@@ -66,7 +66,7 @@ impl FileSystems {
             Entry::Mounted(_) => Ok(()),
             Entry::Unmounted(why) => Err(Error::new(ErrorKind::Unavailable, format!("mounting it again: {why}"))),
         };
-        table.insert(name.to_owned(), entry);
+        self.table.lock().insert(name.to_owned(), entry);
         restored.and(mounted)
     }
 
@@ -78,7 +78,7 @@ impl FileSystems {
             return Err(Error::invalid(format!("the name of a file system has at most {most} characters")));
         }
         let _turn = app.protection.lock().await;
-        let mut table = self.table.lock().await;
+        let _held = self.turn.lock().await;
         let all = stored(&*app.engine);
         if !all.contains_key(name) {
             return Err(missing(name));
@@ -104,7 +104,7 @@ impl FileSystems {
         };
         match made.await {
             Ok(entry) => {
-                table.insert(new.to_owned(), entry);
+                self.table.lock().insert(new.to_owned(), entry);
                 Ok(())
             }
             Err(error) => {
