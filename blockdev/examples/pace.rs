@@ -1,6 +1,6 @@
 //! What a rebuild costs hosts, and hosts a rebuild.
 //!
-//! `pace [SECONDS [DRIVES [low|normal|high]]]`: a pool on drives in memory that do so many requests and bytes a second as hard disks do, or as slow
+//! `pace [SECONDS [DRIVES [low|normal|high [KIND]]]]`: a pool on drives in memory that do so many requests and bytes a second as hard disks do, or as slow
 //! flash does. Hosts read 4 KiB at random, with 1, 4 and 16 under way, and write and flush 4 KiB up to forty times a second: for so many seconds
 //! alone, then while one drive is rebuilt, at most for four times as long. Before that, the same rebuild without any load. Prints the 50th and 99th percentile of what
 //! hosts waited without and with it, and the speed of the rebuild against that without load.
@@ -209,10 +209,12 @@ fn main() {
         Kind { name: "hard disks, single", throttle: hard, mib: 1024, tolerance: Tolerance::Single },
         Kind { name: "flash, double", throttle: flash, mib: 1536, tolerance: Tolerance::Double },
     ];
+    // A part of the name of the drives to be measured; all without.
+    let kind = args.next().unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let env: Arc<dyn Env> = RealEnv::new(tokio::runtime::Handle::current(), 2);
-        for kind in &kinds {
+        for kind in kinds.iter().filter(|k| k.name.contains(&kind)) {
             run(env.clone(), kind, drives, seconds, priority).await;
         }
     });

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::FileSystem;
+use super::acl::ACCESS;
 use super::extents::{self, Piece};
 use super::nodes::Node;
 use crate::alloc::Run;
 use crate::meta::attr::{Attr, Kind, Time};
-use crate::meta::tables::ORPHANS;
+use crate::meta::tables::{ORPHANS, XATTRS};
 use crate::meta::txn::{Metadata, fault};
 use crate::planted::{Bug, active};
 use crate::{BLOCK, Errno, Result};
@@ -346,9 +347,15 @@ impl FileSystem {
             self.truncate(ino, size)?;
         }
         let node = self.node(ino)?;
-        self.change(|_| {
+        self.change(|meta| {
             if node.state.lock().dead {
                 return Err(Errno::STALE);
+            }
+            if let Some(mode) = set.mode
+                && let Some(list) = self.list_in(meta, ino, ACCESS)?
+            {
+                let value = list.with_mode(mode).encode();
+                meta.txn.change(XATTRS)?.insert((ino, ACCESS), value.as_slice()).map_err(fault)?;
             }
             let now = self.now();
             Ok(self.touch(&node, |attr| {

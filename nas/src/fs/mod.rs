@@ -1,5 +1,6 @@
 //! A POSIX file system, as operations on inode numbers. Permissions are whoever calls to check: the kernel, for FUSE.
 
+mod acl;
 mod data;
 mod extents;
 mod namespace;
@@ -17,6 +18,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use redb::ReadableTable;
 
 pub use self::data::{Fallocate, SetAttr, Whence};
+pub(crate) use self::namespace::ENTRY_SIZE;
 pub use self::namespace::{DirEntry, New};
 use self::nodes::{Node, Nodes};
 pub use self::rename::RenameFlags;
@@ -34,14 +36,14 @@ use crate::{Errno, Result};
 pub const ROOT: u64 = 1;
 
 /// Operations in a transaction after which it is committed.
-const CHANGES_MAX: usize = 10_000;
+const CHANGES_MAX: usize = 5_000;
 
 /// How long a change may wait for its commit.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 /// How a file system is opened.
 pub struct Options {
-    /// Memory for pages of the metadata, in bytes.
+    /// Memory for metadata, in bytes: a quarter for attributes, the rest for pages of the database.
     pub cache_bytes: usize,
     /// Commits in the background, and frees what was deleted; else only [`FileSystem::tick`] does.
     pub background: bool,
@@ -111,7 +113,7 @@ impl FileSystem {
         let blocks = pair.data_blocks();
         let backend = Backend::new(&pair, read_only)?;
         let meta_length = backend.length();
-        let db = database(backend, options.cache_bytes)?;
+        let db = database(backend, options.cache_bytes / 4 * 3)?;
         let fresh = Counters {
             next_ino: ROOT + 1,
             hash_key: options.hash_key,
@@ -142,7 +144,7 @@ impl FileSystem {
         let this = Arc::new(Self {
             pair,
             meta: Mutex::new(meta),
-            nodes: Nodes::default(),
+            nodes: Nodes::within(options.cache_bytes / 4),
             dirty: Mutex::default(),
             clock: options.clock,
             read_only,
@@ -190,7 +192,9 @@ impl FileSystem {
 
     /// What the background thread does: commits, frees what was deleted, discards.
     pub fn tick(&self) -> Result<()> {
-        self.commit_changes()?;
+        if self.commit_changes()? {
+            self.flush_volume()?;
+        }
         self.reap_orphans()?;
         self.discard_freed()
     }
@@ -206,13 +210,17 @@ impl FileSystem {
         })
     }
 
-    /// Commits if there is anything to commit.
-    fn commit_changes(&self) -> Result<()> {
+    /// Commits if there is anything to commit, and says whether there was.
+    fn commit_changes(&self) -> Result<bool> {
         let mut meta = self.meta.lock();
         if meta.failed {
             return Err(Errno::IO);
         }
-        if meta.changes > 0 || !self.dirty.lock().is_empty() { self.commit(&mut meta) } else { Ok(()) }
+        let any = meta.changes > 0 || !self.dirty.lock().is_empty();
+        if any {
+            self.commit(&mut meta)?;
+        }
+        Ok(any)
     }
 
     fn commit(&self, meta: &mut MutexGuard<'_, Metadata>) -> Result<()> {

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use redb::ReadableTable;
 
+use super::acl::{ACCESS, DEFAULT};
 use super::nodes::Node;
 use super::{FileSystem, ROOT};
 use crate::meta::attr::{Attr, Kind};
-use crate::meta::tables::{ENTRIES, Entry, INODES, LINKS, NAME_MAX, SAME_HASH, cookie};
+use crate::meta::tables::{ENTRIES, Entry, INODES, LINKS, NAME_MAX, SAME_HASH, XATTRS, cookie};
 use crate::meta::txn::{Metadata, fault};
 use crate::planted::{Bug, active};
 use crate::{Errno, Result};
 
 /// What a directory's size counts for each name.
-const ENTRY_SIZE: u64 = 32;
+pub(crate) const ENTRY_SIZE: u64 = 32;
 
 /// Longest target of a symbolic link, in bytes.
 pub(crate) const TARGET_MAX: usize = 4095;
@@ -29,8 +30,10 @@ const SETGID: u16 = 0o2000;
 pub struct New<'a> {
     /// What it is.
     pub kind: Kind,
-    /// Permissions with set-user-ID, set-group-ID and sticky bit, the umask taken off.
+    /// Permissions with set-user-ID, set-group-ID and sticky bit.
     pub mode: u16,
+    /// Bits to be taken off, unless the directory has a default access control list.
+    pub umask: u16,
     /// Owner.
     pub uid: u32,
     /// Group, unless the directory gives its own (set-group-ID).
@@ -44,7 +47,7 @@ pub struct New<'a> {
 impl New<'_> {
     /// A regular file, owned by root.
     pub fn file(mode: u16) -> Self {
-        Self { kind: Kind::File, mode, uid: 0, gid: 0, rdev: 0, target: &[] }
+        Self { kind: Kind::File, mode, umask: 0, uid: 0, gid: 0, rdev: 0, target: &[] }
     }
 
     /// A directory, owned by root.
@@ -190,10 +193,19 @@ impl FileSystem {
             let inherits = above.mode & SETGID != 0;
             let now = self.now();
             let ino = meta.counters.next_ino;
+            let default = match new.kind {
+                Kind::Symlink => None,
+                _ => self.list_in(meta, parent, DEFAULT)?,
+            };
+            let access = default.as_ref().map(|list| list.inherited(new.mode));
+            let permissions = match &access {
+                Some(list) => new.mode & !0o777 | list.mode(),
+                None => new.mode & !new.umask,
+            };
             let attr = Attr {
                 ino,
                 kind: new.kind,
-                mode: new.mode & 0o7777 | if inherits && directory { SETGID } else { 0 },
+                mode: permissions & 0o7777 | if inherits && directory { SETGID } else { 0 },
                 nlink: if directory { 2 } else { 1 },
                 uid: new.uid,
                 gid: if inherits { above.gid } else { new.gid },
@@ -209,6 +221,11 @@ impl FileSystem {
             add(meta, parent, &Entry { ino, kind: new.kind, name: name.to_vec() })?;
             if new.kind == Kind::Symlink {
                 meta.txn.change(LINKS)?.insert(ino, new.target).map_err(fault)?;
+            }
+            let lists = [(ACCESS, access.filter(|list| !list.is_mode())), (DEFAULT, default.filter(|_| directory))];
+            for (name, list) in lists {
+                let Some(list) = list else { continue };
+                meta.txn.change(XATTRS)?.insert((ino, name), list.encode().as_slice()).map_err(fault)?;
             }
             meta.txn.change(INODES)?.insert(ino, attr.encode().as_slice()).map_err(fault)?;
             meta.counters.next_ino += 1;
@@ -347,6 +364,24 @@ impl FileSystem {
             let table = meta.txn.table(LINKS)?;
             let target = table.get(ino).map_err(fault)?.ok_or(Errno::IO)?;
             Ok(target.value().to_vec())
+        })
+    }
+
+    /// [`FileSystem::readdir`], with the attributes of what is named.
+    pub fn readdir_plus(&self, ino: u64, cookie: u64, max: usize) -> Result<Vec<(DirEntry, Attr)>> {
+        let entries = self.readdir(ino, cookie, max)?;
+        self.look(|meta| {
+            let inodes = meta.txn.table(INODES)?;
+            let mut found = Vec::with_capacity(entries.len());
+            for entry in entries {
+                // What is in memory is newer. A name whose inode has gone meanwhile is left out.
+                let attr = match self.nodes.get(entry.ino) {
+                    Some(node) => Some(node.state.lock().attr),
+                    None => inodes.get(entry.ino).map_err(fault)?.and_then(|row| Attr::decode(entry.ino, row.value())),
+                };
+                found.extend(attr.map(|attr| (entry, attr)));
+            }
+            Ok(found)
         })
     }
 

@@ -1,6 +1,7 @@
-//! Inodes in memory.
+//! Inodes in memory, and who uses them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
@@ -9,11 +10,14 @@ use super::FileSystem;
 use crate::alloc::Run;
 use crate::meta::attr::Attr;
 use crate::meta::tables::ORPHANS;
-use crate::meta::txn::fault;
+use crate::meta::txn::{Metadata, fault};
 use crate::planted::{Bug, active};
 use crate::{Errno, Result};
 
 const SHARDS: usize = 64;
+
+/// About what a node takes, in bytes, with its place in the table.
+const NODE_BYTES: usize = 320;
 
 /// One inode.
 pub(super) struct Node {
@@ -21,6 +25,8 @@ pub(super) struct Node {
     /// Held by whoever reads the file's content, alone by who changes where it lies.
     pub content: RwLock<()>,
     pub state: Mutex<State>,
+    /// Asked for since the last time that nodes were dropped.
+    recent: AtomicBool,
 }
 
 /// Changed under the node's lock, for moments only.
@@ -32,84 +38,102 @@ pub(super) struct State {
     pub dead: bool,
     /// How often it is open.
     pub opens: u64,
-    /// How often the kernel was told of it and did not forget it.
-    pub lookups: u64,
     /// Set aside behind the last block that was written.
     pub window: Option<Run>,
-    /// Commits when size or place of the content changed last: nothing of it is missing on disk once a later commit is durable.
+    /// The number of the commit that has the last change of the content's size or place.
     pub moved: u64,
 }
 
-/// All nodes that are known, in use, or not committed.
-pub(super) struct Nodes {
-    shards: Vec<Mutex<FxHashMap<u64, Arc<Node>>>>,
+#[derive(Default)]
+struct Shard {
+    nodes: FxHashMap<u64, Arc<Node>>,
+    /// How often the kernel was told of an inode and did not forget it.
+    lookups: FxHashMap<u64, u64>,
 }
 
-impl Default for Nodes {
-    fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
-    }
+/// Nodes that are open, not committed, or were asked for of late; and which inodes the kernel has in mind.
+pub(super) struct Nodes {
+    shards: Vec<Mutex<Shard>>,
+    /// Nodes of a shard beyond which those that nobody uses are dropped.
+    most: usize,
 }
 
 impl Nodes {
-    fn shard(&self, ino: u64) -> &Mutex<FxHashMap<u64, Arc<Node>>> {
+    /// Unused nodes take about so many bytes at most.
+    pub(super) fn within(bytes: usize) -> Self {
+        let most = (bytes / NODE_BYTES / SHARDS).max(16);
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), most }
+    }
+
+    fn shard(&self, ino: u64) -> &Mutex<Shard> {
         &self.shards[(ino % SHARDS as u64) as usize]
     }
 
     pub(super) fn get(&self, ino: u64) -> Option<Arc<Node>> {
-        self.shard(ino).lock().get(&ino).cloned()
+        let node = self.shard(ino).lock().nodes.get(&ino).cloned();
+        node.inspect(|node| node.recent.store(true, Ordering::Relaxed))
     }
 
     /// The node with `attr`, or the one that was there already.
     pub(super) fn insert(&self, attr: Attr) -> Arc<Node> {
+        let mut shard = self.shard(attr.ino).lock();
+        if shard.nodes.len() >= self.most {
+            shard.nodes.retain(|_, node| node.recent.swap(false, Ordering::Relaxed) || !is_unused(node));
+            if shard.nodes.len() >= self.most {
+                shard.nodes.retain(|_, node| !is_unused(node));
+            }
+        }
         let make = || {
-            let state = State { attr, dirty: false, dead: false, opens: 0, lookups: 0, window: None, moved: 0 };
-            Arc::new(Node { ino: attr.ino, content: RwLock::new(()), state: Mutex::new(state) })
+            let state = State { attr, dirty: false, dead: false, opens: 0, window: None, moved: 0 };
+            let (content, recent) = (RwLock::new(()), AtomicBool::new(true));
+            Arc::new(Node { ino: attr.ino, content, state: Mutex::new(state), recent })
         };
-        Arc::clone(self.shard(attr.ino).lock().entry(attr.ino).or_insert_with(make))
+        Arc::clone(shard.nodes.entry(attr.ino).or_insert_with(make))
     }
 
     pub(super) fn remove(&self, ino: u64) {
-        self.shard(ino).lock().remove(&ino);
+        self.shard(ino).lock().nodes.remove(&ino);
     }
 
-    /// Drops a node that nobody uses and that the tables have as it is.
-    fn drop_unused(&self, ino: u64) {
-        let mut shard = self.shard(ino).lock();
-        let unused = shard.get(&ino).is_some_and(|node| {
-            let state = node.state.lock();
-            Arc::strong_count(node) == 1
-                && !state.dirty
-                && state.opens == 0
-                && state.lookups == 0
-                && state.window.is_none()
-        });
-        if unused {
-            shard.remove(&ino);
-        }
+    fn is_remembered(&self, ino: u64) -> bool {
+        self.shard(ino).lock().lookups.contains_key(&ino)
     }
 
     /// All of them, for what is done rarely.
     pub(super) fn all(&self) -> Vec<Arc<Node>> {
-        self.shards.iter().flat_map(|shard| shard.lock().values().cloned().collect::<Vec<_>>()).collect()
+        self.shards.iter().flat_map(|shard| shard.lock().nodes.values().cloned().collect::<Vec<_>>()).collect()
+    }
+}
+
+/// Whether the tables have all that is known of a node that only the table of nodes refers to.
+fn is_unused(node: &Arc<Node>) -> bool {
+    // Whoever gets it does so under the lock of its shard, which the caller holds.
+    Arc::strong_count(node) == 1 && {
+        let state = node.state.lock();
+        !state.dirty && state.opens == 0 && state.window.is_none()
     }
 }
 
 impl FileSystem {
     /// Notes that somebody keeps `ino` in mind: it stays, without a name, until [`FileSystem::forget`].
-    pub fn remember(&self, ino: u64) -> Result<()> {
-        self.node(ino)?.state.lock().lookups += 1;
-        Ok(())
+    pub fn remember(&self, ino: u64) {
+        *self.nodes.shard(ino).lock().lookups.entry(ino).or_default() += 1;
     }
 
     /// Takes back `times` of [`FileSystem::remember`].
     pub fn forget(&self, ino: u64, times: u64) {
-        let Some(node) = self.nodes.get(ino) else { return };
         {
-            let mut state = node.state.lock();
-            state.lookups = state.lookups.saturating_sub(times);
+            let mut shard = self.nodes.shard(ino).lock();
+            let Some(lookups) = shard.lookups.get_mut(&ino) else { return };
+            *lookups = lookups.saturating_sub(times);
+            if *lookups > 0 {
+                return;
+            }
+            shard.lookups.remove(&ino);
         }
-        self.unused(node);
+        if let Some(node) = self.nodes.get(ino) {
+            self.hurry_if_nameless(&node);
+        }
     }
 
     /// Notes that `ino` is open: its content stays, without a name, until [`FileSystem::release`].
@@ -136,7 +160,7 @@ impl FileSystem {
             self.meta.lock().alloc.give_back(window);
         }
         if closed {
-            self.unused(node);
+            self.hurry_if_nameless(&node);
         }
     }
 
@@ -145,32 +169,29 @@ impl FileSystem {
         self.nodes.all().iter().filter(|node| node.state.lock().opens > 0).count() as u64
     }
 
-    /// What happens to a node when somebody stops using it.
-    fn unused(&self, node: Arc<Node>) {
-        let (idle, nameless) = {
+    /// Nodes in memory.
+    pub fn nodes_in_memory(&self) -> usize {
+        self.nodes.shards.iter().map(|shard| shard.lock().nodes.len()).sum()
+    }
+
+    /// What has no name and is not used any more is freed soon.
+    fn hurry_if_nameless(&self, node: &Node) {
+        let nameless = {
             let state = node.state.lock();
-            (state.opens == 0 && state.lookups == 0, state.attr.nlink == 0 && !state.dead)
+            state.opens == 0 && state.attr.nlink == 0 && !state.dead
         };
-        if idle && nameless {
+        if nameless && !self.nodes.is_remembered(node.ino) {
             self.hurry();
-        }
-        let ino = node.ino;
-        drop(node);
-        if idle {
-            self.nodes.drop_unused(ino);
         }
     }
 
     /// Whether a file without a name must stay.
     pub(super) fn in_use(&self, ino: u64) -> bool {
-        self.nodes.get(ino).is_some_and(|node| {
-            let state = node.state.lock();
-            state.opens > 0 || state.lookups > 0
-        })
+        self.nodes.is_remembered(ino) || self.nodes.get(ino).is_some_and(|node| node.state.lock().opens > 0)
     }
 
     /// The file is in the list of what a mount frees.
-    pub(super) fn orphan(&self, meta: &mut crate::meta::txn::Metadata, ino: u64) -> Result<()> {
+    pub(super) fn orphan(&self, meta: &mut Metadata, ino: u64) -> Result<()> {
         if !active(Bug::OrphanNotListed) {
             meta.txn.change(ORPHANS)?.insert(ino, ()).map_err(fault)?;
         }

@@ -3,6 +3,8 @@
 use redb::ReadableTable;
 
 use super::FileSystem;
+use super::acl::{ACCESS, Acl, DEFAULT};
+use crate::meta::attr::Kind;
 use crate::meta::tables::XATTRS;
 use crate::meta::txn::{Metadata, fault};
 use crate::{Errno, Result};
@@ -59,8 +61,17 @@ impl FileSystem {
             _ if value.len() > VALUE_MAX => return Err(Errno::TOOBIG),
             _ => {}
         }
+        let list = match name {
+            ACCESS | DEFAULT => Some(Acl::decode(value)?),
+            _ => None,
+        };
         self.change(|meta| {
             let node = self.node_in(meta, ino)?;
+            match (&list, node.state.lock().attr.kind) {
+                (Some(_), Kind::Symlink) => return Err(Errno::OPNOTSUPP),
+                (Some(_), kind) if name == DEFAULT && kind != Kind::Directory => return Err(Errno::ACCESS),
+                _ => {}
+            }
             let there = meta.txn.table(XATTRS)?.get((ino, name)).map_err(fault)?.is_some();
             match flags {
                 XattrFlags::Create if there => return Err(Errno::EXIST),
@@ -71,11 +82,31 @@ impl FileSystem {
             {
                 return Err(Errno::NOSPC);
             }
-            meta.txn.change(XATTRS)?.insert((ino, name), value).map_err(fault)?;
             let now = self.now();
-            self.touch(&node, |attr| attr.ctime = now);
+            let mut mode = None;
+            if let Some(list) = list.filter(|_| name == ACCESS) {
+                mode = Some(list.mode());
+                if list.is_mode() {
+                    meta.txn.change(XATTRS)?.remove((ino, name)).map_err(fault)?;
+                } else {
+                    meta.txn.change(XATTRS)?.insert((ino, name), value).map_err(fault)?;
+                }
+            } else {
+                meta.txn.change(XATTRS)?.insert((ino, name), value).map_err(fault)?;
+            }
+            self.touch(&node, |attr| {
+                attr.mode = mode.map_or(attr.mode, |mode| attr.mode & !0o777 | mode);
+                attr.ctime = now;
+            });
             Ok(())
         })
+    }
+
+    /// A list of an inode; none when it has none, or one that says nothing.
+    pub(super) fn list_in(&self, meta: &Metadata, ino: u64, name: &[u8]) -> Result<Option<Acl>> {
+        let table = meta.txn.table(XATTRS)?;
+        let value = table.get((ino, name)).map_err(fault)?;
+        Ok(value.and_then(|value| Acl::decode(value.value()).ok()))
     }
 
     /// Removes an extended attribute; ENODATA when there is none.

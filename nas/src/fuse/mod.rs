@@ -24,7 +24,7 @@ pub struct MountOptions {
 impl Default for MountOptions {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self { threads: (4 * processors).clamp(8, 64), allow_other: true }
+        Self { threads: (2 * processors).clamp(4, 32), allow_other: true }
     }
 }
 

@@ -24,6 +24,9 @@ const TTL: Duration = Duration::from_secs(1);
 /// Requests of the kernel's own that may be under way: readahead, direct I/O.
 const BACKGROUND_MAX: u16 = 256;
 
+/// Longest write of the kernel, in bytes: a thread has one of them in memory. Longer ones were no faster.
+const REQUEST_MAX: u32 = 256 << 10;
+
 /// Names listed in one look at a directory.
 const LIST: usize = 256;
 
@@ -104,8 +107,11 @@ impl Requests {
 
     /// Answers with an inode, which the kernel keeps in mind from now on.
     fn entry(&self, reply: ReplyEntry, result: Result<Attr>) {
-        match result.and_then(|attr| self.fs.remember(attr.ino).map(|()| attr)) {
-            Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+        match result {
+            Ok(attr) => {
+                self.fs.remember(attr.ino);
+                reply.entry(&TTL, &file_attr(&attr), GENERATION);
+            }
             Err(errno) => reply.error(error(errno)),
         }
     }
@@ -119,8 +125,16 @@ impl Requests {
 }
 
 /// The inode that a mode's type bits and permissions ask for.
-fn new_inode(req: &Request, kind: Kind, mode: u32) -> New<'static> {
-    New { kind, mode: (mode & 0o7777) as u16, uid: req.uid(), gid: req.gid(), rdev: 0, target: &[] }
+fn new_inode(req: &Request, kind: Kind, mode: u32, umask: u32) -> New<'static> {
+    New {
+        kind,
+        mode: (mode & 0o7777) as u16,
+        umask: (umask & 0o777) as u16,
+        uid: req.uid(),
+        gid: req.gid(),
+        rdev: 0,
+        target: &[],
+    }
 }
 
 /// What the type bits of a mode say.
@@ -146,6 +160,9 @@ impl Filesystem for Requests {
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_ASYNC_DIO,
+            // The kernel checks access control lists; what is made gets its permissions here, from them or the umask.
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_DONT_MASK,
         ];
         for flag in wanted {
             // Older kernels do without; then it is slower, or handles end with the mount.
@@ -154,6 +171,7 @@ impl Filesystem for Requests {
             }
         }
         let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_max_write(REQUEST_MAX);
         Ok(())
     }
 
@@ -209,23 +227,14 @@ impl Filesystem for Requests {
         }
     }
 
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let Some(kind) = kind_of(mode) else { return reply.error(Errno::EINVAL) };
-        let new = New { rdev, ..new_inode(req, kind, mode) };
+        let new = New { rdev, ..new_inode(req, kind, mode, umask) };
         self.entry(reply, self.fs.create(parent.0, name.as_bytes(), &new));
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        self.entry(reply, self.fs.create(parent.0, name.as_bytes(), &new_inode(req, Kind::Directory, mode)));
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.entry(reply, self.fs.create(parent.0, name.as_bytes(), &new_inode(req, Kind::Directory, mode, umask)));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -237,7 +246,7 @@ impl Filesystem for Requests {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let new = New { target: target.as_os_str().as_bytes(), ..new_inode(req, Kind::Symlink, 0o777) };
+        let new = New { target: target.as_os_str().as_bytes(), ..new_inode(req, Kind::Symlink, 0o777, 0) };
         self.entry(reply, self.fs.create(parent.0, name.as_bytes(), &new));
     }
 
@@ -355,18 +364,16 @@ impl Filesystem for Requests {
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let entries = match self.fs.readdir(ino.0, offset, LIST) {
+        let entries = match self.fs.readdir_plus(ino.0, offset, LIST) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(error(errno)),
         };
-        for entry in entries {
+        for (entry, attr) in entries {
             let name = OsStr::from_bytes(&entry.name);
-            // It may have gone since it was listed.
-            let Ok(attr) = self.fs.getattr(entry.ino) else { continue };
-            let dots = entry.cookie <= 2;
             // Of what the kernel is told here, it keeps all in mind but the dots.
-            if !dots && self.fs.remember(entry.ino).is_err() {
-                continue;
+            let dots = entry.cookie <= 2;
+            if !dots {
+                self.fs.remember(entry.ino);
             }
             if reply.add(INodeNo(entry.ino), entry.cookie, name, &TTL, &file_attr(&attr), GENERATION) {
                 if !dots {
@@ -440,15 +447,16 @@ impl Filesystem for Requests {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let made = self.fs.create(parent.0, name.as_bytes(), &new_inode(req, Kind::File, mode)).and_then(|attr| {
-            self.fs.remember(attr.ino)?;
-            self.fs.opened(attr.ino)?;
-            Ok(attr)
-        });
+        let made =
+            self.fs.create(parent.0, name.as_bytes(), &new_inode(req, Kind::File, mode, umask)).and_then(|attr| {
+                self.fs.opened(attr.ino)?;
+                self.fs.remember(attr.ino);
+                Ok(attr)
+            });
         match made {
             Ok(attr) => {
                 reply.created(&TTL, &file_attr(&attr), GENERATION, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);

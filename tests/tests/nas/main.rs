@@ -4,6 +4,7 @@
 //! then or what was written later. `ASHLAR_SIM_SEEDS` sets how many seeds run, `ASHLAR_SIM_TIMES` how many times as many as usual, `ASHLAR_SIM_SEED`
 //! one of them, `ASHLAR_SIM_VERBOSE` tells what it does.
 
+mod busy;
 mod device;
 mod oracle;
 mod planted;
