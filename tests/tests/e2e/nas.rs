@@ -49,6 +49,18 @@ fn a_file_system_from_its_making_to_its_end() {
     lab.ashlar(&["nas", "snapshot", "create", "home@before"]).expect_ok();
     shell("rm -rf \"$1/tree\"; echo new >\"$1/new\"", &[&home]).expect_ok();
 
+    // The snapshot can be read, not written, and stays while it is mounted.
+    let view = lab.ashlar(&["nas", "snapshot", "mount", "home@before"]).expect_ok().stdout.trim().to_owned();
+    shell(
+        "diff -r \"$1\" \"$2/tree\"; ! touch \"$2/tree/Cargo.toml\"; ! rm \"$2/tree/Cargo.toml\"; [ ! -e \"$2/new\" ]",
+        &[&tree(), &view],
+    )
+    .expect_ok();
+    expect_refused(lab.ashlar(&["nas", "snapshot", "delete", "home@before"]), 4, "attached via fs");
+    lab.ashlar(&["nas", "snapshot", "unmount", "home@before"]).expect_ok();
+    expect_refused(lab.ashlar(&["nas", "snapshot", "unmount", "home@before"]), 3, "is not mounted");
+    lab.ashlar(&["nas", "snapshot", "mount", "home@before"]).expect_ok();
+
     // A clone has what the snapshot has, and is a file system of its own.
     lab.ashlar(&["nas", "fs", "clone", "home@before", "trial"]).expect_ok();
     let trial = path_of(&lab, "trial");

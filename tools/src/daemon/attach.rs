@@ -286,6 +286,12 @@ impl Attachments {
         Ok(())
     }
 
+    /// Volumes and snapshots that are claimed.
+    pub async fn of_file_systems(&self) -> Vec<String> {
+        let table = self.table.lock().await;
+        table.values().filter(|present| present.via == Via::Fs).map(|present| present.volume.clone()).collect()
+    }
+
     /// Takes back [`Attachments::claim`].
     pub async fn release(&self, name: &str) -> Result<()> {
         let mut table = self.table.lock().await;

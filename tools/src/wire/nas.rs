@@ -112,6 +112,15 @@ pub struct FileSystemClone {
     pub name: String,
 }
 
+/// A snapshot that is mounted.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotMount {
+    /// `FILESYSTEM@SNAPSHOT`.
+    pub name: String,
+    /// Where.
+    pub path: String,
+}
+
 /// What a check found.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct FileSystemCheck {

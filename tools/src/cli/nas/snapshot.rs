@@ -9,6 +9,7 @@ use crate::cli::{Global, talk};
 use crate::client::segment;
 use crate::exit::{CommandResult, Exit};
 use crate::output::{Align, Table, show, timestamp};
+use crate::wire::nas::SnapshotMount;
 use crate::wire::protection::{GroupSnapshot, GroupSnapshotCreate};
 
 #[derive(Debug, clap::Subcommand)]
@@ -30,6 +31,22 @@ pub enum Command {
     #[command(visible_alias = "ls")]
     List {
         /// The file system
+        name: String,
+    },
+    /// Mount a snapshot, for files of it to be read or copied, until it is unmounted or the daemon ends
+    #[command(
+        after_help = "Example:\n  cp \"$(ashlar nas snapshot mount home@monday -o json | jq -r .path)/report.txt\" ."
+    )]
+    Mount {
+        /// FILESYSTEM@SNAPSHOT
+        #[arg(value_name = "FILESYSTEM@SNAPSHOT")]
+        name: String,
+    },
+    /// Unmount a snapshot
+    #[command(visible_alias = "umount")]
+    Unmount {
+        /// FILESYSTEM@SNAPSHOT
+        #[arg(value_name = "FILESYSTEM@SNAPSHOT")]
         name: String,
     },
     /// Delete a snapshot; clones stay, and space comes back in the background
@@ -62,6 +79,14 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let to = format!("/v1/nas/filesystems/{}/snapshots", segment(&name));
             let all: Vec<GroupSnapshot> = talk(client.get(&to))?;
             show(format, &all, |all| list(all))?;
+        }
+        Command::Mount { name } => {
+            let mounted: SnapshotMount = talk(client.send(Method::POST, &format!("{}/mount", snapshot_path(&name)?)))?;
+            show(format, &mounted, |m| m.path.clone())?;
+        }
+        Command::Unmount { name } => {
+            talk(client.send::<()>(Method::DELETE, &format!("{}/mount", snapshot_path(&name)?)))?;
+            done(format, "snapshot", &name, "unmounted")?;
         }
         Command::Delete { name } => {
             snapshot_path(&name)?;

@@ -4,7 +4,7 @@ use super::snapshots::kept_as;
 use super::*;
 use crate::wire::nas::{
     FileSystem, FileSystemCheck, FileSystemClone, FileSystemCreate, FileSystemDelete, FileSystemResize,
-    FileSystemRestore,
+    FileSystemRestore, SnapshotMount,
 };
 use crate::wire::protection::{GroupSnapshot, GroupSnapshotCreate};
 
@@ -18,6 +18,7 @@ pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
         .routes(routes!(file_system_snapshots, file_system_snapshot_create))
         .routes(routes!(file_system_restore))
         .routes(routes!(file_system_clone))
+        .routes(routes!(file_system_snapshot_mount, file_system_snapshot_unmount))
 }
 
 /// All file systems, by name.
@@ -174,6 +175,33 @@ async fn file_system_clone(
         app.nas.one(&app, &wanted.name).await
     });
     Ok((StatusCode::CREATED, Json(cloned.await?)))
+}
+
+/// Mounts a snapshot for reading, until it is unmounted or the daemon ends.
+#[utoipa::path(post, path = "/v1/nas/filesystems/{name}/snapshots/{snapshot}/mount", tag = "nas",
+    params(("name" = String, Path), ("snapshot" = String, Path)),
+    responses((status = 200, body = SnapshotMount), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn file_system_snapshot_mount(
+    State(app): Shared,
+    Path((name, snapshot)): Path<(String, String)>,
+) -> Answer<SnapshotMount> {
+    let mounted = to_the_end(async move {
+        let path = app.nas.mount_snapshot(&app, &name, &snapshot).await?;
+        Ok(SnapshotMount { name: format!("{name}@{snapshot}"), path: path.display().to_string() })
+    });
+    Ok(Json(mounted.await?))
+}
+
+/// Unmounts a snapshot.
+#[utoipa::path(delete, path = "/v1/nas/filesystems/{name}/snapshots/{snapshot}/mount", tag = "nas",
+    params(("name" = String, Path), ("snapshot" = String, Path)),
+    responses((status = 204), (status = 404, body = ErrorBody)))]
+async fn file_system_snapshot_unmount(
+    State(app): Shared,
+    Path((name, snapshot)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { app.nas.unmount_snapshot(&app, &name, &snapshot).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn object(name: &str) -> String {

@@ -128,17 +128,26 @@ pub struct FileSystems {
     /// Held over whole changes.
     turn: tokio::sync::Mutex<()>,
     table: Mutex<BTreeMap<String, Entry>>,
+    /// Snapshots that are mounted, by `FILESYSTEM@SNAPSHOT`. A restart does not keep them.
+    views: Mutex<BTreeMap<String, Arc<Mount>>>,
 }
 
 impl FileSystems {
     /// None yet; see [`FileSystems::start`].
     pub fn new(root: PathBuf, memory: u64) -> Self {
-        Self { root, memory, turn: tokio::sync::Mutex::default(), table: Mutex::default() }
+        Self { root, memory, turn: tokio::sync::Mutex::default(), table: Mutex::default(), views: Mutex::default() }
     }
 
     /// Mounts what is to be mounted; undoes and finishes what was cut short.
     pub async fn start(&self, app: &Appliance) {
         let _turn = self.turn.lock().await;
+        for volume in app.attachments.of_file_systems().await {
+            if volume.contains('@')
+                && let Err(error) = app.attachments.release(&volume).await
+            {
+                tracing::error!(volume, %error, "a snapshot that was mounted stays reserved for that");
+            }
+        }
         for (name, stored) in stored(&*app.engine) {
             let done = match stored.state {
                 StoredState::Ready => {
@@ -157,7 +166,9 @@ impl FileSystems {
     /// Unmounts everything; what is open is cut off.
     pub async fn stop(&self) {
         let _turn = self.turn.lock().await;
-        let all = std::mem::take(&mut *self.table.lock());
+        let views = std::mem::take(&mut *self.views.lock());
+        let views = views.into_iter().map(|(name, view)| (name, Entry::Mounted(view)));
+        let all: Vec<(String, Entry)> = views.chain(std::mem::take(&mut *self.table.lock())).collect();
         for (name, entry) in all {
             let Entry::Mounted(mount) = entry else { continue };
             if let Err(error) = blocking(move || unmount(&mount)).await {
@@ -181,11 +192,14 @@ impl FileSystems {
     }
 
     async fn mount(&self, app: &Appliance, name: &str) -> Result<Arc<Mount>> {
-        let path = self.root.join(name);
-        let [meta, data] = volumes_of(name);
-        for volume in [&meta, &data] {
+        self.mount_volumes(app, volumes_of(name), self.root.join(name)).await
+    }
+
+    async fn mount_volumes(&self, app: &Appliance, volumes: [String; 2], path: PathBuf) -> Result<Arc<Mount>> {
+        for volume in &volumes {
             app.attachments.claim(volume, &path).await?;
         }
+        let [meta, data] = volumes;
         let (meta, data) = (app.engine.open_volume(&meta)?, app.engine.open_volume(&data)?);
         let all = stored(&*app.engine).len().max(1) as u64;
         let options = Options { cache_bytes: (self.memory / all).max(4 << 20) as usize, ..Options::default() };
@@ -294,6 +308,7 @@ impl FileSystems {
             let text = format!("file system '{name}' has snapshots: delete them first, or with it (--snapshots)");
             return Err(Error::new(ErrorKind::Busy, text));
         }
+        self.unmount_views(app, |view| view.split_once('@').is_some_and(|(fs, _)| fs == name)).await?;
         self.let_go(name, force).await?;
         let gone = async {
             app.engine.manage(vec![put(name, &Stored { state: StoredState::Deleting, ..known })?]).await?;

@@ -1,9 +1,14 @@
 //! Snapshots of file systems: those of the group of its volumes.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use blockdev::error::{Error, ErrorKind, Result};
 use blockdev::pool::Kept;
 
-use super::{Entry, FileSystems, Stored, StoredState, identity, missing, put, stored, volumes_of};
+use nas::fuse::Mount;
+
+use super::{Entry, FileSystems, Stored, StoredState, identity, missing, put, stored, unmount, volumes_of};
 use crate::daemon::fronts::blocking;
 use crate::daemon::quiesce::Take;
 use crate::daemon::state::{Appliance, now_s};
@@ -68,6 +73,60 @@ impl FileSystems {
         };
         self.table.lock().insert(name.to_owned(), entry);
         restored.and(mounted)
+    }
+
+    /// Mounts a snapshot for reading, until the daemon ends; gives where.
+    pub async fn mount_snapshot(&self, app: &Appliance, name: &str, snapshot: &str) -> Result<PathBuf> {
+        let _held = self.turn.lock().await;
+        if !stored(&*app.engine).contains_key(name) {
+            return Err(missing(name));
+        }
+        let found = app.objects().group_snapshot(name, snapshot, &app.engine.snapshots(None).await?)?;
+        if let Some(view) = self.views.lock().get(&found.name) {
+            return Ok(view.path().to_owned());
+        }
+        let volumes = volumes_of(name).map(|volume| format!("{volume}@{snapshot}"));
+        let mounted = self.mount_volumes(app, volumes.clone(), self.root.join(&found.name)).await;
+        match mounted {
+            Ok(view) => {
+                let path = view.path().to_owned();
+                self.views.lock().insert(found.name, view);
+                Ok(path)
+            }
+            Err(error) => {
+                for volume in &volumes {
+                    app.attachments.release(volume).await?;
+                }
+                Err(error.context(format!("mounting '{}'", found.name)))
+            }
+        }
+    }
+
+    /// Unmounts a snapshot; what is open is cut off.
+    pub async fn unmount_snapshot(&self, app: &Appliance, name: &str, snapshot: &str) -> Result<()> {
+        let _held = self.turn.lock().await;
+        let wanted = format!("{name}@{snapshot}");
+        if !self.views.lock().contains_key(&wanted) {
+            return Err(Error::new(ErrorKind::NotFound, format!("'{wanted}' is not mounted")));
+        }
+        self.unmount_views(app, |view| view == wanted).await
+    }
+
+    /// Unmounts the snapshots whose names `wanted` wants.
+    pub(super) async fn unmount_views(&self, app: &Appliance, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let gone: Vec<(String, Arc<Mount>)> = {
+            let mut views = self.views.lock();
+            let names: Vec<String> = views.keys().filter(|name| wanted(name)).cloned().collect();
+            names.into_iter().filter_map(|name| views.remove_entry(&name)).collect()
+        };
+        for (name, view) in gone {
+            blocking(move || unmount(&view)).await?;
+            let Some((fs, snapshot)) = name.split_once('@') else { continue };
+            for volume in volumes_of(fs) {
+                app.attachments.release(&format!("{volume}@{snapshot}")).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes a file system that begins with what a snapshot holds.
