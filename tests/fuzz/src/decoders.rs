@@ -15,9 +15,9 @@ mod seeds;
 use std::path::Path;
 
 use generate::{KINDS, Kind};
-use libfuzzer_sys::fuzz_target;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 
-use imports::{ChunkIndex, DiskId, Inline, Op, Record, Rng, SegmentId};
+use imports::{ChunkIndex, DiskId, Get, Inline, Op, Record, Rng, SegmentId};
 
 /// Valid ones of each kind.
 const OF_EACH: u64 = 16;
@@ -80,6 +80,47 @@ fn only_encoding(kind: &Kind, bytes: &[u8]) -> Option<usize> {
         _ => Some(bytes.len()),
     }
 }
+
+/// Exponents of two at which fields end.
+const EDGES: [u32; 10] = [7, 14, 16, 31, 32, 36, 48, 62, 63, 64];
+
+/// A variable-length integer anywhere becomes another one, of another length perhaps: bytes that change one by one hardly make a large
+/// one of a small one, and leave what follows it readable.
+fn other_number(data: &mut [u8], size: usize, max_size: usize, rng: &mut Rng) -> Option<usize> {
+    let at = 2 + rng.index(size.checked_sub(2).filter(|len| *len > 0)?);
+    let mut rest = Get(&data[at..size]);
+    let was = rest.varint().ok()?;
+    let end = size - rest.0.len();
+    let edge = 1u128 << EDGES[rng.index(EDGES.len())];
+    let mut number = match rng.below(4) {
+        0 => was.wrapping_add(1),
+        1 => was.wrapping_sub(1),
+        _ => (edge - 1 + u128::from(rng.below(2))).try_into().unwrap_or(u64::MAX),
+    };
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    let changed = size - (end - at) + bytes.len();
+    if changed > max_size {
+        return None;
+    }
+    data.copy_within(end..size, at + bytes.len());
+    data[at..at + bytes.len()].copy_from_slice(&bytes);
+    Some(changed)
+}
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    let mut rng = Rng::new(seed.into());
+    if rng.chance(1, 4)
+        && let Some(changed) = other_number(data, size, max_size, &mut rng)
+    {
+        return changed;
+    }
+    fuzzer_mutate(data, size, max_size)
+});
 
 fuzz_target!(init: seeds::write(write_seeds), |input: &[u8]| {
     let [which, seal, bytes @ ..] = input else { return };

@@ -33,7 +33,7 @@ const MARGIN: f64 = 0.8;
 /// So much longer than without background work is never too long: on fast disks chance alone makes that difference.
 const SLACK: Duration = Duration::from_micros(100);
 /// Share while nothing survives the next failure; a quarter of the pieces at once is about half of the speed.
-const FLOOR_GONE: f64 = 0.12;
+const FLOOR_GONE: f64 = 0.25;
 /// Hosts count as idle when they asked for nothing for this long.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// Effects of background work are over so long after it ended.
