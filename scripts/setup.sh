@@ -46,6 +46,7 @@ needs=(
     losetup:mount
     blkdiscard:util-linux
     setsid:util-linux
+    setfacl:acl
 )
 
 # The same for `scripts/vm.sh` and the tests that run in it.

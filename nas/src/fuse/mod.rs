@@ -4,6 +4,7 @@ mod requests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockdev::error::Result;
 use blockdev::frontend::fuse::{HowToMount, MountedSession, Unmounted};
@@ -33,21 +34,30 @@ pub struct Mount {
     fs: Arc<FileSystem>,
     path: PathBuf,
     session: Mutex<Option<MountedSession>>,
+    ended: Arc<AtomicBool>,
 }
 
 impl Mount {
     /// Mounts `fs` at `path`, which is created if missing and then removed again in the end.
     pub fn new(fs: Arc<FileSystem>, path: &Path, options: MountOptions) -> Result<Self> {
         let how = HowToMount { threads: options.threads, allow_other: options.allow_other, data_only: false };
-        let session = MountedSession::start(path, Requests::new(Arc::clone(&fs)), how, drop, || ())
+        let ended = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ended);
+        let end = move || told.store(true, Ordering::Release);
+        let session = MountedSession::start(path, Requests::new(Arc::clone(&fs)), how, drop, end)
             .map_err(|e| e.context(format_args!("mount the file system at {}", path.display())))?;
         let path = session.path().to_owned();
-        Ok(Self { fs, path, session: Mutex::new(Some(session)) })
+        Ok(Self { fs, path, session: Mutex::new(Some(session)), ended })
     }
 
     /// Where it is mounted, without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether the kernel has let go of it: somebody unmounted it.
+    pub fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// What is mounted.

@@ -119,6 +119,19 @@ enum Entry {
     Unmounted(String),
 }
 
+/// What is said of a mount that somebody took away.
+const TAKEN_AWAY: &str = "somebody unmounted it";
+
+impl Entry {
+    /// What it is now: the kernel may have let go of it.
+    fn now(self) -> Self {
+        match self {
+            Self::Mounted(mount) if mount.is_ended() => Self::Unmounted(TAKEN_AWAY.into()),
+            other => other,
+        }
+    }
+}
+
 /// The file systems of an appliance.
 pub struct FileSystems {
     /// They are mounted below it.
@@ -366,7 +379,7 @@ impl FileSystems {
     /// The mount of a file system.
     fn of(&self, app: &Appliance, name: &str) -> Result<Arc<Mount>> {
         let entry = self.table.lock().get(name).cloned();
-        match entry {
+        match entry.map(Entry::now) {
             Some(Entry::Mounted(mount)) => Ok(mount),
             Some(Entry::Unmounted(why)) => {
                 Err(Error::new(ErrorKind::Unavailable, format!("file system '{name}' is not mounted: {why}")))
@@ -383,7 +396,7 @@ impl FileSystems {
         let _held = self.turn.lock().await;
         let entry = self.table.lock().get(name).cloned();
         match entry {
-            Some(Entry::Mounted(mount)) if !mount.fs().is_failed() => return Ok(()),
+            Some(Entry::Mounted(mount)) if !mount.fs().is_failed() && !mount.is_ended() => return Ok(()),
             Some(_) => {}
             None => return self.of(app, name).map(drop),
         }
@@ -400,6 +413,7 @@ impl FileSystems {
     /// All file systems, by name.
     pub async fn all(&self, app: &Appliance) -> Result<Vec<FileSystem>> {
         let entries = self.table.lock().clone();
+        let entries: BTreeMap<String, Entry> = entries.into_iter().map(|(name, entry)| (name, entry.now())).collect();
         let (objects, snapshots) = (app.objects(), app.engine.snapshots(None).await?);
         let mut all = Vec::new();
         for (name, stored) in stored(&*app.engine) {
@@ -474,8 +488,9 @@ impl FileSystems {
     /// What is wrong with file systems.
     pub fn alerts(&self) -> Vec<Alert> {
         let mut alerts = Vec::new();
-        for (name, entry) in &*self.table.lock() {
-            let (code, message) = match entry {
+        let all = self.table.lock().clone();
+        for (name, entry) in all {
+            let (code, message) = match entry.now() {
                 Entry::Mounted(mount) if mount.fs().is_failed() => {
                     let text = "has failed: its metadata could not be written. When the cause is gone (see the other alerts and the log)";
                     ("nas.failed", format!("file system '{name}' {text}, mount it again: ashlar nas fs mount {name}"))
