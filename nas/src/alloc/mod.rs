@@ -155,6 +155,11 @@ impl Allocator {
         self.full.remove(&index);
     }
 
+    /// Gives back what was set aside and may have been written.
+    pub(crate) fn discard_first(&mut self, run: Run) {
+        self.to_discard.push(run);
+    }
+
     /// What was set aside is part of a file from the next commit on.
     pub(crate) fn publish(&mut self, txn: &Txn, run: Run) -> Result<()> {
         let group = self.group(txn, run.start / GROUP_BLOCKS)?;

@@ -156,8 +156,9 @@ impl FileSystem {
         }
     }
 
-    /// Writes all of `data`. The file grows if need be; what lies between its end and `offset` becomes zeroes.
-    pub fn write(&self, ino: u64, offset: u64, data: &Bytes) -> Result<()> {
+    /// Writes `data`, and gives how much of it: less than all only when an error came up after a part. The file grows if need be; what lies between its end and
+    /// `offset` becomes zeroes.
+    pub fn write(&self, ino: u64, offset: u64, data: &Bytes) -> Result<usize> {
         if offset.checked_add(data.len() as u64).is_none_or(|end| end > SIZE_MAX) {
             return Err(Errno::FBIG);
         }
@@ -169,10 +170,13 @@ impl FileSystem {
         while at < data.len() {
             let from = offset + at as u64;
             let len = (CHUNK - from % CHUNK).min((data.len() - at) as u64);
-            self.write_chunk(&node, from, data.slice(at..at + len as usize))?;
-            at += len as usize;
+            match self.write_chunk(&node, from, data.slice(at..at + len as usize)) {
+                Ok(()) => at += len as usize,
+                Err(_) if at > 0 => break,
+                Err(errno) => return Err(errno),
+            }
         }
-        Ok(())
+        Ok(at)
     }
 
     fn write_chunk(&self, node: &Arc<Node>, offset: u64, data: Bytes) -> Result<()> {
@@ -220,9 +224,10 @@ impl FileSystem {
     ) -> Result<()> {
         write(self).map_err(|error| {
             let mut meta = self.meta.lock();
-            let window = node.state.lock().window.take();
-            for run in given.iter().map(|given| given.run).chain(window) {
-                meta.alloc.give_back(run);
+            // Some of them may have been written: they are discarded first.
+            given.iter().for_each(|given| meta.alloc.discard_first(given.run));
+            if let Some(window) = node.state.lock().window.take() {
+                meta.alloc.give_back(window);
             }
             data_error(error)
         })
@@ -272,9 +277,10 @@ impl FileSystem {
             match given {
                 Some(given) => return Ok(given),
                 None if last => break,
-                // What others have set aside, and what was freed and is not discarded yet, may be enough.
+                // What others have set aside, and what was deleted and is not freed or not discarded yet, may be enough.
                 None => {
                     self.give_back_windows();
+                    self.reap_orphans()?;
                     self.commit_changes()?;
                     self.discard_freed()?;
                 }
@@ -328,12 +334,23 @@ impl FileSystem {
         if start >= end || active(Bug::NotZeroed) {
             return Ok(());
         }
-        for piece in self.pieces(ino, start, end - start)? {
-            if let Some(at) = piece.at {
-                let (from, to) = ((piece.block * BLOCK).max(start), (piece.end() * BLOCK).min(end));
-                let offset = at * BLOCK + (from - piece.block * BLOCK);
-                self.pair.data.write_zeroes(offset, to - from).map_err(data_error)?;
+        let mut at = start;
+        while at < end {
+            // A part after the other: a file may have many extents. But a hole is one, however large.
+            let part = self.pieces(ino, at, (end - at).min(BATCH_BLOCKS * BLOCK))?;
+            for piece in part {
+                if let Some(block) = piece.at {
+                    let (from, to) = ((piece.block * BLOCK).max(at), (piece.end() * BLOCK).min(end));
+                    let offset = block * BLOCK + (from - piece.block * BLOCK);
+                    self.pair.data.write_zeroes(offset, to - from).map_err(data_error)?;
+                }
             }
+            at = (at + BATCH_BLOCKS * BLOCK) / BLOCK * BLOCK;
+            let next = self.look(|meta| extents::next(meta, ino, at / BLOCK, u64::MAX, false, 1))?;
+            at = match next {
+                Ok(Some(block)) => at.max(block.saturating_mul(BLOCK)),
+                _ => end,
+            };
         }
         Ok(())
     }
@@ -425,6 +442,11 @@ impl FileSystem {
             return Err(Errno::INVAL);
         }
         let node = self.file(ino)?;
+        // Before all that is left goes to one file that cannot have what it asks for.
+        let most = self.space().free + node.state.lock().attr.blocks;
+        if what != Fallocate::PunchHole && end.div_ceil(BLOCK) - offset / BLOCK > most {
+            return Err(Errno::NOSPC);
+        }
         let _content = node.content.write();
         if node.state.lock().dead {
             return Err(Errno::STALE);
@@ -499,7 +521,13 @@ impl FileSystem {
             return Err(Errno::NXIO);
         }
         let hole = whence == Whence::Hole;
-        let found = self.look(|meta| extents::next(meta, ino, offset / BLOCK, size.div_ceil(BLOCK), hole))?;
+        let (mut block, end) = (offset / BLOCK, size.div_ceil(BLOCK));
+        let found = loop {
+            match self.look(|meta| extents::next(meta, ino, block, end, hole, CUT_MAX))? {
+                Ok(found) => break found,
+                Err(at) => block = at,
+            }
+        };
         match found {
             Some(block) => Ok((block * BLOCK).clamp(offset, size)),
             None => Err(Errno::NXIO),
@@ -508,7 +536,7 @@ impl FileSystem {
 
     /// Copies a range from one file to another, or within one; gives the bytes copied, fewer at the end of the source. What is equal is stored once.
     pub fn copy_range(&self, from: u64, offset: u64, to: u64, to_offset: u64, len: u64) -> Result<u64> {
-        if from == to && offset < to_offset + len && to_offset < offset + len {
+        if from == to && offset < to_offset.saturating_add(len) && to_offset < offset.saturating_add(len) {
             return Err(Errno::INVAL);
         }
         let mut copied = 0;
@@ -517,8 +545,11 @@ impl FileSystem {
             if data.is_empty() {
                 break;
             }
-            self.write(to, to_offset + copied, &data)?;
-            copied += data.len() as u64;
+            match self.write(to, to_offset.saturating_add(copied), &data) {
+                Ok(written) => copied += written as u64,
+                Err(_) if copied > 0 => break,
+                Err(errno) => return Err(errno),
+            }
         }
         Ok(copied)
     }

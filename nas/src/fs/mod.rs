@@ -12,6 +12,7 @@ mod xattr;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -27,7 +28,7 @@ pub use self::xattr::XattrFlags;
 use crate::alloc::FIRST_BLOCK;
 use crate::meta::attr::{Attr, Kind, Time};
 use crate::meta::tables::{HASH_BITS_MAX, INODES};
-use crate::meta::txn::{Counters, Metadata, database, fault};
+use crate::meta::txn::{Counters, Metadata, Seen, database, fault};
 use crate::planted::{Bug, active};
 use crate::store::{Backend, Pair};
 use crate::{Errno, Result};
@@ -91,6 +92,8 @@ pub struct FileSystem {
     read_only: bool,
     /// Bytes of the database.
     meta_length: Arc<AtomicU64>,
+    seen: Arc<Seen>,
+    background: Mutex<Option<JoinHandle<()>>>,
     /// One thread at a time discards and frees.
     reaping: Mutex<()>,
     stop: Stop,
@@ -141,6 +144,7 @@ impl FileSystem {
             meta.operation(|meta| make_root(meta, time)).map_err(failed)?;
             meta.commit().map_err(failed)?;
         }
+        let seen = meta.seen();
         let this = Arc::new(Self {
             pair,
             meta: Mutex::new(meta),
@@ -149,6 +153,8 @@ impl FileSystem {
             clock: options.clock,
             read_only,
             meta_length,
+            seen,
+            background: Mutex::default(),
             reaping: Mutex::default(),
             stop: Stop::default(),
         });
@@ -158,7 +164,8 @@ impl FileSystem {
         if options.background {
             let weak = Arc::downgrade(&this);
             let spawned = std::thread::Builder::new().name("nas-commit".into()).spawn(move || background(&weak));
-            spawned.map_err(|e| blockdev::error::Error::io(format!("start a thread: {e}")))?;
+            let thread = spawned.map_err(|e| blockdev::error::Error::io(format!("start a thread: {e}")))?;
+            *this.background.lock() = Some(thread);
         }
         Ok(this)
     }
@@ -180,7 +187,8 @@ impl FileSystem {
 
     /// Checks all metadata of the last commit, while the file system is used.
     pub fn check(&self) -> blockdev::error::Result<crate::check::Report> {
-        let db = Arc::clone(&self.meta.lock().db);
+        let closed = || blockdev::error::Error::io("the file system is closed");
+        let db = self.meta.lock().database().ok_or_else(closed)?;
         crate::check::check_database(&db)
     }
 
@@ -203,8 +211,7 @@ impl FileSystem {
         if active(Bug::FsyncNotFlushed) {
             return Ok(());
         }
-        // One is enough: the volumes of a pool share the instant of their last durable write.
-        self.pair.meta.flush().map_err(|error| {
+        self.pair.flush().map_err(|error| {
             self.meta.lock().fail(&format!("flush: {error}"));
             Errno::IO
         })
@@ -312,16 +319,24 @@ impl FileSystem {
         }
     }
 
-    /// Commits, and ends the background thread. What is done later is not committed unless asked for.
+    /// Commits, and lets go of the volumes for good: whoever still has this file system can change nothing any more, nor can what it had begun.
+    /// Waits for writes under way.
     pub fn close(&self) -> Result<()> {
         *self.stop.asked.lock() = true;
         self.stop.changed.notify_all();
-        if self.read_only || self.meta.lock().failed {
-            return Ok(());
+        let background = self.background.lock().take();
+        if background.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the background thread of a file system panicked");
         }
-        self.give_back_windows();
-        self.tick()?;
-        self.sync()
+        let ended = if self.read_only || self.is_failed() {
+            Ok(())
+        } else {
+            self.give_back_windows();
+            self.tick().and_then(|()| self.sync())
+        };
+        self.meta.lock().close();
+        self.pair.fence();
+        ended
     }
 }
 

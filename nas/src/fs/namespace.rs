@@ -104,7 +104,7 @@ fn decode(dir: u64, value: &[u8]) -> Result<Entry> {
 }
 
 /// A cookie for `name`, which is not there yet.
-fn free_cookie(meta: &Metadata, dir: u64, name: &[u8]) -> Result<u64> {
+pub(super) fn free_cookie(meta: &Metadata, dir: u64, name: &[u8]) -> Result<u64> {
     let first = cookie(&meta.counters, name);
     let table = meta.txn.table(ENTRIES)?;
     let mut free = first;
@@ -123,11 +123,16 @@ pub(super) fn is_empty(meta: &Metadata, dir: u64) -> Result<bool> {
     Ok(empty)
 }
 
+/// Files a name under a cookie of its hash: one that is free, or whose entry it takes the place of.
+pub(super) fn put(meta: &mut Metadata, dir: u64, cookie: u64, entry: &Entry) -> Result<()> {
+    meta.txn.change(ENTRIES)?.insert((dir, cookie), entry.encode().as_slice()).map_err(fault)?;
+    Ok(())
+}
+
 /// Adds a name that is not there.
 pub(super) fn add(meta: &mut Metadata, dir: u64, entry: &Entry) -> Result<()> {
     let cookie = free_cookie(meta, dir, &entry.name)?;
-    meta.txn.change(ENTRIES)?.insert((dir, cookie), entry.encode().as_slice()).map_err(fault)?;
-    Ok(())
+    put(meta, dir, cookie, entry)
 }
 
 pub(super) fn remove(meta: &mut Metadata, dir: u64, cookie: u64) -> Result<()> {
@@ -153,7 +158,8 @@ impl FileSystem {
     /// Attributes of what `name` in `parent` is; `.` and `..` are answered too.
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr> {
         if name == b"." {
-            return self.getattr(parent);
+            // Whoever asks so has a handle: of what is deleted it is stale.
+            return self.getattr(parent).and_then(|attr| if attr.nlink > 0 { Ok(attr) } else { Err(Errno::STALE) });
         }
         check_name(name)?;
         self.look(|meta| {
@@ -326,7 +332,7 @@ impl FileSystem {
         let now = self.now();
         self.touch(dir, |attr| {
             attr.size = attr.size.saturating_sub(ENTRY_SIZE);
-            attr.nlink -= u32::from(directory);
+            attr.nlink = attr.nlink.saturating_sub(u32::from(directory));
             (attr.mtime, attr.ctime) = (now, now);
         });
     }

@@ -31,11 +31,14 @@ impl FileSystem {
                 rows.map(|row| Ok(row.map_err(fault)?.0.value())).collect()
             })?;
             let Some(last) = batch.last() else { return Ok(()) };
-            after = last + 1;
+            after = last.saturating_add(1);
             for ino in batch {
                 match self.reap(ino) {
+                    Ok(()) => {}
                     Err(Errno::STALE) => self.change(|meta| unlist(meta, ino))?,
-                    result => result?,
+                    Err(errno) if self.is_failed() => return Err(errno),
+                    // Others can be freed all the same.
+                    Err(errno) => tracing::warn!(ino, %errno, "a file without a name cannot be freed"),
                 }
             }
         }
@@ -46,8 +49,8 @@ impl FileSystem {
         // Somebody who has it cannot be waited for: he may wait for what is freed here.
         let Some(_content) = node.content.try_write() else { return Ok(()) };
         loop {
-            let attr = node.state.lock().attr;
             let done = self.change(|meta| {
+                let attr = node.state.lock().attr;
                 if attr.nlink > 0 {
                     return self.cut_off(meta, &node, attr.size.div_ceil(BLOCK), true);
                 }
@@ -102,6 +105,8 @@ impl FileSystem {
 
     /// Discards what committed transactions freed, and lets it be given out again.
     pub(super) fn discard_freed(&self) -> Result<()> {
+        // Who waits for room gets what somebody else is discarding.
+        let _alone = self.reaping.lock();
         let runs = self.meta.lock().alloc.take_to_discard();
         self.discard(&runs);
         self.meta.lock().alloc.discarded(&runs);

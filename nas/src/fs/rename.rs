@@ -1,7 +1,7 @@
 //! Renaming.
 
 use super::FileSystem;
-use super::namespace::{add, check_name, find, is_empty, remove};
+use super::namespace::{check_name, find, free_cookie, is_empty, put, remove};
 use crate::meta::attr::Kind;
 use crate::meta::tables::Entry;
 use crate::meta::txn::Metadata;
@@ -55,12 +55,13 @@ impl FileSystem {
             let named = |entry: &Entry, name: &[u8]| Entry { name: name.to_vec(), ..entry.clone() };
 
             let Some((there_cookie, there)) = there else {
+                let new_cookie = free_cookie(meta, new_parent, new_name)?;
                 remove(meta, parent, cookie)?;
                 if active(Bug::RenameInTwo) {
                     self.write_dirty(meta)?;
                     meta.commit()?;
                 }
-                add(meta, new_parent, &named(&entry, new_name))?;
+                put(meta, new_parent, new_cookie, &named(&entry, new_name))?;
                 self.less(&from, is_dir(&entry));
                 self.more(&to, is_dir(&entry));
                 self.touch(&moved, |attr| {
@@ -71,10 +72,8 @@ impl FileSystem {
             };
             let other = self.node_in(meta, there.ino)?;
             if flags == RenameFlags::Exchange {
-                remove(meta, parent, cookie)?;
-                remove(meta, new_parent, there_cookie)?;
-                add(meta, new_parent, &named(&entry, new_name))?;
-                add(meta, parent, &named(&there, name))?;
+                put(meta, new_parent, there_cookie, &named(&entry, new_name))?;
+                put(meta, parent, cookie, &named(&there, name))?;
                 for (node, now_in) in [(&moved, new_parent), (&other, parent)] {
                     self.touch(node, |attr| {
                         attr.ctime = now;
@@ -94,8 +93,7 @@ impl FileSystem {
                 _ => {}
             }
             remove(meta, parent, cookie)?;
-            remove(meta, new_parent, there_cookie)?;
-            add(meta, new_parent, &named(&entry, new_name))?;
+            put(meta, new_parent, there_cookie, &named(&entry, new_name))?;
             self.less(&from, is_dir(&entry));
             self.less(&to, is_dir(&there));
             self.more(&to, is_dir(&entry));
@@ -113,7 +111,8 @@ impl FileSystem {
 
     /// EINVAL when `dir` is the directory `ino` or lies below it.
     fn not_below(&self, meta: &mut Metadata, ino: u64, mut dir: u64) -> Result<()> {
-        loop {
+        // No way is longer than there are inodes.
+        for _ in 0..=meta.counters.inodes {
             if dir == ino {
                 return Err(Errno::INVAL);
             }
@@ -123,5 +122,7 @@ impl FileSystem {
             }
             dir = above;
         }
+        tracing::error!(ino, "directories of the file system lie in each other");
+        Err(Errno::IO)
     }
 }

@@ -1,5 +1,7 @@
 //! How much room there is.
 
+use std::sync::atomic::Ordering;
+
 use super::FileSystem;
 use crate::Result;
 
@@ -17,21 +19,20 @@ pub struct Space {
 }
 
 impl FileSystem {
-    /// How much room there is.
+    /// How much room there is. Waits for nobody.
     pub fn space(&self) -> Space {
-        let meta = self.meta.lock();
-        let counters = meta.counters;
+        let (blocks, used) = (self.seen.blocks.load(Ordering::Relaxed), self.seen.used.load(Ordering::Relaxed));
         Space {
-            blocks: counters.blocks,
-            free: counters.blocks.saturating_sub(counters.used),
-            inodes: counters.inodes,
-            failed: meta.failed,
+            blocks,
+            free: blocks.saturating_sub(used),
+            inodes: self.seen.inodes.load(Ordering::Relaxed),
+            failed: self.is_failed(),
         }
     }
 
-    /// Whether it has failed: see [`Space::failed`].
+    /// Whether it has failed: see [`Space::failed`]. Waits for nobody.
     pub fn is_failed(&self) -> bool {
-        self.meta.lock().failed
+        self.seen.failed.load(Ordering::Relaxed)
     }
 
     /// Takes over that its data volume has grown.

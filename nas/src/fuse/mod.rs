@@ -65,13 +65,10 @@ impl Mount {
         &self.fs
     }
 
-    /// Unmounts, and makes everything durable. Done already, it is [`Unmounted::Clean`].
+    /// Unmounts. What was done is durable once the file system is closed. Done already, it is [`Unmounted::Clean`].
     pub fn unmount(&self) -> Result<Unmounted> {
         let Some(session) = self.session.lock().take() else { return Ok(Unmounted::Clean) };
-        let outcome = session.unmount(|path| tracing::warn!(path = %path.display(), "unmounting under open files"));
-        let synced = self.fs.sync().map_err(|errno| blockdev::error::Error::io(format!("sync: {errno}")));
-        let outcome = outcome?;
-        synced.map(|()| outcome)
+        session.unmount(|path| tracing::warn!(path = %path.display(), "unmounting under open files"))
     }
 }
 

@@ -314,7 +314,7 @@ impl Filesystem for Requests {
         reply: ReplyWrite,
     ) {
         match self.fs.write(ino.0, offset, &Bytes::copy_from_slice(data)) {
-            Ok(()) => reply.written(data.len() as u32),
+            Ok(written) => reply.written(written as u32),
             Err(errno) => reply.error(error(errno)),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blockdev::error::{Error, ErrorKind};
 use redb::{Builder, Database, Key, ReadableDatabase, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
@@ -88,9 +89,19 @@ impl Txn {
     }
 }
 
+/// Counters as they were after the last operation: the lock may be held for as long as the pool takes to write.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub blocks: AtomicU64,
+    pub used: AtomicU64,
+    pub inodes: AtomicU64,
+    pub failed: AtomicBool,
+}
+
 /// All that the lock of the metadata protects.
 pub(crate) struct Metadata {
-    pub db: Arc<Database>,
+    /// None once it is closed.
+    db: Option<Arc<Database>>,
     pub txn: Txn,
     pub counters: Counters,
     pub alloc: Allocator,
@@ -98,6 +109,7 @@ pub(crate) struct Metadata {
     pub changes: usize,
     /// Nothing is written any more.
     pub failed: bool,
+    seen: Arc<Seen>,
 }
 
 /// What the database is opened with.
@@ -128,7 +140,9 @@ impl Metadata {
         let counters = stored.unwrap_or(fresh);
         let alloc = Allocator::new(counters.blocks);
         let txn = Txn { open: None, touched: Cell::new(false) };
-        let mut this = Self { db: Arc::new(db), txn, counters, alloc, changes: 0, failed: false };
+        let db = Some(Arc::new(db));
+        let mut this = Self { db, txn, counters, alloc, changes: 0, failed: false, seen: Arc::default() };
+        this.show();
         this.begin()?;
         if stored.is_none() {
             this.txn.table(INODES)?;
@@ -142,8 +156,36 @@ impl Metadata {
         Ok((this, stored.is_none()))
     }
 
+    /// What can be looked at without waiting for the lock; it follows.
+    pub(crate) fn seen(&self) -> Arc<Seen> {
+        Arc::clone(&self.seen)
+    }
+
+    /// The database, for reading.
+    pub(crate) fn database(&self) -> Option<Arc<Database>> {
+        self.db.clone()
+    }
+
+    fn show(&self) {
+        let Counters { blocks, used, inodes, .. } = self.counters;
+        for (value, shown) in [(blocks, &self.seen.blocks), (used, &self.seen.used), (inodes, &self.seen.inodes)] {
+            shown.store(value, Ordering::Relaxed);
+        }
+        self.seen.failed.store(self.failed, Ordering::Relaxed);
+    }
+
+    /// Lets go of the database. Nothing can be done any more.
+    pub(crate) fn close(&mut self) {
+        self.failed = true;
+        if let Some(txn) = self.txn.open.take() {
+            let _ = txn.abort();
+        }
+        self.db = None;
+    }
+
     fn begin(&mut self) -> Result<()> {
-        let mut txn = self.db.begin_write().map_err(fault)?;
+        let db = self.db.as_ref().ok_or(Errno::IO)?;
+        let mut txn = db.begin_write().map_err(fault)?;
         // Without it a database is walked as a whole after a crash.
         txn.set_quick_repair(true);
         self.txn.open = Some(txn);
@@ -159,6 +201,7 @@ impl Metadata {
         self.txn.touched.set(false);
         let result = operation(self);
         if self.txn.touched.get() {
+            self.show();
             self.changes += 1;
             if let Err(errno) = &result {
                 self.fail(&format!("an operation stopped half-way: {errno}"));
@@ -173,6 +216,7 @@ impl Metadata {
             tracing::error!(why, "the file system has failed and must be mounted again");
         }
         self.failed = true;
+        self.show();
         if let Some(txn) = self.txn.open.take() {
             let _ = txn.abort();
         }
@@ -181,6 +225,7 @@ impl Metadata {
     /// Writes bitmaps and counters into the transaction, commits it and opens the next. Not durable before a flush of the volume.
     pub(crate) fn commit(&mut self) -> Result<()> {
         self.counters.commits += 1;
+        self.show();
         self.alloc.write(&self.txn)?;
         {
             let mut table = self.txn.table(SUPER)?;

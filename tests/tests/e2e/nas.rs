@@ -120,11 +120,13 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     }
     let lab = Lab::up(SMALL);
     lab.ashlar(&["volume", "create", "plain", "--size", "64M"]).expect_ok();
+    lab.ashlar(&["volume", "create", "own.fs-data", "--size", "64M"]).expect_ok();
     lab.ashlar(&["group", "create", "taken", "--volumes", "plain"]).expect_ok();
     make(&lab, "home", "256M");
     let long = "x".repeat(51);
     let refused: &[(&[&str], i32, &str)] = &[
         (&["nas", "fs", "create", "home", "--size", "1G"], 4, "exists already"),
+        (&["nas", "fs", "create", "own", "--size", "1G"], 4, "volume 'own.fs-data' exists already"),
         (&["nas", "fs", "create", "taken", "--size", "1G"], 4, "group 'taken' exists already"),
         (&["nas", "fs", "create", &long, "--size", "1G"], 2, "at most 50"),
         (&["nas", "fs", "create", "a/b", "--size", "1G"], 2, "a/b"),
@@ -154,7 +156,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     }
     let all = lab.json(&["nas", "fs", "list"]);
     assert_eq!(all.as_array().map(Vec::len), Some(1), "{all}");
-    assert_eq!(lab.json(&["volume", "list"]).as_array().map(Vec::len), Some(3));
+    assert_eq!(lab.json(&["volume", "list"]).as_array().map(Vec::len), Some(4));
     expect_whole(&lab, "home");
 }
 
@@ -231,7 +233,7 @@ fn kills_under_load() {
         let exercise = "for i in 1 2 3 4; do fsx -q -N 100000 -S $(($2 * 4 + i)) -P /tmp \"$1/fsx-$i\" >/dev/null 2>&1 & done
             for i in $(seq 1000); do mkdir -p \"$1/unsynced\"; cp -r \"$3\" \"$1/unsynced/$i\"; done >/dev/null 2>&1 || true; wait || true";
         let synced = format!("{home}/synced-{}", round % 3);
-        shell("rm -rf \"$2\"; cp -r \"$1\" \"$2\"; sync -f \"$2\"", &[&tree(), &synced]).expect_ok();
+        shell("rm -rf \"$2\"; cp -r \"$1\" \"$2\"; sync \"$2\"", &[&tree(), &synced]).expect_ok();
         std::thread::scope(|scope| {
             let load = scope.spawn(|| shell(exercise, &[&home, &round.to_string(), &tree()]));
             std::thread::sleep(Duration::from_millis(700 + 130 * (round % 5)));
@@ -265,7 +267,7 @@ fn full_is_not_fatal() {
             [ $(stat -c %b \"$1\"/d/fill*) -gt 100000 ]; echo kept >\"$1/kept\" || true; mkdir \"$1/still\"; touch \"$1/still/made\"";
         shell(fill, &[&home]).expect_ok();
         lab.ashlar(&["nas", "fs", "check", name]).expect_ok();
-        shell("rm -r \"$1/d\"; sync -f \"$1\"", &[&home]).expect_ok();
+        shell("rm -r \"$1/d\"; sync \"$1\"", &[&home]).expect_ok();
         let works = || shell("dd if=/dev/urandom of=\"$1/more\" bs=1M count=60 conv=fsync status=none", &[&home]).ok();
         assert!(wait_until(Duration::from_secs(30), works), "no room after a deletion");
         expect_whole(&lab, name);
@@ -289,7 +291,7 @@ fn open_files_outlive_their_names() {
     assert!(wait_until(Duration::from_secs(20), || used(&lab) < 1 << 20), "{} bytes stay", used(&lab));
     expect_whole(&lab, "home");
     std::thread::scope(|scope| {
-        let held = "exec 3>\"$1/f\"; dd if=/dev/urandom bs=1M count=50 status=none >&3; rm \"$1/f\"; sync -f \"$1\"; touch \"$1/ready\"; sleep 5";
+        let held = "exec 3>\"$1/f\"; dd if=/dev/urandom bs=1M count=50 status=none >&3; rm \"$1/f\"; sync \"$1\"; touch \"$1/ready\"; sleep 5";
         let holder = scope.spawn(|| shell(held, &[&home]));
         let ready = PathBuf::from(&home).join("ready");
         assert!(wait_until(Duration::from_secs(20), || ready.exists()));

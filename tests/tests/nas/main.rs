@@ -6,6 +6,7 @@
 
 mod busy;
 mod device;
+mod limits;
 mod oracle;
 mod planted;
 mod run;

@@ -487,7 +487,7 @@ impl Run {
                 let mut data = vec![0; len_bytes];
                 self.rng.fill(&mut data);
                 let bytes = Bytes::from(data.clone());
-                let operation = |fs: &FileSystem| fs.write(ino, offset, &bytes);
+                let operation = |fs: &FileSystem| fs.write(ino, offset, &bytes).map(drop);
                 let model = |tree: &mut Tree| tree.write(ino, at, &data);
                 self.content(format!("write {ino}: {offset}..{end}"), ino, operation, model)
             }

@@ -475,7 +475,7 @@ async fn the_description_fits_the_api() {
             assert!(!answer["message"].as_str().unwrap_or("").contains("no such resource"), "{method} {path}");
         }
     }
-    assert_eq!(operations.len(), 69, "{operations:?}");
+    assert_eq!(operations.len(), 82, "{operations:?}");
     for reference in document.to_string().split("\"$ref\":\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
         assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not described");

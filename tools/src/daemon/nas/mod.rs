@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockdev::error::{Context, Error, ErrorKind, Result};
 use blockdev::format::volume::Setting;
@@ -43,6 +44,9 @@ const SIZE_MIN: u64 = 64 << 20;
 /// The volume of metadata is an eighth of that of data, within these bounds, in bytes. It is thin.
 const META_MIN: u64 = 256 << 20;
 const META_MAX: u64 = 1 << 40;
+
+/// Memory for the metadata of one, at least, in bytes.
+const CACHE_MIN: u64 = 4 << 20;
 
 /// Step in which room is reserved for metadata, in bytes.
 const RESERVE_STEP: u64 = 32 << 20;
@@ -141,6 +145,10 @@ pub struct FileSystems {
     /// Held over whole changes.
     turn: tokio::sync::Mutex<()>,
     table: Mutex<BTreeMap<String, Entry>>,
+    /// The daemon is stopping: nothing is mounted any more.
+    stopped: AtomicBool,
+    /// One check at a time: each takes memory.
+    checking: tokio::sync::Mutex<()>,
     /// Snapshots that are mounted, by `FILESYSTEM@SNAPSHOT`. A restart does not keep them.
     views: Mutex<BTreeMap<String, Arc<Mount>>>,
 }
@@ -148,7 +156,16 @@ pub struct FileSystems {
 impl FileSystems {
     /// None yet; see [`FileSystems::start`].
     pub fn new(root: PathBuf, memory: u64) -> Self {
-        Self { root, memory, turn: tokio::sync::Mutex::default(), table: Mutex::default(), views: Mutex::default() }
+        let (stopped, checking) = (AtomicBool::new(false), tokio::sync::Mutex::default());
+        Self {
+            root,
+            memory,
+            stopped,
+            checking,
+            turn: tokio::sync::Mutex::default(),
+            table: Mutex::default(),
+            views: Mutex::default(),
+        }
     }
 
     /// Mounts what is to be mounted; undoes and finishes what was cut short.
@@ -179,6 +196,7 @@ impl FileSystems {
     /// Unmounts everything; what is open is cut off.
     pub async fn stop(&self) {
         let _turn = self.turn.lock().await;
+        self.stopped.store(true, Ordering::Relaxed);
         let views = std::mem::take(&mut *self.views.lock());
         let views = views.into_iter().map(|(name, view)| (name, Entry::Mounted(view)));
         let all: Vec<(String, Entry)> = views.chain(std::mem::take(&mut *self.table.lock())).collect();
@@ -209,13 +227,16 @@ impl FileSystems {
     }
 
     async fn mount_volumes(&self, app: &Appliance, volumes: [String; 2], path: PathBuf) -> Result<Arc<Mount>> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Unavailable, "the daemon is stopping"));
+        }
         for volume in &volumes {
             app.attachments.claim(volume, &path).await?;
         }
         let [meta, data] = volumes;
         let (meta, data) = (app.engine.open_volume(&meta)?, app.engine.open_volume(&data)?);
-        let all = stored(&*app.engine).len().max(1) as u64;
-        let options = Options { cache_bytes: (self.memory / all).max(4 << 20) as usize, ..Options::default() };
+        // Each has the same, however many there are: four share what is set aside, more take more.
+        let options = Options { cache_bytes: (self.memory / 4).max(CACHE_MIN) as usize, ..Options::default() };
         blocking(move || {
             let fs = nas::fs::FileSystem::open(Pair::open(meta, data)?, options)?;
             let allow_other = rustix::process::geteuid().is_root();
@@ -246,6 +267,7 @@ impl FileSystems {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("file system '{name}' exists already")));
         }
         app.objects().check_new_group(name, wanted.policy.as_deref())?;
+        self.check_volumes(app, name).await?;
         self.check_mountpoint(name)?;
         let new = Stored { state: StoredState::Making, created_s: now_s() };
         app.engine.manage(vec![put(name, &new)?]).await?;
@@ -264,6 +286,17 @@ impl FileSystems {
         }
     }
 
+    /// Fails when volumes of the names that a file system's have are there: they are somebody else's.
+    async fn check_volumes(&self, app: &Appliance, name: &str) -> Result<()> {
+        for volume in volumes_of(name) {
+            if app.engine.volume_info(&volume).await.is_ok() {
+                let text = format!("volume '{volume}' exists already: file system '{name}' would need that name");
+                return Err(Error::new(ErrorKind::AlreadyExists, text));
+            }
+        }
+        Ok(())
+    }
+
     /// Fails when something is mounted where a file system is to be, or lies there.
     fn check_mountpoint(&self, name: &str) -> Result<()> {
         let path = self.root.join(name);
@@ -274,28 +307,42 @@ impl FileSystems {
     async fn make(&self, app: &Appliance, wanted: &FileSystemCreate, new: Stored) -> Result<Entry> {
         let name = &wanted.name;
         let [meta, data] = volumes_of(name);
+        let path = self.root.join(name);
         app.engine.create_volume(&meta, meta_size(wanted.size), Some(Reserve::Bytes(reserved(0)))).await?;
+        app.attachments.claim(&meta, &path).await?;
         app.engine.create_volume(&data, wanted.size, None).await?;
+        app.attachments.claim(&data, &path).await?;
         let (m, d) = (app.engine.open_volume(&meta)?, app.engine.open_volume(&data)?);
         blocking(move || nas::format(m, d, identity()?).map(drop)).await?;
         let group = GroupCreate { name: name.clone(), volumes: vec![meta, data], policy: wanted.policy.clone() };
         app.objects().create_group(&*app.engine, &group).await?;
         let mount = self.mount(app, name).await?;
-        app.engine.manage(vec![put(name, &Stored { state: StoredState::Ready, ..new })?]).await?;
+        let ready = app.engine.manage(vec![put(name, &Stored { state: StoredState::Ready, ..new })?]).await;
+        if let Err(error) = ready {
+            let _ = blocking(move || unmount(&mount)).await;
+            return Err(error);
+        }
         Ok(Entry::Mounted(mount))
     }
 
-    /// Takes away everything there is of a file system that is not mounted.
+    /// Takes away everything there is of a file system that is not mounted. A volume is its own if it is claimed, in its group, or was never written.
     async fn erase(&self, app: &Appliance, name: &str) -> Result<()> {
         let objects = app.objects();
-        if objects.group(name, &[]).is_ok() {
+        let group = objects.group(name, &[]).ok();
+        if group.is_some() {
             objects.delete_group(&*app.engine, name).await?;
         }
+        let members = group.map_or_else(Vec::new, |group| group.volumes);
         for volume in volumes_of(name) {
-            match app.engine.volume_info(&volume).await {
-                Ok(_) => {}
+            let info = match app.engine.volume_info(&volume).await {
+                Ok(info) => info,
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
+            };
+            let claimed = info.attached.as_deref() == Some("fs");
+            if !claimed && !members.contains(&volume) && info.mapped > 0 {
+                tracing::warn!(volume, "a volume has the name of one of a file system's, and is none: it stays");
+                continue;
             }
             app.attachments.release(&volume).await?;
             app.engine.delete_volume(&volume, true).await?;
@@ -310,7 +357,12 @@ impl FileSystems {
         let known = stored(&*app.engine).remove(name).ok_or_else(|| missing(name))?;
         let mut snapshots = 0;
         for volume in volumes_of(name) {
-            let of_volume = app.engine.snapshots(Some(&volume)).await?;
+            let of_volume = match app.engine.snapshots(Some(&volume)).await {
+                Ok(all) => all,
+                // It is half deleted already.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             if let Some(secure) = of_volume.iter().find(|s| s.secure) {
                 let text = format!("'{}' is secure and cannot be deleted before it expires", secure.name);
                 return Err(Error::new(ErrorKind::Busy, text));
@@ -321,8 +373,8 @@ impl FileSystems {
             let text = format!("file system '{name}' has snapshots: delete them first, or with it (--snapshots)");
             return Err(Error::new(ErrorKind::Busy, text));
         }
-        self.unmount_views(app, |view| view.split_once('@').is_some_and(|(fs, _)| fs == name)).await?;
         self.let_go(name, force).await?;
+        self.unmount_views(app, |view| view.split_once('@').is_some_and(|(fs, _)| fs == name)).await?;
         let gone = async {
             app.engine.manage(vec![put(name, &Stored { state: StoredState::Deleting, ..known })?]).await?;
             self.table.lock().remove(name);
@@ -343,6 +395,7 @@ impl FileSystems {
         }
         let why = "it was unmounted for a change that did not end";
         self.table.lock().insert(name.to_owned(), Entry::Unmounted(why.into()));
+        // Even when the kernel does not let go: nothing comes from it any more.
         blocking(move || unmount(&mount)).await
     }
 
@@ -367,6 +420,7 @@ impl FileSystems {
 
     /// Checks a file system while it is used.
     pub async fn check(&self, app: &Appliance, name: &str) -> Result<nas::check::Report> {
+        let _alone = self.checking.lock().await;
         let mount = self.of(app, name)?;
         blocking(move || {
             // What is in memory only is part of it.

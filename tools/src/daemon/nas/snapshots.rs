@@ -95,7 +95,7 @@ impl FileSystems {
             }
             Err(error) => {
                 for volume in &volumes {
-                    app.attachments.release(volume).await?;
+                    let _ = app.attachments.release(volume).await;
                 }
                 Err(error.context(format!("mounting '{}'", found.name)))
             }
@@ -119,14 +119,15 @@ impl FileSystems {
             let names: Vec<String> = views.keys().filter(|name| wanted(name)).cloned().collect();
             names.into_iter().filter_map(|name| views.remove_entry(&name)).collect()
         };
+        let mut ended = Ok(());
         for (name, view) in gone {
-            blocking(move || unmount(&view)).await?;
+            ended = ended.and(blocking(move || unmount(&view)).await);
             let Some((fs, snapshot)) = name.split_once('@') else { continue };
             for volume in volumes_of(fs) {
-                app.attachments.release(&format!("{volume}@{snapshot}")).await?;
+                ended = ended.and(app.attachments.release(&format!("{volume}@{snapshot}")).await);
             }
         }
-        Ok(())
+        ended
     }
 
     /// Makes a file system that begins with what a snapshot holds.
@@ -146,6 +147,7 @@ impl FileSystems {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("file system '{new}' exists already")));
         }
         self.check_mountpoint(new)?;
+        self.check_volumes(app, new).await?;
         let making = Stored { state: StoredState::Making, created_s: now_s() };
         let (from, to) = (volumes_of(name), volumes_of(new));
         let named = |volume: &str| {
@@ -158,7 +160,11 @@ impl FileSystems {
             let (meta, data) = (app.engine.open_volume(&meta)?, app.engine.open_volume(&data)?);
             blocking(move || nas::reidentify(meta, data, identity()?)).await?;
             let mount = self.mount(app, new).await?;
-            app.engine.manage(vec![put(new, &Stored { state: StoredState::Ready, ..making })?]).await?;
+            let ready = app.engine.manage(vec![put(new, &Stored { state: StoredState::Ready, ..making })?]).await;
+            if let Err(error) = ready {
+                let _ = blocking(move || unmount(&mount)).await;
+                return Err(error);
+            }
             Ok(Entry::Mounted(mount))
         };
         match made.await {
