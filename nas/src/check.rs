@@ -91,7 +91,7 @@ fn walk(read: &ReadTransaction, report: &mut Report) -> Walked<()> {
     bitmaps(read, used, report)?;
     let orphans = orphans(read, &inodes, report)?;
     targets(read, &inodes, report)?;
-    if !inodes.get(&ROOT).is_some_and(|root| root.kind == Kind::Directory) {
+    if inodes.get(&ROOT).is_none_or(|root| root.kind != Kind::Directory) {
         report.wrong("the root directory is missing".into());
     }
     let mut sorted: Vec<(&u64, &Seen)> = inodes.iter().collect();

@@ -250,10 +250,14 @@ impl FileSystem {
         let mut dirty = self.dirty.lock();
         let mut inodes = meta.txn.table(INODES)?;
         for node in dirty.drain(..) {
-            let mut state = node.state.lock();
-            state.dirty = false;
-            if !state.dead && !active(Bug::AttributesLeftOut) {
-                inodes.insert(node.ino, state.attr.encode().as_slice()).map_err(fault)?;
+            // The table may have to be read from drives: nobody waits for that with the attributes.
+            let (attr, dead) = {
+                let mut state = node.state.lock();
+                state.dirty = false;
+                (state.attr, state.dead)
+            };
+            if !dead && !active(Bug::AttributesLeftOut) {
+                inodes.insert(node.ino, attr.encode().as_slice()).map_err(fault)?;
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! The database's storage: the metadata volume behind its header.
 
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -130,12 +131,14 @@ impl StorageBackend for Backend {
         if let Some(scratch) = &self.scratch {
             let mut scratch = scratch.lock();
             for (block, within, from) in blocks(at, data.len()) {
-                if !scratch.contains_key(&block) {
-                    let mut content = Box::new([0; BLOCK as usize]);
-                    self.read_volume(block * BLOCK, &mut content[..])?;
-                    scratch.insert(block, content);
-                }
-                let content = scratch.get_mut(&block).expect("it was put there");
+                let content = match scratch.entry(block) {
+                    Entry::Occupied(there) => there.into_mut(),
+                    Entry::Vacant(place) => {
+                        let mut content = Box::new([0; BLOCK as usize]);
+                        self.read_volume(block * BLOCK, &mut content[..])?;
+                        place.insert(content)
+                    }
+                };
                 content[within.clone()].copy_from_slice(&data[from..from + within.len()]);
             }
             return Ok(());

@@ -86,9 +86,7 @@ impl Run {
     /// If the operation made a commit, it has the state before it or after it: those that make one on their own change nothing.
     fn note_commit(&mut self, before: (Tree, usize)) {
         let commits = self.fs().commits();
-        if !self.snapshots.contains_key(&commits) {
-            self.snapshots.insert(commits, Snapshot { tree: before.0, writes: before.1 });
-        }
+        self.snapshots.entry(commits).or_insert(Snapshot { tree: before.0, writes: before.1 });
     }
 
     fn crash(&mut self) -> Outcome<()> {
