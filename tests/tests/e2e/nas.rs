@@ -229,7 +229,7 @@ fn kills_under_load() {
     let rounds: u64 = std::env::var("ASHLAR_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
     let lab = Lab::up(SMALL);
     let home = make(&lab, "home", "1G");
-    for round in 0..rounds.div_ceil(3) {
+    for round in 0..rounds.div_ceil(5) {
         let exercise = "for i in 1 2 3 4; do fsx -q -N 100000 -S $(($2 * 4 + i)) -P /tmp \"$1/fsx-$i\" >/dev/null 2>&1 & done
             for i in $(seq 1000); do mkdir -p \"$1/unsynced\"; cp -r \"$3\" \"$1/unsynced/$i\"; done >/dev/null 2>&1 || true; wait || true";
         let synced = format!("{home}/synced-{}", round % 3);
@@ -312,7 +312,7 @@ fn half_made_is_not_made() {
     }
     let lab = Lab::up(SMALL);
     make(&lab, "stays", "128M");
-    for round in 0..8 {
+    for round in 0..5 {
         let program = ashlar_tests::binary::ashlar().display().to_string();
         let dir = lab.dir().display().to_string();
         let many = "for i in $(seq 100); do \"$1\" --dir \"$2\" nas fs create \"t$i\" --size 128M && \"$1\" --dir \"$2\" nas fs delete \"t$i\"; done >/dev/null 2>&1 || true";
