@@ -308,6 +308,38 @@ fn open_files_outlive_their_names() {
     expect_whole(&lab, "home");
 }
 
+/// What a file server gave its clients leads to the same file after a kill, wherever that was moved, and to none once it was deleted.
+#[test]
+fn handles_outlive_the_daemon() {
+    if !met("handles_outlive_the_daemon", MOUNTED) {
+        return;
+    }
+    let lab = Lab::up(SMALL);
+    let home = make(&lab, "home", "256M");
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/nas/handles.py").display().to_string();
+    let handles = |verb: &str, what: &str| {
+        tool("python3", &["-B", &script, verb, &home, what]).expect_ok().stdout.trim().to_owned()
+    };
+    shell("mkdir -p \"$1/a/b\"; echo here >\"$1/a/b/stays\"; echo not >\"$1/goes\"", &[&home]).expect_ok();
+    let (stays, goes) = (handles("get", "a/b/stays"), handles("get", "goes"));
+    assert_eq!(handles("open", &goes), "not");
+    shell("rm \"$1/goes\"; sync \"$1\"", &[&home]).expect_ok();
+    for moved in ["a/moved", "moved"] {
+        lab.lab("kill", &[]).expect_ok();
+        lab.lab("start", &[]).expect_ok();
+        assert_eq!(handles("open", &stays), "here");
+        handles("stale", &goes);
+        shell(
+            "mv \"$1\"/a/b/stays \"$1/$2\" || mv \"$1\"/a/moved \"$1/$2\"; echo other >\"$1/goes\"; sync \"$1\"",
+            &[&home, moved],
+        )
+        .expect_ok();
+    }
+    assert_eq!(handles("open", &stays), "here");
+    handles("stale", &goes);
+    expect_whole(&lab, "home");
+}
+
 /// The daemon is killed while file systems are made and deleted: what is half made or half deleted is gone afterwards.
 #[test]
 fn half_made_is_not_made() {

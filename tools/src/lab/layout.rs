@@ -211,6 +211,10 @@ impl Lab {
         for path in files {
             remove(&path, std::fs::remove_file)?;
         }
+        // Directories that file systems were mounted on, of a daemon that was killed. What is in one is somebody's.
+        for entry in std::fs::read_dir(self.file_systems()).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(entry.path());
+        }
         for name in DIRECTORIES {
             remove(&self.dir.join(name), std::fs::remove_dir)?;
         }

@@ -564,6 +564,8 @@ impl FileSystems {
 
 fn unmount(mount: &Mount) -> Result<()> {
     let unmounted = mount.unmount();
+    // One that a killed daemon made stays otherwise; with anything in it, it is somebody's.
+    let _ = std::fs::remove_dir(mount.path());
     let closed = mount.fs().close().map_err(|errno| Error::io(format!("closing the file system: {errno}")));
     unmounted.map(drop).and(closed)
 }
