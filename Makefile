@@ -73,6 +73,14 @@ unit: ## All tests (T=NAME chooses)
 	$(if $(T),,python3 -B -m unittest discover -s tools/bench && python3 -B -m unittest discover -s scripts)
 	@if [ -s $(ASHLAR_SKIPPED) ]; then echo "left out here:"; sort -u $(ASHLAR_SKIPPED); fi
 
+# An appliance with a NAS server and an export, used by a client. LAB_NAS=DIR is its directory.
+LAB_NAS ?= $(CURDIR)/.lab-nas
+.PHONY: lab-nas lab-nas-down
+lab-nas: ## An appliance that serves NFS, used by a client while the daemon is killed (root)
+	scripts/lab-nas.sh up "$(LAB_NAS)"
+lab-nas-down: ## Take it away
+	scripts/lab-nas.sh down "$(LAB_NAS)"
+
 # Tests on Debian's kernel in an emulated machine, one boot for all; there a test that lacks something fails. The whole workspace is named so that
 # what `unit` built is used again.
 test-vm: export ASHLAR_BIN := $(UNDER_TEST)/ashlar

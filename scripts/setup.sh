@@ -4,6 +4,7 @@
 #   scripts/setup.sh             install what is missing (as root, or through sudo)
 #   scripts/setup.sh --check     change nothing; say what is missing; exit 1 if anything is
 #   scripts/setup.sh --nextest   also install cargo-nextest (otherwise the tests run under cargo test)
+#   scripts/setup.sh --nas       also what NAS servers need: NFS-Ganesha 5 or later, and what it needs; clients for the tests
 #   scripts/setup.sh --suites    also fsx and pjdfstest, which exercise file systems (builds them)
 #   scripts/setup.sh --fuzz      also what building the fuzzers needs
 #   scripts/setup.sh --package   also what making and testing the Debian package needs, and a small Debian to install it into
@@ -60,6 +61,14 @@ needs_vm=(
     nbd-client:nbd-client
     lvm:lvm2
 )
+# The same for NAS servers.
+needs_nas=(
+    ip:iproute2
+    rpcbind:rpcbind
+    rpc.statd:nfs-common
+    nfs-cp:libnfs-utils
+)
+needs_ganesha=(nfs-ganesha nfs-ganesha-vfs)
 # The same for `scripts/package.sh` and `scripts/test-package.sh`.
 needs_package=(
     dpkg-shlibdeps:dpkg-dev
@@ -81,6 +90,7 @@ want_vm=no
 want_newest=no
 want_package=no
 want_suites=no
+want_nas=no
 for arg in "$@"; do
     case $arg in
     --check) check_only=yes ;;
@@ -90,6 +100,7 @@ for arg in "$@"; do
     --fuzz) needs+=(c++:g++) ;;
     --package) want_package=yes ;;
     --suites) want_suites=yes ;;
+    --nas) want_nas=yes ;;
     -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown option '$arg'; see --help" ;;
     esac
@@ -242,6 +253,40 @@ setup_suite() {
     rm -rf "$dir"
 }
 
+# Whether Ganesha is there, in a version whose configuration the daemon writes.
+has_ganesha() {
+    local version
+    version=$(ganesha.nfsd -v 2>/dev/null | sed -n 's/.*V\([0-9][0-9.]*\).*/\1/p')
+    at_least "$version" 5 && compgen -G "/usr/lib/*/ganesha/libfsalvfs.so" >/dev/null
+}
+
+# Debian 12 itself has Ganesha 4; its backports have 5. The system's own Ganesha is not to serve anything.
+setup_ganesha() {
+    ! has_ganesha || return 0
+    [ $check_only = no ] || die "NFS-Ganesha 5 or later is missing: ${needs_ganesha[*]}"
+    local from=() policy=/usr/sbin/policy-rc.d release
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    if [ "$release" = bookworm ]; then
+        from=(-t bookworm-backports)
+        if ! apt-cache policy 2>/dev/null | grep -q bookworm-backports; then
+            say "adding Debian's backports to the sources of packages: /etc/apt/sources.list.d/ashlar-backports.sources"
+            printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' 'Suites: bookworm-backports' 'Components: main' \
+                'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' |
+                as_root tee /etc/apt/sources.list.d/ashlar-backports.sources >/dev/null
+        fi
+    fi
+    if [ -e $policy ]; then policy=; else
+        printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+        as_root chmod 755 $policy
+    fi
+    local status=0
+    apt_install "${from[@]}" "${needs_ganesha[@]}" || status=$?
+    [ -z "$policy" ] || as_root rm -f "$policy"
+    [ $status = 0 ] || exit $status
+    ! command -v systemctl >/dev/null || as_root systemctl disable nfs-ganesha >/dev/null 2>&1 || true
+    has_ganesha || die "NFS-Ganesha 5 or later is still missing after installation"
+}
+
 setup_package_root() {
     [ ! -e "$package_root" ] || return 0
     [ $check_only = no ] || die "$package_root, the Debian that the package is tested in, is missing"
@@ -254,6 +299,7 @@ setup_package_root() {
 
 [ $want_vm = no ] || needs+=("${needs_vm[@]}")
 [ $want_package = no ] || needs+=("${needs_package[@]}")
+[ $want_nas = no ] || needs+=("${needs_nas[@]}")
 mapfile -t packages < <(missing_packages)
 if [ ${#packages[@]} -gt 0 ]; then
     [ $check_only = no ] || die "missing Debian packages: ${packages[*]}"
@@ -264,6 +310,7 @@ if [ ${#packages[@]} -gt 0 ]; then
     mapfile -t packages < <(missing_packages)
     [ ${#packages[@]} = 0 ] || die "still missing after installation: ${packages[*]}"
 fi
+[ $want_nas = no ] || setup_ganesha
 [ $want_vm = no ] || setup_vm_kernel
 [ $want_newest = no ] || setup_newest_kernel
 [ $want_package = no ] || setup_package_root

@@ -1,6 +1,7 @@
 //! File serving: a POSIX file system over two thin volumes ([`fs::FileSystem`]), its check ([`check`]), and how the kernel mounts it ([`fuse`]).
 //!
-//! The design is in `docs/design/0024-file-system.md`. NAS servers, NFS, SMB, FTP and SFTP are not built yet.
+//! The design is in `docs/design/0024-file-system.md`. [`server`] is what makes NAS servers of file systems: `docs/design/0025-nas-servers.md`.
+//! SMB, FTP and SFTP are not built yet.
 
 mod alloc;
 pub mod check;
@@ -8,6 +9,7 @@ pub mod fs;
 pub mod fuse;
 mod meta;
 pub mod planted;
+pub mod server;
 mod store;
 
 pub use meta::attr::{Attr, Kind, Time};

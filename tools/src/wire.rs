@@ -11,6 +11,7 @@ pub mod events;
 pub mod lab;
 pub mod nas;
 pub mod protection;
+pub mod servers;
 pub mod snapshots;
 pub mod upgrade;
 

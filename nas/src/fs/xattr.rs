@@ -13,6 +13,9 @@ use crate::{Errno, Result};
 const NAME_MAX: usize = 255;
 const VALUE_MAX: usize = 64 << 10;
 
+/// Every inode has this one, with the identity of the file system. It is not listed and cannot be changed; only root sees it.
+const IDENTITY: &[u8] = b"trusted.ashlar.identity";
+
 /// Bytes of all names of one inode, as `listxattr` gives them: what Linux takes.
 const LIST_MAX: usize = 64 << 10;
 
@@ -39,6 +42,9 @@ impl FileSystem {
     pub fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
         self.look(|meta| {
             self.node_in(meta, ino)?;
+            if name == IDENTITY {
+                return Ok(self.identity().to_vec());
+            }
             let table = meta.txn.table(XATTRS)?;
             let value = table.get((ino, name)).map_err(fault)?.ok_or(Errno::NODATA)?;
             Ok(value.value().to_vec())
@@ -59,6 +65,7 @@ impl FileSystem {
             0 => return Err(Errno::INVAL),
             len if len > NAME_MAX => return Err(Errno::RANGE),
             _ if value.len() > VALUE_MAX => return Err(Errno::TOOBIG),
+            _ if name == IDENTITY => return Err(Errno::PERM),
             _ => {}
         }
         let list = match name {

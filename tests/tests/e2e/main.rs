@@ -17,6 +17,7 @@ mod lab_faults;
 mod lab_script;
 mod memory;
 mod nas;
+mod nas_servers;
 mod nbd;
 mod protection;
 mod quiesce;

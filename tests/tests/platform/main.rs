@@ -9,6 +9,7 @@ mod filesystems;
 mod health;
 mod kill;
 mod lvm;
+mod nfs;
 mod ublk;
 mod ublk_restart;
 mod ublk_sectors;

@@ -21,6 +21,7 @@ pub mod hold_frozen;
 mod job;
 mod lab;
 mod nas;
+mod nas_enter;
 mod policy;
 mod pool;
 mod rule;
@@ -117,7 +118,7 @@ enum Command {
     /// Protection policies: rules for volumes and groups
     #[command(subcommand)]
     Policy(policy::Command),
-    /// File systems, for files to be served from
+    /// NAS servers, file systems, and what is exported to whom
     #[command(subcommand)]
     Nas(nas::Command),
     /// Drives of the pool
@@ -148,6 +149,9 @@ enum Command {
     /// What the daemon starts to freeze file systems
     #[command(hide = true)]
     HoldFrozen(hold_frozen::Arguments),
+    /// What the daemon starts to become a protocol server
+    #[command(hide = true)]
+    NasEnter(nas_enter::Arguments),
     /// Completions for a shell
     #[command(after_help = "Example:\n  ashlar completions bash > /etc/bash_completion.d/ashlar")]
     Completions {
@@ -215,6 +219,7 @@ fn run(command: Command, global: &Global) -> CommandResult<Exit> {
         Command::Config(command) => config::run(command, global),
         Command::Estimate(arguments) => estimate::run(&arguments, global),
         Command::Doctor(arguments) => doctor::run(&arguments, global),
+        Command::NasEnter(arguments) => nas_enter::run(arguments),
         Command::HoldFrozen(arguments) => hold_frozen::run(&arguments),
         Command::Completions { shell } => {
             let mut text = Vec::new();

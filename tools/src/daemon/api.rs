@@ -36,6 +36,7 @@ mod groups;
 mod lab;
 mod nas;
 mod policies;
+mod servers;
 mod snapshots;
 mod upgrade;
 
@@ -131,6 +132,7 @@ pub fn router(appliance: Arc<Appliance>) -> (Router, utoipa::openapi::OpenApi) {
         .merge(groups::routes())
         .merge(lab::routes())
         .merge(nas::routes())
+        .merge(servers::routes())
         .merge(policies::routes())
         .merge(snapshots::routes())
         .merge(upgrade::routes())

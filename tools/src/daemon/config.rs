@@ -292,6 +292,8 @@ pub struct Config {
     pub state_dir: Setting<PathBuf>,
     /// The file that is locked while a daemon serves, and holds its process id. Follows from the directories.
     pub pid_file: PathBuf,
+    /// Where each NAS server has a directory for its processes. Follows from the directories.
+    pub nas_servers: PathBuf,
     /// The disks: block devices or files, in any order; they are known by their labels.
     pub disks: Setting<Vec<PathBuf>>,
     /// Unix socket of the REST API.
@@ -529,6 +531,7 @@ impl Config {
         Ok(Self {
             name: pick.optional(file.name),
             state_dir,
+            nas_servers: run.join("nas-servers"),
             pid_file,
             disks: pick.value(disks, Vec::new()),
             socket: pick.path(file.socket, run.join("api.sock")),

@@ -41,7 +41,7 @@ use events::origin::Peer;
 use events::{Events, lifetime};
 use faults::Faults;
 use instance::{Instance, clear_socket};
-use nas::FileSystems;
+use nas::{FileSystems, Servers};
 use protection::runner::{Runs, keep_running};
 use state::Appliance;
 use upgrade::Upgrades;
@@ -132,8 +132,15 @@ pub async fn serve_api(
     notify::starting("presenting volumes");
     let restored = attachments.restore().await;
     let mut stop = stopping.subscribe();
+    let servers = Servers::new(
+        config.nas_servers.clone(),
+        config.state_dir.value.clone(),
+        config.nas_mounts.value.clone(),
+        &engine.status().await.uuid.to_string(),
+    );
     let appliance = Arc::new(Appliance {
         engine,
+        servers,
         attachments,
         nas: FileSystems::new(config.nas_mounts.value.clone(), config.nas_memory()),
         jobs: Arc::default(),
@@ -159,6 +166,8 @@ pub async fn serve_api(
     if !config.read_only {
         notify::starting("mounting file systems");
         appliance.nas.start(&appliance).await;
+        notify::starting("starting NAS servers");
+        appliance.servers.start(&appliance).await;
     }
     let followed = tokio::spawn(follow(appliance.clone()));
     let kept = (!config.read_only).then(|| tokio::spawn(keep_running(appliance.clone())));
@@ -208,6 +217,7 @@ pub async fn serve_api(
     appliance.quiescing.wait().await;
     let _ = tokio::time::timeout(DRAIN, appliance.runs.turn.lock()).await;
     tracing::info!("stopping: front ends first");
+    appliance.servers.stop().await;
     appliance.nas.stop().await;
     upgrades.leaving();
     appliance.attachments.stop().await;

@@ -15,7 +15,7 @@ use super::events::observer::Observer;
 use super::faults::Faults;
 use super::health::Watch;
 use super::jobs::Jobs;
-use super::nas::FileSystems;
+use super::nas::{FileSystems, Servers};
 use super::protection::Objects;
 use super::protection::runner::Runs;
 use super::quiesce::Quiescing;
@@ -31,6 +31,8 @@ pub struct Appliance {
     pub attachments: Attachments,
     /// Mounted file systems.
     pub nas: FileSystems,
+    /// NAS servers.
+    pub servers: Servers,
     /// Long work.
     pub jobs: Arc<Jobs>,
     /// What happened.
@@ -85,6 +87,7 @@ impl Appliance {
             status.alerts.push(Alert { severity, code, object: format!("volume/{name}"), message });
         }
         status.alerts.extend(self.nas.alerts());
+        status.alerts.extend(self.servers.alerts());
         status.alerts.extend(self.health.alerts(&status.disks));
         status.alerts.extend(self.events.alert());
         status.alerts.extend(self.runs.alerts(&*self.engine));

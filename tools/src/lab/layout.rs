@@ -178,6 +178,11 @@ impl Lab {
         self.dir.join("nas")
     }
 
+    /// Where NAS servers have directories for their processes.
+    pub fn nas_servers(&self) -> PathBuf {
+        self.dir.join("run/nas-servers")
+    }
+
     /// The daemon's lock and pid file.
     pub fn pid_file(&self) -> PathBuf {
         self.dir.join("run").join(crate::daemon::config::PID_FILE)
@@ -201,13 +206,17 @@ impl Lab {
     /// Removes what a laboratory makes, the manifest last; gives what of the directory is left because it is not ours.
     pub fn remove(self) -> CommandResult<Vec<PathBuf>> {
         let mut files = self.disks();
-        files.extend([self.log(), self.old_log(), self.pid_file()]);
+        files.extend([self.log(), self.old_log(), self.pid_file(), self.dir.join(crate::daemon::nas::LIBRARY)]);
         let names = ["run/api.sock", "run/nbd.sock", crate::daemon::config::FILE_NAME];
         files.extend(names.map(|name| self.dir.join(name)));
         files.extend(crate::daemon::known_disks::files(&self.dir));
         files.extend(crate::daemon::faults::files(&self.dir));
         files.extend(crate::daemon::events::files(&self.dir));
         files.extend(crate::daemon::upgrade::files(&self.dir));
+        let logs = std::fs::read_dir(self.dir.join("log")).into_iter().flatten().flatten().map(|entry| entry.path());
+        files.extend(
+            logs.filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"nas-"))),
+        );
         for path in files {
             remove(&path, std::fs::remove_file)?;
         }

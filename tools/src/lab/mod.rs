@@ -265,6 +265,7 @@ pub fn down(dir: &Path) -> CommandResult<Vec<PathBuf>> {
         process::end(&lab, true)?;
     }
     host::clear_dead_mount(&mountpoint)?;
+    crate::daemon::nas::clear_left_over(&lab.nas_servers())?;
     for mount in host::mounts_below(&lab.file_systems())? {
         host::clear_dead_mount(&mount)?;
     }

@@ -48,6 +48,10 @@ pub struct FileSystem {
     pub path: String,
     /// Its volumes: metadata, data.
     pub volumes: Vec<String>,
+    /// The NAS server it belongs to.
+    pub server: Option<String>,
+    /// It holds the state of that server.
+    pub internal: bool,
     /// Name of its policy.
     pub policy: Option<String>,
     /// Snapshots there are of it.
@@ -69,6 +73,9 @@ pub struct FileSystemCreate {
     /// Name of a protection policy it has.
     #[serde(default)]
     pub policy: Option<String>,
+    /// The NAS server it belongs to.
+    #[serde(default)]
+    pub server: Option<String>,
 }
 
 /// A new size.

@@ -11,6 +11,7 @@ use crate::values::parse_size;
 use crate::wire::nas::{
     FileSystem, FileSystemCheck, FileSystemClone, FileSystemCreate, FileSystemResize, FileSystemRestore,
 };
+use crate::wire::servers::FileSystemServer;
 
 /// Problems that people are shown.
 const PROBLEMS_SHOWN: usize = 30;
@@ -33,6 +34,21 @@ pub enum Command {
         /// The protection policy it has
         #[arg(long)]
         policy: Option<String>,
+        /// The NAS server it belongs to
+        #[arg(long)]
+        server: Option<String>,
+    },
+    /// Give a file system to a NAS server, which can export it then
+    #[command(after_help = "Examples:\n  ashlar nas fs assign home --server files\n  ashlar nas fs assign home --none")]
+    Assign {
+        /// The file system
+        name: String,
+        /// The NAS server it belongs to from now on
+        #[arg(long, required_unless_present = "none", conflicts_with = "none")]
+        server: Option<String>,
+        /// It belongs to none any more
+        #[arg(long)]
+        none: bool,
     },
     /// All file systems
     #[command(visible_alias = "ls")]
@@ -118,8 +134,8 @@ pub fn snapshot_path(name: &str) -> CommandResult<String> {
 pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     let (client, format) = (global.client(), global.output);
     match command {
-        Command::Create { name, size, policy } => {
-            let request = FileSystemCreate { name, size, policy };
+        Command::Create { name, size, policy, server } => {
+            let request = FileSystemCreate { name, size, policy, server };
             let fs: FileSystem = talk(client.call(Method::POST, "/v1/nas/filesystems", Some(&request)))?;
             show(format, &fs, |fs| format!("file system {} is mounted at {}", fs.name, fs.path))?;
         }
@@ -135,6 +151,14 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
             let request = FileSystemResize { size: bytes };
             let fs: FileSystem = talk(client.call(Method::PATCH, &path(&name), Some(&request)))?;
             show(format, &fs, |fs| format!("file system {} has {} now", fs.name, size(fs.size)))?;
+        }
+        Command::Assign { name, server, none: _ } => {
+            let to = format!("{}/server", path(&name));
+            let fs: FileSystem = talk(client.call(Method::PUT, &to, Some(&FileSystemServer { server })))?;
+            show(format, &fs, |fs| match &fs.server {
+                Some(server) => format!("file system {} belongs to NAS server {server}", fs.name),
+                None => format!("file system {} belongs to no NAS server", fs.name),
+            })?;
         }
         Command::Check { name } => {
             let found: FileSystemCheck = talk(client.send(Method::POST, &format!("{}/check", path(&name))))?;
@@ -165,8 +189,9 @@ pub fn run(command: Command, global: &Global) -> CommandResult<Exit> {
     Ok(Exit::Ok)
 }
 
+/// Those that hold the state of NAS servers are nobody's business; JSON has them.
 fn list(all: &[FileSystem]) -> String {
-    if all.is_empty() {
+    if all.iter().all(|fs| fs.internal) {
         return "no file systems; make one with `ashlar nas fs create NAME --size SIZE`".into();
     }
     let mut table = Table::new(&[
@@ -176,10 +201,11 @@ fn list(all: &[FileSystem]) -> String {
         ("USED", Align::Right),
         ("INODES", Align::Right),
         ("SNAPSHOTS", Align::Right),
+        ("SERVER", Align::Left),
         ("POLICY", Align::Left),
         ("PATH", Align::Left),
     ]);
-    for fs in all {
+    for fs in all.iter().filter(|fs| !fs.internal) {
         table.row([
             fs.name.clone(),
             fs.state.to_string(),
@@ -187,6 +213,7 @@ fn list(all: &[FileSystem]) -> String {
             fs.used.map_or_else(|| "-".into(), size),
             fs.inodes.map_or_else(|| "-".into(), |n| n.to_string()),
             fs.snapshots.to_string(),
+            fs.server.clone().unwrap_or_else(|| "-".into()),
             fs.policy.clone().unwrap_or_else(|| "-".into()),
             fs.path.clone(),
         ]);
@@ -204,6 +231,7 @@ fn describe(fs: &FileSystem) -> String {
         ("inodes", fs.inodes.map_or_else(|| "-".into(), |n| n.to_string())),
         ("path", fs.path.clone()),
         ("volumes", fs.volumes.join(" ")),
+        ("server", or_none(&fs.server)),
         ("policy", or_none(&fs.policy)),
         ("snapshots", fs.snapshots.to_string()),
         ("created", timestamp(fs.created_s)),
@@ -255,6 +283,8 @@ mod tests {
             inodes: None,
             path: "/run/ashlar/nas/home".into(),
             volumes: vec!["home.fs-meta".into(), "home.fs-data".into()],
+            server: None,
+            internal: false,
             policy: None,
             snapshots: 2,
             created_s: 0,

@@ -7,6 +7,7 @@ use crate::wire::nas::{
     FileSystemRestore, SnapshotMount,
 };
 use crate::wire::protection::{GroupSnapshot, GroupSnapshotCreate};
+use crate::wire::servers::FileSystemServer;
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
@@ -15,6 +16,7 @@ pub fn routes() -> OpenApiRouter<Arc<Appliance>> {
         .routes(routes!(file_system, file_system_resize, file_system_delete))
         .routes(routes!(file_system_check))
         .routes(routes!(file_system_mount))
+        .routes(routes!(file_system_assign))
         .routes(routes!(file_system_snapshots, file_system_snapshot_create))
         .routes(routes!(file_system_restore))
         .routes(routes!(file_system_clone))
@@ -108,6 +110,28 @@ async fn file_system_mount(State(app): Shared, origin: Origin, Path(name): Path<
         app.nas.one(&app, &name).await
     });
     Ok(Json(mounted.await?))
+}
+
+/// Gives a file system to a NAS server, or takes it from one.
+#[utoipa::path(put, path = "/v1/nas/filesystems/{name}/server", tag = "nas", params(("name" = String, Path)),
+    request_body = FileSystemServer,
+    responses((status = 200, body = FileSystem), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn file_system_assign(
+    State(app): Shared,
+    origin: Origin,
+    Path(name): Path<String>,
+    Body(request): Body<FileSystemServer>,
+) -> Answer<FileSystem> {
+    let assigned = to_the_end(async move {
+        let message = match &request.server {
+            Some(server) => format!("file system '{name}' belongs to NAS server '{server}'"),
+            None => format!("file system '{name}' belongs to no NAS server"),
+        };
+        app.nas.assign(&app, &name, request.server).await?;
+        app.record(origin.of(told("fs.assigned", object(&name), message)));
+        app.nas.one(&app, &name).await
+    });
+    Ok(Json(assigned.await?))
 }
 
 /// Snapshots of a file system, oldest first.

@@ -32,6 +32,12 @@ fn daemon_on(engine: Arc<MemoryEngine>) -> Daemon {
         attachments: Attachments::new(engine.clone(), memory.fronts()),
         engine: engine.clone(),
         nas: crate::daemon::nas::FileSystems::new(state.path().join("nas"), 1 << 20),
+        servers: crate::daemon::nas::Servers::new(
+            state.path().join("run"),
+            state.path().join("log"),
+            state.path().join("nas"),
+            "pool",
+        ),
         jobs: Arc::default(),
         events: Arc::new(Events::open(state.path()).unwrap()),
         observer: Default::default(),
@@ -475,7 +481,7 @@ async fn the_description_fits_the_api() {
             assert!(!answer["message"].as_str().unwrap_or("").contains("no such resource"), "{method} {path}");
         }
     }
-    assert_eq!(operations.len(), 82, "{operations:?}");
+    assert_eq!(operations.len(), 92, "{operations:?}");
     for reference in document.to_string().split("\"$ref\":\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
         assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not described");

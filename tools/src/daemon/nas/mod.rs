@@ -27,10 +27,13 @@ use crate::values::check_name;
 use crate::wire::nas::{FileSystem, FileSystemCreate, FileSystemState};
 use crate::wire::protection::GroupCreate;
 
+mod exports;
 mod presenter;
+mod servers;
 mod snapshots;
 
 pub use presenter::{OfFileSystem, owned};
+pub use servers::{LIBRARY, Servers, clear_left_over};
 
 /// What settings of file systems are called, before the name.
 const PREFIX: &str = "nas-fs/";
@@ -56,6 +59,21 @@ const RESERVE_STEP: u64 = 32 << 20;
 struct Stored {
     state: StoredState,
     created_s: u64,
+    /// The NAS server it belongs to.
+    #[serde(default)]
+    server: Option<String>,
+    /// It holds the state of its server.
+    #[serde(default)]
+    internal: bool,
+}
+
+/// A file system to be made.
+struct NewFileSystem {
+    name: String,
+    size: u64,
+    policy: Option<String>,
+    server: Option<String>,
+    internal: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,21 +98,34 @@ fn meta_size(size: u64) -> u64 {
     (size / 8).clamp(META_MIN, META_MAX).next_multiple_of(1 << 20)
 }
 
-/// All that is remembered, by name.
-fn stored(engine: &dyn Engine) -> BTreeMap<String, Stored> {
-    let settings = engine.settings(PREFIX).into_iter();
+/// What settings with a common beginning of their names say, by the rest of their names.
+fn settings<T: serde::de::DeserializeOwned>(engine: &dyn Engine, prefix: &str) -> BTreeMap<String, T> {
+    let settings = engine.settings(prefix).into_iter();
     settings
-        .filter_map(|Setting { name, value }| {
-            let name = name.strip_prefix(PREFIX)?.to_owned();
-            match serde_json::from_slice(&value) {
-                Ok(stored) => Some((name, stored)),
-                Err(error) => {
-                    tracing::error!(name, %error, "what is kept of a file system cannot be read");
-                    None
-                }
+        .filter_map(|Setting { name, value }| match serde_json::from_slice(&value) {
+            Ok(stored) => Some((name.strip_prefix(prefix)?.to_owned(), stored)),
+            Err(error) => {
+                tracing::error!(name, %error, "a setting cannot be read");
+                None
             }
         })
         .collect()
+}
+
+fn setting(name: &str, value: &impl Serialize) -> Result<Managed> {
+    let value = serde_json::to_vec(value).map_err(|e| Error::invalid(format!("'{name}': {e}")))?;
+    Ok(Managed::Setting(Setting { name: name.to_owned(), value }))
+}
+
+/// All that is remembered, by name.
+fn stored(engine: &dyn Engine) -> BTreeMap<String, Stored> {
+    settings(engine, PREFIX)
+}
+
+/// The file systems of a NAS server, but for the one that holds its state.
+fn of_server(engine: &dyn Engine, server: &str) -> Vec<String> {
+    let all = stored(engine).into_iter();
+    all.filter(|(_, fs)| !fs.internal && fs.server.as_deref() == Some(server)).map(|(name, _)| name).collect()
 }
 
 /// Whether a group is that of a file system.
@@ -103,8 +134,7 @@ pub fn owns_group(engine: &dyn Engine, group: &str) -> bool {
 }
 
 fn put(name: &str, stored: &Stored) -> Result<Managed> {
-    let value = serde_json::to_vec(stored).map_err(|e| Error::invalid(format!("file system '{name}': {e}")))?;
-    Ok(Managed::Setting(Setting { name: format!("{PREFIX}{name}"), value }))
+    setting(&format!("{PREFIX}{name}"), stored)
 }
 
 fn take(name: &str) -> Managed {
@@ -249,8 +279,25 @@ impl FileSystems {
         .await
     }
 
+    /// Where a file system is mounted; none when it is not.
+    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
+        match self.table.lock().get(name).cloned().map(Entry::now) {
+            Some(Entry::Mounted(mount)) => Some(mount.path().to_owned()),
+            _ => None,
+        }
+    }
+
     /// Makes a file system and mounts it.
     pub async fn create(&self, app: &Appliance, wanted: &FileSystemCreate) -> Result<()> {
+        let _servers = app.servers.hold().await;
+        if let Some(server) = &wanted.server {
+            app.servers.ready(app, server)?;
+        }
+        let FileSystemCreate { name, size, policy, server } = wanted.clone();
+        self.make_new(app, &NewFileSystem { name, size, policy, server, internal: false }).await
+    }
+
+    async fn make_new(&self, app: &Appliance, wanted: &NewFileSystem) -> Result<()> {
         let name = &wanted.name;
         check_name("file system", name)?;
         if name.len() > NAME_LEN_MAX {
@@ -269,7 +316,9 @@ impl FileSystems {
         app.objects().check_new_group(name, wanted.policy.as_deref())?;
         self.check_volumes(app, name).await?;
         self.check_mountpoint(name)?;
-        let new = Stored { state: StoredState::Making, created_s: now_s() };
+        let NewFileSystem { server, internal, .. } = wanted;
+        let new =
+            Stored { state: StoredState::Making, created_s: now_s(), server: server.clone(), internal: *internal };
         app.engine.manage(vec![put(name, &new)?]).await?;
         let made = self.make(app, wanted, new).await;
         match made {
@@ -304,7 +353,7 @@ impl FileSystems {
         if empty { Ok(()) } else { Err(Error::new(ErrorKind::Busy, format!("{} is not empty", path.display()))) }
     }
 
-    async fn make(&self, app: &Appliance, wanted: &FileSystemCreate, new: Stored) -> Result<Entry> {
+    async fn make(&self, app: &Appliance, wanted: &NewFileSystem, new: Stored) -> Result<Entry> {
         let name = &wanted.name;
         let [meta, data] = volumes_of(name);
         let path = self.root.join(name);
@@ -352,9 +401,60 @@ impl FileSystems {
 
     /// Deletes a file system.
     pub async fn delete(&self, app: &Appliance, name: &str, with_snapshots: bool, force: bool) -> Result<()> {
-        let _turn = app.protection.lock().await;
+        let _servers = app.servers.hold().await;
+        let known = stored(&*app.engine).remove(name).ok_or_else(|| missing(name))?;
+        self.check_unexported(app, name, &known)?;
+        self.delete_known(app, name, known, with_snapshots, force).await
+    }
+
+    /// Fails when a NAS server cannot do without a file system.
+    fn check_unexported(&self, app: &Appliance, name: &str, known: &Stored) -> Result<()> {
+        if let Some(server) = known.server.as_ref().filter(|_| known.internal) {
+            let text = format!("file system '{name}' holds the state of NAS server '{server}'");
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        if let Some(export) = exports::of_file_system(&*app.engine, name) {
+            let text = format!("file system '{name}' is exported: ashlar nas export delete {export}");
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        Ok(())
+    }
+
+    /// Deletes the one that holds the state of a NAS server, if it is there; never one of that name that somebody else made.
+    async fn delete_state(&self, app: &Appliance, server: &str) -> Result<()> {
+        let name = servers::state_of(server);
+        let known = stored(&*app.engine).remove(&name).filter(|fs| fs.internal && fs.server.as_deref() == Some(server));
+        match known {
+            Some(known) => self.delete_known(app, &name, known, true, true).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a file system to a NAS server, or takes it from one.
+    pub async fn assign(&self, app: &Appliance, name: &str, server: Option<String>) -> Result<()> {
+        let _servers = app.servers.hold().await;
+        if let Some(server) = &server {
+            app.servers.ready(app, server)?;
+        }
         let _held = self.turn.lock().await;
         let known = stored(&*app.engine).remove(name).ok_or_else(|| missing(name))?;
+        if known.server == server {
+            return Ok(());
+        }
+        self.check_unexported(app, name, &known)?;
+        app.engine.manage(vec![put(name, &Stored { server, ..known })?]).await
+    }
+
+    async fn delete_known(
+        &self,
+        app: &Appliance,
+        name: &str,
+        known: Stored,
+        with_snapshots: bool,
+        force: bool,
+    ) -> Result<()> {
+        let _turn = app.protection.lock().await;
+        let _held = self.turn.lock().await;
         let mut snapshots = 0;
         for volume in volumes_of(name) {
             let of_volume = match app.engine.snapshots(Some(&volume)).await {
@@ -447,12 +547,24 @@ impl FileSystems {
 
     /// Tries again to mount what is not mounted.
     pub async fn remount(&self, app: &Appliance, name: &str) -> Result<()> {
+        let _servers = app.servers.hold().await;
+        let server = stored(&*app.engine).remove(name).and_then(|known| known.server);
+        let mounted = self.remount_held(app, name).await;
+        // It has handles of what was mounted before, or could not do without it.
+        if let (Some(server), Ok(true)) = (server, &mounted) {
+            app.servers.again(app, &server).await;
+        }
+        mounted.map(drop)
+    }
+
+    /// Gives whether it was mounted.
+    async fn remount_held(&self, app: &Appliance, name: &str) -> Result<bool> {
         let _held = self.turn.lock().await;
         let entry = self.table.lock().get(name).cloned();
         match entry {
-            Some(Entry::Mounted(mount)) if !mount.fs().is_failed() && !mount.is_ended() => return Ok(()),
+            Some(Entry::Mounted(mount)) if !mount.fs().is_failed() && !mount.is_ended() => return Ok(false),
             Some(_) => {}
-            None => return self.of(app, name).map(drop),
+            None => return self.of(app, name).map(|_| false),
         }
         self.let_go(name, true).await?;
         let mount = self.mount(app, name).await;
@@ -461,7 +573,7 @@ impl FileSystems {
             Err(error) => Entry::Unmounted(error.to_string()),
         };
         self.table.lock().insert(name.to_owned(), entry);
-        mount.map(drop)
+        mount.map(|_| true)
     }
 
     /// All file systems, by name.
@@ -504,6 +616,8 @@ impl FileSystems {
             inodes: None,
             path: self.root.join(name).display().to_string(),
             volumes: volumes.into(),
+            server: stored.server.clone(),
+            internal: stored.internal,
             policy: group.as_ref().and_then(|group| group.policy.clone()),
             snapshots: group.map_or(0, |group| group.snapshots),
             created_s: stored.created_s,

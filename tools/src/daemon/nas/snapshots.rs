@@ -8,7 +8,7 @@ use blockdev::pool::Kept;
 
 use nas::fuse::Mount;
 
-use super::{Entry, FileSystems, Stored, StoredState, identity, missing, put, stored, unmount, volumes_of};
+use super::{Entry, FileSystems, Stored, StoredState, exports, identity, missing, put, stored, unmount, volumes_of};
 use crate::daemon::fronts::blocking;
 use crate::daemon::quiesce::Take;
 use crate::daemon::state::{Appliance, now_s};
@@ -51,12 +51,35 @@ impl FileSystems {
         keep: Option<&str>,
         force: bool,
     ) -> Result<()> {
-        let _turn = app.protection.lock().await;
-        let _held = self.turn.lock().await;
-        if !stored(&*app.engine).contains_key(name) {
-            return Err(missing(name));
+        let _servers = app.servers.hold().await;
+        let known = stored(&*app.engine).remove(name).ok_or_else(|| missing(name))?;
+        if let Some(server) = known.server.as_ref().filter(|_| known.internal) {
+            let text = format!("file system '{name}' holds the state of NAS server '{server}', which is of now only");
+            return Err(Error::new(ErrorKind::Busy, text));
         }
         app.objects().group_snapshot(name, snapshot, &app.engine.snapshots(None).await?)?;
+        // What it exports is cut off; clients wait, and their handles are good again afterwards.
+        let server = known.server.filter(|_| exports::of_file_system(&*app.engine, name).is_some());
+        if let Some(server) = &server {
+            app.servers.bring_down(server).await?;
+        }
+        let restored = self.restore_held(app, name, snapshot, keep, force).await;
+        if let Some(server) = &server {
+            app.servers.bring_up(app, server).await;
+        }
+        restored
+    }
+
+    async fn restore_held(
+        &self,
+        app: &Appliance,
+        name: &str,
+        snapshot: &str,
+        keep: Option<&str>,
+        force: bool,
+    ) -> Result<()> {
+        let _turn = app.protection.lock().await;
+        let _held = self.turn.lock().await;
         self.let_go(name, force).await?;
         let restored = async {
             for volume in volumes_of(name) {
@@ -148,7 +171,7 @@ impl FileSystems {
         }
         self.check_mountpoint(new)?;
         self.check_volumes(app, new).await?;
-        let making = Stored { state: StoredState::Making, created_s: now_s() };
+        let making = Stored { state: StoredState::Making, created_s: now_s(), server: None, internal: false };
         let (from, to) = (volumes_of(name), volumes_of(new));
         let named = |volume: &str| {
             let at = from.iter().position(|v| v == volume);
