@@ -378,7 +378,13 @@ impl Kept {
 fn has_loaded(pid: u32, library: &Path) -> bool {
     let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    maps.lines().any(|line| line.ends_with(&format!("/{name}")))
+    is_executable(&maps, &name)
+}
+
+/// Whether a file is mapped to be executed, in the words of `/proc/PID/maps`. One that could not be loaded leaves what may only be read.
+fn is_executable(maps: &str, name: &str) -> bool {
+    let end = format!("/{name}");
+    maps.lines().any(|line| line.ends_with(&end) && line.split(' ').nth(1).is_some_and(|may| may.contains('x')))
 }
 
 /// A log to be appended to. A long one becomes the old one, also while a program writes to it.
@@ -423,6 +429,14 @@ mod tests {
         assert!(listening(text, 2049) && !listening(text, 80) && !listening(text, 111));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         assert!(listens(std::process::id(), listener.local_addr().expect("its address").port()));
+    }
+
+    #[test]
+    fn what_could_not_be_loaded_is_not() {
+        let read = "7f1b650a2000-7f1b650a6000 r--p 00000000 00:27 28                         /lib/nas-fsid.so\n";
+        let loaded = "7f1b650a6000-7f1b650a7000 r-xp 00001000 00:27 28                         /lib/nas-fsid.so\n";
+        assert!(!is_executable(read, "nas-fsid.so") && !is_executable("", "nas-fsid.so"));
+        assert!(is_executable(&format!("{read}{loaded}"), "nas-fsid.so") && !is_executable(loaded, "fsid.so"));
     }
 
     #[test]
