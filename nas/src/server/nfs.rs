@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use blockdev::error::{Error, Result};
 use parking_lot::Mutex;
@@ -161,7 +162,13 @@ impl Served {
             let file = file.map_err(failed)?;
             std::fs::rename(file.path(), to.join(file.file_name())).map_err(failed)?;
         }
-        self.write(grace)
+        self.write(grace)?;
+        // Clients see by the second of a start that the server was restarted, and what they have to write again. No two starts are in one second if
+        // each waits for a new one.
+        std::thread::sleep(until_next_second(
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+        ));
+        Ok(())
     }
 
     /// Writes the configuration. Exports of file systems that are not mounted are left out: in their place there is a directory of something else.
@@ -177,6 +184,11 @@ impl Served {
         let written = std::fs::write(&new, nfs.configuration(grace)).and_then(|()| std::fs::rename(&new, &path));
         written.map_err(|e| Error::io(format!("writing {}: {e}", path.display())))
     }
+}
+
+/// How long it is from a time until a new second has begun.
+fn until_next_second(now: Duration) -> Duration {
+    Duration::from_secs(now.as_secs() + 1) - now
 }
 
 /// Where Debian has Ganesha's modules.
@@ -214,6 +226,15 @@ fn access(access: Access) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_two_starts_are_in_one_second() {
+        for now in [0, 1, 999_999_999, 1_000_000_000, 1_796_096_241_999_999_999] {
+            let now = Duration::from_nanos(now);
+            let wait = until_next_second(now);
+            assert!(wait <= Duration::from_secs(1) && (now + wait).as_secs() == now.as_secs() + 1, "{now:?} {wait:?}");
+        }
+    }
 
     #[test]
     fn a_configuration_says_what_is_exported_to_whom() {
